@@ -1,0 +1,1 @@
+"""Gasket: an API gateway for OpenAI-compatible inference backends that migrates its own schema."""

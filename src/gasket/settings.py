@@ -1,0 +1,211 @@
+"""Every setting: name, type, default, meaning. Read from the environment once, in `create_app`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import platformdirs
+
+from gasket.errors import SettingsError
+
+_SCHEMES = ("postgres", "postgresql", "postgresql+asyncpg")
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+
+def _database_url(value: str) -> str:
+    """A libpq URL; libpq's own scheme is put in place of SQLAlchemy's.
+
+    The rules are those of libpq, "Connection URIs" in the PostgreSQL manual. The value is never shown: it
+    may hold a password.
+    """
+    try:
+        parts = urlsplit(value)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/name") from None
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("must begin with postgres://, postgresql:// or postgresql+asyncpg://")
+    for host in parts.netloc.rpartition("@")[2].split(","):
+        port = re.sub(r"^\[[^]]*\]", "", host).partition(":")[2]
+        if port and not (port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("must have a port from 1 to 65535 after each host's colon")
+    for name, allowed in (("sslmode", _SSL_MODES), ("target_session_attrs", _SESSION_ATTRS)):
+        if name in query and query[name] not in allowed:
+            raise ValueError(f"must have {name} as one of {', '.join(allowed)}")
+    return urlunsplit(parts._replace(scheme="postgresql")) if parts.netloc else value.replace(
+        parts.scheme, "postgresql", 1
+    )
+
+
+def _schema(value: str) -> str:
+    if not _SCHEMA_NAME.fullmatch(value) or value.startswith(("pg_", "gasket_archive")):
+        raise ValueError(
+            "must be a schema name of at most 40 lower-case letters, digits and underscores, "
+            "not beginning with a digit, pg_ or gasket_archive"
+        )
+    if value == "information_schema":
+        raise ValueError("must not be information_schema, which is PostgreSQL's own")
+    return value
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 86_400:
+        raise ValueError("must be a number of seconds from 0 to 86400")
+    return number
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _flag(value: str) -> bool:
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+    except KeyError:
+        raise ValueError("must be true or false") from None
+
+
+def _release(value: str) -> str:
+    if not value.isprintable() or len(value) > 100:
+        raise ValueError("must be at most 100 printable characters")
+    return value
+
+
+def _admin_tokens(value: str) -> tuple[str, ...]:
+    tokens = tuple(token.strip() for token in value.split(","))
+    if any(len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens):
+        raise ValueError("must be one or more tokens, comma-separated, each of at least 16 ASCII characters")
+    return tokens
+
+
+def _secret_keys(value: str) -> tuple[str, ...]:
+    """Fernet keys: 32 bytes each, url-safe base64 (the Fernet specification, "Key Format")."""
+    keys = tuple(key.strip() for key in value.split(","))
+    for key in keys:
+        try:
+            valid = len(key) == 44 and len(base64.b64decode(key, altchars=b"-_", validate=True)) == 32
+        except (binascii.Error, ValueError):
+            valid = False
+        if not valid:
+            raise ValueError(
+                "must be one or more Fernet keys, comma-separated, each 32 bytes in url-safe base64 "
+                "(44 characters); `openssl rand -base64 32 | tr '+/' '-_'` makes one"
+            )
+    return keys
+
+
+def _directory(value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def default_data_dir() -> Path:
+    """Where the embedded database and its secrets live: as root `/var/lib/gasket`, else the user's data directory."""
+    return Path("/var/lib/gasket") if os.geteuid() == 0 else platformdirs.user_data_path("gasket")
+
+
+def _setting(
+    env: str, parse: Callable[[str], Any], default: Any, meaning: str, *, shown_default: str | None = None, secret: bool = False
+) -> Any:
+    shown = shown_default if shown_default is not None else str(default)
+    metadata = {"env": env, "parse": parse, "meaning": meaning, "shown_default": shown}
+    how = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**how, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says, checked. Secrets do not show in the repr."""
+
+    database_url: str | None = _setting(
+        "DATABASE_URL", _database_url, None, shown_default="the embedded PostgreSQL", secret=True,
+        meaning="libpq URL of the database: several hosts, `sslmode`, `target_session_attrs`, Unix sockets all work",
+    )
+    migration_database_url: str | None = _setting(
+        "GASKET_MIGRATION_DATABASE_URL", _database_url, None, shown_default="`DATABASE_URL`", secret=True,
+        meaning="a direct way around a transaction pooler, or a role that may change the schema",
+    )
+    database_schema: str = _setting(
+        "GASKET_DATABASE_SCHEMA", _schema, "public",
+        meaning="the schema that holds every table, whatever `search_path` says; created when missing",
+    )
+    database_wait: float = _setting(
+        "GASKET_DATABASE_WAIT", _seconds, 30.0, shown_default="30",
+        meaning="seconds to wait at start for a database that is away or does not exist yet",
+    )
+    database_pool_size: int = _setting(
+        "GASKET_DATABASE_POOL_SIZE", _count(1, 1000), 8,
+        meaning="connections of a replica for `/api`; two more are kept for its other work",
+    )
+    migrate_on_startup: bool = _setting(
+        "GASKET_MIGRATE_ON_STARTUP", _flag, True, shown_default="true",
+        meaning="false: do not migrate, wait until something else has brought the schema to head",
+    )
+    migration_lock_wait: float = _setting(
+        "GASKET_MIGRATION_LOCK_WAIT", _seconds, 600.0, shown_default="600",
+        meaning="seconds to wait for the migration lock, or for the schema where this replica does not migrate; 0 is one try",
+    )
+    release: str = _setting(
+        "GASKET_RELEASE", _release, lambda: version("gasket"), shown_default="the package's version",
+        meaning="the name that the ledger and the logs show for this release; never compared",
+    )
+    admin_tokens: tuple[str, ...] = _setting(
+        "GASKET_ADMIN_TOKEN", _admin_tokens, (), shown_default="required to serve; made once when embedded", secret=True,
+        meaning="bearer tokens for `/api`, comma-separated, each of at least 16 characters",
+    )
+    secret_keys: tuple[str, ...] = _setting(
+        "GASKET_SECRET_KEY", _secret_keys, (), shown_default="required to serve; made once when embedded", secret=True,
+        meaning="Fernet keys for stored credentials, comma-separated: the first encrypts, all decrypt",
+    )
+    data_dir: Path = _setting(
+        "GASKET_DATA_DIR", _directory, default_data_dir,
+        shown_default="the user's data directory, as root `/var/lib/gasket`",
+        meaning="where the embedded PostgreSQL keeps its data and the two secrets",
+    )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether Gasket runs its own PostgreSQL because none is named."""
+        return self.database_url is None
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings as the environment gives them; an empty value counts as not set.
+
+    Raises:
+        SettingsError: a value is not of its form. The message names the variable and what is allowed, never
+            the value.
+    """
+    values: dict[str, Any] = {}
+    for entry in fields(Settings):
+        if raw := environ.get(entry.metadata["env"], "").strip():
+            try:
+                values[entry.name] = entry.metadata["parse"](raw)
+            except ValueError as error:
+                raise SettingsError(f"{entry.metadata['env']} {error}.") from None
+    settings = Settings(**values)
+    if settings.migration_database_url and settings.embedded:
+        raise SettingsError("GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither.")
+    return settings
