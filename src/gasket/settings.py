@@ -33,7 +33,9 @@ def _database_url(value: str) -> str:
         parts = urlsplit(value)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/name") from None
+        raise ValueError(
+            "must be a PostgreSQL URL such as postgresql://user:password@host:5432/name"
+        ) from None
     if parts.scheme not in _SCHEMES:
         raise ValueError("must begin with postgres://, postgresql:// or postgresql+asyncpg://")
     for host in parts.netloc.rpartition("@")[2].split(","):
@@ -43,8 +45,10 @@ def _database_url(value: str) -> str:
     for name, allowed in (("sslmode", _SSL_MODES), ("target_session_attrs", _SESSION_ATTRS)):
         if name in query and query[name] not in allowed:
             raise ValueError(f"must have {name} as one of {', '.join(allowed)}")
-    return urlunsplit(parts._replace(scheme="postgresql")) if parts.netloc else value.replace(
-        parts.scheme, "postgresql", 1
+    return (
+        urlunsplit(parts._replace(scheme="postgresql"))
+        if parts.netloc
+        else value.replace(parts.scheme, "postgresql", 1)
     )
 
 
@@ -93,7 +97,9 @@ def _release(value: str) -> str:
 
 def _admin_tokens(value: str) -> tuple[str, ...]:
     tokens = tuple(token.strip() for token in value.split(","))
-    if any(len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens):
+    if any(
+        len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens
+    ):
         raise ValueError("must be one or more tokens, comma-separated, each of at least 16 ASCII characters")
     return tokens
 
@@ -127,7 +133,13 @@ def default_data_dir() -> Path:
 
 
 def _setting(
-    env: str, parse: Callable[[str], Any], default: Any, meaning: str, *, shown_default: str | None = None, secret: bool = False
+    env: str,
+    parse: Callable[[str], Any],
+    default: Any,
+    meaning: str,
+    *,
+    shown_default: str | None = None,
+    secret: bool = False,
 ) -> Any:
     shown = shown_default if shown_default is not None else str(default)
     metadata = {"env": env, "parse": parse, "meaning": meaning, "shown_default": shown}
@@ -140,47 +152,81 @@ class Settings:
     """What the environment says, checked. Secrets do not show in the repr."""
 
     database_url: str | None = _setting(
-        "DATABASE_URL", _database_url, None, shown_default="the embedded PostgreSQL", secret=True,
+        "DATABASE_URL",
+        _database_url,
+        None,
+        shown_default="the embedded PostgreSQL",
+        secret=True,
         meaning="libpq URL of the database: several hosts, `sslmode`, `target_session_attrs`, Unix sockets all work",
     )
     migration_database_url: str | None = _setting(
-        "GASKET_MIGRATION_DATABASE_URL", _database_url, None, shown_default="`DATABASE_URL`", secret=True,
+        "GASKET_MIGRATION_DATABASE_URL",
+        _database_url,
+        None,
+        shown_default="`DATABASE_URL`",
+        secret=True,
         meaning="a direct way around a transaction pooler, or a role that may change the schema",
     )
     database_schema: str = _setting(
-        "GASKET_DATABASE_SCHEMA", _schema, "public",
+        "GASKET_DATABASE_SCHEMA",
+        _schema,
+        "public",
         meaning="the schema that holds every table, whatever `search_path` says; created when missing",
     )
     database_wait: float = _setting(
-        "GASKET_DATABASE_WAIT", _seconds, 30.0, shown_default="30",
+        "GASKET_DATABASE_WAIT",
+        _seconds,
+        30.0,
+        shown_default="30",
         meaning="seconds to wait at start for a database that is away or does not exist yet",
     )
     database_pool_size: int = _setting(
-        "GASKET_DATABASE_POOL_SIZE", _count(1, 1000), 8,
+        "GASKET_DATABASE_POOL_SIZE",
+        _count(1, 1000),
+        8,
         meaning="connections of a replica for `/api`; two more are kept for its other work",
     )
     migrate_on_startup: bool = _setting(
-        "GASKET_MIGRATE_ON_STARTUP", _flag, True, shown_default="true",
+        "GASKET_MIGRATE_ON_STARTUP",
+        _flag,
+        True,
+        shown_default="true",
         meaning="false: do not migrate, wait until something else has brought the schema to head",
     )
     migration_lock_wait: float = _setting(
-        "GASKET_MIGRATION_LOCK_WAIT", _seconds, 600.0, shown_default="600",
+        "GASKET_MIGRATION_LOCK_WAIT",
+        _seconds,
+        600.0,
+        shown_default="600",
         meaning="seconds to wait for the migration lock, or for the schema where this replica does not migrate; 0 is one try",
     )
     release: str = _setting(
-        "GASKET_RELEASE", _release, lambda: version("gasket"), shown_default="the package's version",
+        "GASKET_RELEASE",
+        _release,
+        lambda: version("gasket"),
+        shown_default="the package's version",
         meaning="the name that the ledger and the logs show for this release; never compared",
     )
     admin_tokens: tuple[str, ...] = _setting(
-        "GASKET_ADMIN_TOKEN", _admin_tokens, (), shown_default="required to serve; made once when embedded", secret=True,
+        "GASKET_ADMIN_TOKEN",
+        _admin_tokens,
+        (),
+        shown_default="required to serve; made once when embedded",
+        secret=True,
         meaning="bearer tokens for `/api`, comma-separated, each of at least 16 characters",
     )
     secret_keys: tuple[str, ...] = _setting(
-        "GASKET_SECRET_KEY", _secret_keys, (), shown_default="required to serve; made once when embedded", secret=True,
+        "GASKET_SECRET_KEY",
+        _secret_keys,
+        (),
+        shown_default="required to serve; made once when embedded",
+        secret=True,
         meaning="Fernet keys for stored credentials, comma-separated: the first encrypts, all decrypt",
     )
     data_dir: Path = _setting(
-        "GASKET_DATA_DIR", _directory, default_data_dir,
+        "GASKET_DATA_DIR",
+        _directory,
+        default_data_dir,
         shown_default="the user's data directory, as root `/var/lib/gasket`",
         meaning="where the embedded PostgreSQL keeps its data and the two secrets",
     )
@@ -207,5 +253,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
                 raise SettingsError(f"{entry.metadata['env']} {error}.") from None
     settings = Settings(**values)
     if settings.migration_database_url and settings.embedded:
-        raise SettingsError("GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither.")
+        raise SettingsError(
+            "GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither."
+        )
     return settings
