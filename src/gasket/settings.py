@@ -128,7 +128,7 @@ def _directory(value: str) -> Path:
 
 
 def default_data_dir() -> Path:
-    """Where the embedded database and its secrets live: as root `/var/lib/gasket`, else the user's data directory."""
+    """As root `/var/lib/gasket`, else the user's data directory."""
     return Path("/var/lib/gasket") if os.geteuid() == 0 else platformdirs.user_data_path("gasket")
 
 
@@ -157,7 +157,7 @@ class Settings:
         None,
         shown_default="the embedded PostgreSQL",
         secret=True,
-        meaning="libpq URL of the database: several hosts, `sslmode`, `target_session_attrs`, Unix sockets all work",
+        meaning="libpq URL of the database; several hosts, `sslmode`, Unix sockets and so on all work",
     )
     migration_database_url: str | None = _setting(
         "GASKET_MIGRATION_DATABASE_URL",
@@ -198,7 +198,7 @@ class Settings:
         _seconds,
         600.0,
         shown_default="600",
-        meaning="seconds to wait for the migration lock, or for the schema where this replica does not migrate; 0 is one try",
+        meaning="seconds to wait for the migration lock, or for another to migrate; 0 is one try",
     )
     release: str = _setting(
         "GASKET_RELEASE",
