@@ -1,0 +1,178 @@
+"""How the migrator reaches the database: one plain asyncpg connection, waited for, pinned to one schema.
+
+asyncpg's own autocommit is what makes waiting for the lock safe: a waiter that polls never has a transaction
+open, so a CREATE INDEX CONCURRENTLY of the holder does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+from sqlalchemy import MetaData
+
+from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError
+
+log = logging.getLogger("gasket.migrator")
+
+_CONNECT_TIMEOUT = 10.0
+_RETRY_PAUSE = 0.25
+
+_AWAY = (
+    OSError,  # refused, no such host, no such socket, timed out
+    asyncpg.CannotConnectNowError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.ProtocolViolationError,  # PgBouncer's word for "I cannot reach the server"
+)
+_REFUSED = (
+    ssl.SSLError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ClientConfigurationError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.UndefinedObjectError,  # an unknown parameter in the URL
+    asyncpg.FeatureNotSupportedError,
+    ValueError,
+)
+
+# Settings of the migration session. "0" is "no limit" (PostgreSQL manual, "Client Connection Defaults"): limits
+# that a role carries are meant for requests. client_connection_check_interval makes a statement end soon after
+# its client was killed; names that the server's version does not know are left out.
+_SESSION_SETTINGS = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "client_connection_check_interval": "500ms",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigratorConfig:
+    """What the migrator has to know; the application hands it over, the migrator imports nothing of it.
+
+    URLs are libpq URLs, waits are seconds. `start_database` is entered by the command line, which has no
+    application whose start would bring an embedded database up.
+    """
+
+    database_url: str
+    migration_database_url: str | None = None
+    schema: str = "public"
+    release: str
+    ini: Path
+    metadata: MetaData
+    database_wait: float = 30.0
+    lock_wait: float = 600.0
+    migrate_on_startup: bool = True
+    start_database: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    @property
+    def migration_url(self) -> str:
+        """The URL that schema changes go through."""
+        return self.migration_database_url or self.database_url
+
+    @property
+    def migration_setting(self) -> str:
+        """The name of the variable that `migration_url` comes from."""
+        return "GASKET_MIGRATION_DATABASE_URL" if self.migration_database_url else "DATABASE_URL"
+
+    def application_name(self, activity: str) -> str:
+        """`<activity> <release> <host>:<pid>` in the 63 bytes that PostgreSQL keeps; the pid is never cut."""
+        pid = f":{os.getpid()}"
+        text = f"{activity} {self.release[:20]} {socket.gethostname()}"
+        return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
+
+
+async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connection:
+    """Open a connection, waiting up to `config.database_wait` for a server or a database that is not there yet.
+
+    Raises:
+        DatabaseUnavailableError: it stayed away.
+        DatabaseRefusedError: it answers, but not to this role or these parameters.
+    """
+    setting = config.migration_setting if migrating else "DATABASE_URL"
+    started = time.monotonic()
+    announced = False
+    while True:
+        try:
+            return await open_connection(config, migrating=migrating)
+        except _REFUSED as error:
+            raise DatabaseRefusedError(setting=setting, reason=describe(error)) from None
+        except _AWAY as error:
+            waited = time.monotonic() - started
+            if waited >= config.database_wait:
+                raise DatabaseUnavailableError(setting=setting, waited=waited, reason=describe(error)) from None
+            if not announced:
+                announced = True
+                log.warning(
+                    "waiting up to %.0f s for the database of %s: %s",
+                    config.database_wait,
+                    setting,
+                    describe(error),
+                )
+        await asyncio.sleep(_RETRY_PAUSE)
+
+
+async def open_connection(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connection:
+    """One try. Statements are not cached: under DDL a cached plan goes stale."""
+    url = config.migration_url if migrating else config.database_url
+    name = config.application_name("gasket-migrate" if migrating else "gasket-status")
+    connection: asyncpg.Connection = await asyncpg.connect(
+        url,
+        timeout=_CONNECT_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": name},
+    )
+    return connection
+
+
+async def leads_through_pooler(connection: asyncpg.Connection) -> bool:
+    """Whether something between us and the server hands sessions around: it invents the pid that we are told."""
+    return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
+
+
+async def prepare_session(connection: asyncpg.Connection, config: MigratorConfig) -> None:
+    """Pin the session's settings and its `search_path`, whatever the role or the database set."""
+    settings = {**_SESSION_SETTINGS, "search_path": quote_identifier(config.schema)}
+    await connection.execute(
+        "SELECT set_config(s.name, v.value, false) FROM unnest($1::text[], $2::text[]) AS v(name, value) "
+        "JOIN pg_catalog.pg_settings AS s USING (name)",
+        list(settings),
+        list(settings.values()),
+    )
+
+
+def quote_identifier(name: str) -> str:
+    """A name as SQL text (PostgreSQL manual, "Identifiers and Key Words")."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def describe(error: BaseException) -> str:
+    """What a server or a driver said, in one line, without the URL that was used."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) or type(error).__name__
+    for name in ("detail", "hint"):
+        if extra := getattr(error, name, None):
+            text += f" ({name}: {extra})"
+    code = getattr(error, "sqlstate", None)
+    return f"{text} [SQLSTATE {code}]" if code else text

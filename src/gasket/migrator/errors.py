@@ -1,0 +1,178 @@
+"""Every refusal of the migrator. Each says what happened, what state things are in, and what to do.
+
+MigratorError
+├── DatabaseUnavailableError     the server is away, or the database does not exist, for longer than the wait
+├── DatabaseRefusedError         the server answers and will not let this role in
+├── TransactionPoolerError       something is pending and the way to the server is a pooler
+├── ReadOnlyServerError          something is pending and the server takes no writes
+├── MissingPrivilegeError        the migration role may not do what is needed
+├── RevisionFileError            a file in migrations/versions cannot be what Alembic needs
+├── MultipleHeadsError           the files have more than one head
+├── SchemaAheadError             the database has revisions that this release lacks and cannot run on
+├── LockTimeoutError             another process holds the migration lock for longer than the wait
+├── LockLostError                the connection that held the lock is gone
+├── NotMigratedError             told not to migrate, and nobody else did in time
+├── MigrationFailedError         a revision failed; what came before it stays
+└── MigrationInterruptedError    SIGTERM came while waiting or migrating
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alembic.util import CommandError
+
+
+class MigratorError(CommandError):
+    """The schema cannot be managed.
+
+    A CommandError, so that the plain `alembic` command prints it as one line and exits with a status that is
+    not 0.
+    """
+
+
+class DatabaseUnavailableError(MigratorError):
+    """The server is away, or the database does not exist, for longer than the wait."""
+
+    def __init__(self, *, setting: str, waited: float, reason: str) -> None:
+        super().__init__(
+            f"The database of {setting} could not be reached within {waited:.0f} s ({reason}); nothing was "
+            f"changed. Start the server, create the database, or raise GASKET_DATABASE_WAIT."
+        )
+
+
+class DatabaseRefusedError(MigratorError):
+    """The server answers and will not let this role in."""
+
+    def __init__(self, *, setting: str, reason: str) -> None:
+        super().__init__(
+            f"The database of {setting} refused the connection ({reason}); nothing was changed. Correct {setting}."
+        )
+
+
+class TransactionPoolerError(MigratorError):
+    """Something is pending and the way to the server is a pooler, where a session lock means nothing."""
+
+    def __init__(self, *, setting: str) -> None:
+        super().__init__(
+            f"The schema has to change, but {setting} leads through a connection pooler, where the migration "
+            f"lock cannot hold; nothing was changed. Set GASKET_MIGRATION_DATABASE_URL to a direct "
+            f"connection to the same database."
+        )
+
+
+class ReadOnlyServerError(MigratorError):
+    """Something is pending and the server takes no writes."""
+
+    def __init__(self, *, setting: str, in_recovery: bool, waited: float) -> None:
+        if in_recovery:
+            what = f"is a standby in recovery and did not reach this release's schema within {waited:.0f} s"
+            mend = "Promote it, or let the URL lead to the primary (target_session_attrs=read-write)"
+        else:
+            what = "takes no writes (default_transaction_read_only is on)"
+            mend = "Turn that off for the migration role, or set GASKET_MIGRATION_DATABASE_URL"
+        super().__init__(f"The schema has to change, but the server of {setting} {what}; nothing was changed. {mend}.")
+
+
+class MissingPrivilegeError(MigratorError):
+    """The migration role may not do what is needed."""
+
+    def __init__(self, *, role: str, need: str, statement: str) -> None:
+        super().__init__(
+            f"The schema has to change, but role {role} may not {need}; nothing was changed. "
+            f"As an administrator run: {statement};"
+        )
+
+
+class RevisionFileError(MigratorError):
+    """A file in migrations/versions cannot be what Alembic needs."""
+
+    def __init__(self, *, file: str, problem: str) -> None:
+        super().__init__(f"Migration file {file} {problem}; nothing was changed. Correct the file.")
+
+
+class MultipleHeadsError(MigratorError):
+    """The files have more than one head."""
+
+    def __init__(self, *, heads: Sequence[str]) -> None:
+        super().__init__(
+            f"The migration files have {len(heads)} heads ({', '.join(heads)}), so there is no one schema to "
+            f'bring the database to; nothing was changed. Run: alembic merge -m "merge heads" '
+            f"{' '.join(heads)}"
+        )
+
+
+class SchemaAheadError(MigratorError):
+    """The database has revisions that this release lacks and cannot run on."""
+
+    def __init__(self, *, revision: str, applied_by: str | None, release: str, why: str) -> None:
+        origin = f"applied by release {applied_by}" if applied_by else "which the ledger does not know"
+        super().__init__(
+            f"The database is at revision {revision}, {origin}; this release {release} does not have it, and "
+            f"{why}; nothing was changed. Deploy "
+            f"{f'release {applied_by}' if applied_by else 'the release that has it'} or a later one, or "
+            f"downgrade the schema with that release first."
+        )
+
+
+class LockTimeoutError(MigratorError):
+    """Another process holds the migration lock for longer than the wait."""
+
+    def __init__(self, *, waited: float, holder: str) -> None:
+        super().__init__(
+            f"The migration lock was not free within {waited:.0f} s: {holder}; this process changed nothing. "
+            f"Wait for the holder, end it with pg_terminate_backend(pid), or raise GASKET_MIGRATION_LOCK_WAIT."
+        )
+
+
+class LockLostError(MigratorError):
+    """The connection that held the lock is gone."""
+
+    def __init__(self, *, reason: str, applied: Sequence[str]) -> None:
+        super().__init__(
+            f"The connection that held the migration lock was lost ({reason}); the revision under way was "
+            f"rolled back, {_stays(applied)}. Start again to go on from there."
+        )
+
+
+class NotMigratedError(MigratorError):
+    """Told not to migrate, and nobody else did in time."""
+
+    def __init__(self, *, waited: float, current: Sequence[str], head: str) -> None:
+        super().__init__(
+            f"The schema is at {', '.join(current) or 'no revision'} and not at {head} after {waited:.0f} s, "
+            f"and GASKET_MIGRATE_ON_STARTUP is false, so this replica does not migrate. "
+            f"Run: litestar database upgrade"
+        )
+
+
+class MigrationFailedError(MigratorError):
+    """A revision failed; what came before it stays."""
+
+    def __init__(self, *, revision: str, direction: str, error: str, applied: Sequence[str], partly: bool) -> None:
+        state = (
+            "its statements up to its last autocommit block are committed, the rest was rolled back"
+            if partly
+            else "it was rolled back whole"
+        )
+        super().__init__(
+            f"The {direction} of revision {revision} failed: {error}; {state}, {_stays(applied)}. "
+            f"Correct the cause and start again to go on from there."
+        )
+
+
+class MigrationInterruptedError(MigratorError):
+    """SIGTERM came while waiting or migrating."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Asked to stop before the schema was at head; the revision under way was rolled back and the lock "
+            "is free. The next start goes on from there."
+        )
+
+
+def _stays(applied: Sequence[str]) -> str:
+    if not applied:
+        return "and no step came before it"
+    shown = ", ".join(applied[-5:])
+    return f"the {len(applied)} before it (to {shown}) stay" if len(applied) > 1 else f"{shown} before it stays"

@@ -1,0 +1,163 @@
+"""The ledger: what was applied, when, by which release. It lives in tables named `migration_*`.
+
+These tables belong to the migrator and not to the revisions: it makes and extends them under the lock, only
+ever by adding, so they survive `downgrade base` and an older release can read and write them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from gasket.migrator.connection import quote_identifier
+
+VERSION_TABLE = "alembic_version"
+OWN_TABLES_PREFIX = "migration_"
+
+_COLUMNS = {
+    "revision": "text NOT NULL",
+    "down_revision": "text",
+    "direction": "text NOT NULL",
+    "file_sha256": "text",
+    "release": "text",
+    "role": "text",
+    "host": "text",
+    "started_at": "timestamptz NOT NULL DEFAULT clock_timestamp()",
+    "duration_ms": "bigint",
+    "backward_compatible": "boolean",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """The last row of a revision. `direction` is `upgrade`, `downgrade` or `stamp`."""
+
+    revision: str
+    down_revisions: tuple[str, ...]
+    direction: str
+    file_sha256: str | None
+    release: str | None
+    backward_compatible: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseState:
+    """What the database says of its schema, in one SELECT.
+
+    `has_version_table` and `has_ledger` tell a database that Gasket never saw from one that was downgraded to
+    base.
+    """
+
+    versions: frozenset[str]
+    ledger: Mapping[str, LedgerEntry]
+    has_version_table: bool
+    has_ledger: bool
+    in_recovery: bool
+    read_only: bool
+    role: str
+
+
+async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseState:
+    """The versions with the last ledger row of every revision, and what kind of server this is.
+
+    One SELECT where both tables are there, which is every start but the first.
+    """
+    try:
+        [row] = await connection.fetch(_state_query(schema, versions=True, ledger=True))
+        has_versions = has_ledger = True
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        [(has_versions, has_ledger)] = await connection.fetch(
+            "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL",
+            _qualified(schema, VERSION_TABLE),
+            _qualified(schema, "migration_ledger"),
+        )
+        [row] = await connection.fetch(_state_query(schema, versions=has_versions, ledger=has_ledger))
+    return DatabaseState(
+        versions=frozenset(row["versions"] or ()),
+        ledger={entry[0]: _entry(entry) for entry in json.loads(row["ledger"] or "[]")},
+        has_version_table=has_versions,
+        has_ledger=has_ledger,
+        in_recovery=row["in_recovery"],
+        read_only=row["read_only"],
+        role=row["role"],
+    )
+
+
+def _state_query(schema: str, *, versions: bool, ledger: bool) -> str:
+    version_rows = f"SELECT array_agg(version_num::text) FROM {_qualified(schema, VERSION_TABLE)}"
+    ledger_rows = (
+        "SELECT json_agg(json_build_array(revision, down_revision, direction, file_sha256, release, "
+        "backward_compatible)) FROM (SELECT DISTINCT ON (revision) * FROM "
+        f"{_qualified(schema, 'migration_ledger')} ORDER BY revision, id DESC) AS last"
+    )
+    return (
+        f"SELECT ({version_rows if versions else 'NULL::text[]'}) AS versions, "
+        f"({ledger_rows if ledger else 'NULL::json'}) AS ledger, "
+        "pg_is_in_recovery() AS in_recovery, current_user::text AS role, "
+        "current_setting('transaction_read_only') = 'on' AS read_only"
+    )
+
+
+def _entry(row: list[Any]) -> LedgerEntry:
+    revision, down_revision, direction, file_sha256, release, compatible = row
+    return LedgerEntry(
+        revision=revision,
+        down_revisions=tuple(down_revision.split(", ")) if down_revision else (),
+        direction=direction,
+        file_sha256=file_sha256,
+        release=release,
+        backward_compatible=compatible,
+    )
+
+
+async def ensure_tables(connection: asyncpg.Connection, schema: str) -> None:
+    """Make the ledger, or add the columns that an older release did not know. Only under the lock."""
+    table = _qualified(schema, "migration_ledger")
+    columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+    present = {
+        row["attname"]
+        for row in await connection.fetch(
+            "SELECT attname FROM pg_catalog.pg_attribute "
+            "WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+            table,
+        )
+    }
+    if not present:
+        await connection.execute(
+            f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
+        )
+    for name in _COLUMNS.keys() - present if present else ():
+        await connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {_COLUMNS[name]}")
+
+
+def insert_statement(schema: str) -> str:
+    """The INSERT of one ledger row, which inserts nothing unless this very backend holds the migration lock.
+
+    Parameters: revision, down_revision, direction, file_sha256, release, host, duration_ms,
+    backward_compatible, lock class, lock key. Returns the new id.
+    """
+    return (
+        f"INSERT INTO {_qualified(schema, 'migration_ledger')} (revision, down_revision, direction, file_sha256, "
+        "release, role, host, started_at, duration_ms, backward_compatible) "
+        "SELECT $1::text, $2::text, $3::text, $4::text, $5::text, current_user, $6::text, "
+        "clock_timestamp() - $7::bigint * interval '1 millisecond', $7::bigint, $8::boolean "
+        "WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 "
+        "AND classid = $9::oid AND objid = $10::oid AND granted AND pid = pg_backend_pid()) RETURNING id"
+    )
+
+
+async def read_history(connection: asyncpg.Connection, schema: str, limit: int) -> list[dict[str, Any]]:
+    """The newest rows first, as they stand in the table."""
+    rows = await connection.fetch(
+        f"SELECT id, {', '.join(_COLUMNS)} FROM {_qualified(schema, 'migration_ledger')} ORDER BY id DESC LIMIT $1",
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
+def _qualified(schema: str, table: str) -> str:
+    return f"{quote_identifier(schema)}.{table}"

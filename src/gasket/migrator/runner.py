@@ -1,0 +1,245 @@
+"""The one door through which the schema changes: at start, by `alembic ...` and by `litestar database ...`.
+
+Every handle ends in `migrations/env.py`, which calls `run_environment`. At start the lock is taken before
+Alembic is loaded; a command takes it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
+from gasket.migrator.errors import (
+    LockLostError,
+    NotMigratedError,
+    SchemaAheadError,
+)
+from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, DatabaseState, read_state
+from gasket.migrator.plan import Plan, SchemaState, check_upgrade, make_plan
+from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
+from gasket.migrator.session import MigrationSession, engine_over, migration_session
+from gasket.migrator.signals import until_signalled
+from gasket.migrator.steps import StepRecorder, command_that_writes
+
+log = logging.getLogger("gasket.migrator")
+
+_FRESH_TRIES = 3
+_POLL = 0.5
+_IN_PROCESS = "gasket_migration"
+
+
+async def bring_to_head(config: MigratorConfig) -> Plan:
+    """What a start does: nothing at head, else bring the schema there, or refuse.
+
+    At head this is one connection and one SELECT: no lock, no write, no Alembic.
+
+    Raises:
+        MigratorError: any of its kinds; the message is for the person who has to act.
+    """
+    started = time.monotonic()
+    revisions = read_revisions(migrations_directory(config.ini))
+    database = await _first_look(config)
+    plan = make_plan(revisions, database)
+    check_upgrade(plan, config.release)
+    if plan.state is SchemaState.BEHIND:
+        if config.migrate_on_startup:
+            await _with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
+        else:
+            await _wait_for_head(config, revisions)
+    if plan.state is SchemaState.AHEAD:
+        log.warning(
+            "the schema is ahead of this release %s (%s) and recorded as compatible with it: serving",
+            config.release,
+            ", ".join(f"{r.revision} by release {r.release}" for r in plan.unknown),
+        )
+    else:
+        log.info("schema at head %s after %.2f s", plan.head, time.monotonic() - started)
+    return plan
+
+
+def run_environment(context: Any, config: MigratorConfig) -> None:
+    """What env.py does, whichever command it runs for. `context` is the module `alembic.context`.
+
+    Raises:
+        MigratorError: any of its kinds; Alembic's command line prints it as one line.
+    """
+    in_process: tuple[MigrationSession, Connection] | None = context.config.attributes.get(_IN_PROCESS)
+    if in_process is not None:
+        session, connection = in_process
+        _run_migrations(context, config, connection, session.steps)
+        return
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(levelname)s [%(name)s] %(message)s")
+        logging.getLogger("alembic").setLevel(logging.INFO)
+        logging.getLogger("gasket").setLevel(logging.INFO)
+    if context.is_offline_mode():
+        _print_sql(context, config)
+        return
+    with config.start_database():
+        writes = command_that_writes(context)
+        work = _write(context, config, writes) if writes else _look(context, config)
+        asyncio.run(until_signalled(work, pass_on=False))
+
+
+async def _first_look(config: MigratorConfig) -> DatabaseState:
+    """The state over the application's own URL, which may be a pooler's."""
+    connection = await connect(config, migrating=False)
+    try:
+        return await read_state(connection, config.schema)
+    finally:
+        await connection.close(timeout=2)
+
+
+async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_role: str) -> None:
+    """Take the lock, look again, and bring the schema to head."""
+
+    async def at_head(connection: asyncpg.Connection) -> bool:
+        return make_plan(revisions, await read_state(connection, config.schema)).serves
+
+    async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
+        if session is None:
+            return
+        plan = make_plan(revisions, await session.read_state())
+        check_upgrade(plan, config.release)
+        if plan.serves:
+            return
+        log.info("applying %d revisions up to %s", len(plan.pending), plan.head)
+        await session.prepare()
+        await session.run(lambda connection: _upgrade_in_process(config, session, connection))
+
+
+async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
+    """Somebody else migrates: look until the schema is one that this release serves on."""
+    started = time.monotonic()
+    log.info("GASKET_MIGRATE_ON_STARTUP is false: waiting up to %.0f s for the schema", config.lock_wait)
+    while True:
+        database = await _first_look(config)
+        plan = make_plan(revisions, database)
+        check_upgrade(plan, config.release)
+        if plan.serves:
+            return
+        waited = time.monotonic() - started
+        if waited >= config.lock_wait:
+            raise NotMigratedError(waited=waited, current=sorted(database.versions), head=plan.head or "base")
+        await asyncio.sleep(min(_POLL, max(0.05, config.lock_wait - waited)))
+
+
+async def _with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A lost connection is followed by fresh tries from the lock on, never by going on without the lock."""
+    for tries_left in reversed(range(_FRESH_TRIES)):
+        try:
+            await work()
+            return
+        except LockLostError as error:
+            if not tries_left:
+                raise
+            log.warning("%s Trying afresh, %d tries left.", error, tries_left)
+            await asyncio.sleep(_POLL)
+
+
+def _upgrade_in_process(config: MigratorConfig, session: MigrationSession, connection: Connection) -> None:
+    alembic_config = Config(str(config.ini), attributes={_IN_PROCESS: (session, connection)})
+    command.upgrade(alembic_config, "head")
+
+
+async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
+    """upgrade, downgrade and stamp from a command line: under the lock, each step on the ledger."""
+    revisions = read_revisions(migrations_directory(config.ini))
+    application_role = (await _first_look(config)).role if config.migration_database_url else None
+
+    async def once() -> None:
+        async with migration_session(
+            config, revisions, application_role=application_role, not_needed=_never
+        ) as session:
+            assert session is not None
+            database = await session.read_state()
+            if not _runs_here(writes, config, revisions, database):
+                return
+            await session.prepare()
+            await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
+
+    await _with_fresh_tries(once)
+
+
+def _runs_here(writes: str, config: MigratorConfig, revisions: Revisions, database: DatabaseState) -> bool:
+    """Refuse what would do harm; False where there is nothing that this release could do."""
+    if writes == "upgrade":
+        plan = make_plan(revisions, database)
+        check_upgrade(plan, config.release)
+        if plan.state is SchemaState.AHEAD:
+            log.info("nothing to do: the schema is ahead of this release and compatible with it")
+            return False
+    elif writes == "downgrade" and (unknown := sorted(database.versions - revisions.keys())):
+        entry = database.ledger.get(unknown[0])
+        raise SchemaAheadError(
+            revision=unknown[0],
+            applied_by=entry.release if entry else None,
+            release=config.release,
+            why="only a release that has it can take it back",
+        )
+    return True
+
+
+async def _look(context: Any, config: MigratorConfig) -> None:
+    """current, check, revision: one transaction, no lock, nothing set that a pooler could hand to others."""
+    connection = await connect(config, migrating=True)
+    try:
+        async with engine_over(connection).begin() as sqlalchemy_connection:
+            await sqlalchemy_connection.execute(
+                text("SELECT set_config('search_path', :path, true)"),
+                {"path": quote_identifier(config.schema)},
+            )
+            await sqlalchemy_connection.run_sync(lambda c: _run_migrations(context, config, c, None))
+    finally:
+        await connection.close(timeout=2)
+
+
+def _run_migrations(context: Any, config: MigratorConfig, connection: Connection, steps: StepRecorder | None) -> None:
+    # Alembic takes a transaction that is open already for the caller's own, and then commits nothing.
+    assert steps is None or not connection.in_transaction()
+    context.configure(
+        connection=connection,
+        on_version_apply=steps.on_version_apply if steps else None,
+        **_options(config),
+    )
+    if steps:
+        steps.attach(context.get_context())
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _print_sql(context: Any, config: MigratorConfig) -> None:
+    context.configure(dialect_name="postgresql", literal_binds=True, **_options(config))
+    context.execute(f"SET search_path TO {quote_identifier(config.schema)}")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _options(config: MigratorConfig) -> dict[str, Any]:
+    return {
+        "target_metadata": config.metadata,
+        "version_table": VERSION_TABLE,
+        "version_table_schema": config.schema,
+        "transaction_per_migration": True,
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": _is_ours_to_compare,
+    }
+
+
+def _is_ours_to_compare(name: str | None, kind: str, _parents: object) -> bool:
+    """Whether autogenerate and `check` may see it: the migrator's own tables are no part of the models."""
+    return kind != "table" or name is None or not (name == VERSION_TABLE or name.startswith(OWN_TABLES_PREFIX))
+
+
+async def _never(_connection: asyncpg.Connection) -> bool:
+    return False

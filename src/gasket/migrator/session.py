@@ -1,0 +1,219 @@
+"""One migration session: a direct connection, the lock on it, and Alembic run over the very same connection."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import asyncpg
+from alembic.util import CommandError
+from sqlalchemy import Connection, StaticPool
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from gasket.migrator.connection import (
+    MigratorConfig,
+    connect,
+    describe,
+    leads_through_pooler,
+    prepare_session,
+    quote_identifier,
+)
+from gasket.migrator.errors import (
+    LockLostError,
+    MigrationFailedError,
+    MigratorError,
+    MissingPrivilegeError,
+    ReadOnlyServerError,
+    TransactionPoolerError,
+)
+from gasket.migrator.grants import grant_to_application
+from gasket.migrator.ledger import DatabaseState, ensure_tables, read_state
+from gasket.migrator.lock import migration_lock
+from gasket.migrator.revisions import Revisions
+from gasket.migrator.steps import StepRecorder
+
+_CLOSE_TIMEOUT = 2.0
+_RECOVERY_POLL = 0.5
+
+
+class MigrationSession:
+    """Holds the lock. Everything that changes the schema goes through `run`."""
+
+    def __init__(
+        self,
+        config: MigratorConfig,
+        connection: asyncpg.Connection,
+        revisions: Revisions,
+        application_role: str | None,
+    ) -> None:
+        self.config = config
+        self._connection = connection
+        self._application_role = application_role
+        self.steps = StepRecorder(config, revisions, connection, application_role=application_role)
+
+    async def read_state(self) -> DatabaseState:
+        """The state under the lock: nobody changes it until this session ends."""
+        return await read_state(self._connection, self.config.schema)
+
+    async def prepare(self) -> None:
+        """Make sure of the rights, the schema and the migrator's own tables, before anything is applied.
+
+        Raises:
+            ReadOnlyServerError, MissingPrivilegeError: what the session may not do.
+        """
+        config, connection = self.config, self._connection
+        if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
+            raise ReadOnlyServerError(setting=config.migration_setting, in_recovery=False, waited=0)
+        await self._prepare_schema()
+        try:
+            async with connection.transaction():
+                await ensure_tables(connection, config.schema)
+                if self._application_role:
+                    await grant_to_application(connection, config.schema, self._application_role)
+        except asyncpg.InsufficientPrivilegeError as error:
+            role = await connection.fetchval("SELECT current_user")
+            raise MissingPrivilegeError(
+                role=role,
+                need=f"extend the migrator's own tables ({describe(error)})",
+                statement=f"ALTER TABLE {quote_identifier(config.schema)}.migration_ledger "
+                f"OWNER TO {quote_identifier(role)}",
+            ) from None
+
+    async def run(self, work: Callable[[Connection], None]) -> None:
+        """Hand the connection to Alembic; `work` gets it as SQLAlchemy's synchronous facade.
+
+        Raises:
+            MigrationFailedError: a revision failed; it names the revision, the error and what stays applied.
+            LockLostError: the connection ended under way.
+            CommandError: Alembic's own refusals, as they are.
+        """
+        try:
+            async with engine_over(self._connection).connect() as sqlalchemy_connection:
+                await sqlalchemy_connection.run_sync(work)
+        except CommandError:
+            raise
+        except Exception as error:
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+            if self._connection.is_closed():
+                raise LockLostError(reason=describe(cause), applied=self.steps.applied) from error
+            if self.steps.current is None:
+                raise
+            raise MigrationFailedError(
+                revision=self.steps.current,
+                direction=self.steps.direction,
+                error=_where(error, cause),
+                applied=self.steps.applied,
+                partly=self.steps.partly,
+            ) from error
+
+    async def _prepare_schema(self) -> None:
+        [row] = await self._connection.fetch(
+            "SELECT to_regnamespace(quote_ident($1)) AS schema, current_user AS role, current_database() AS database, "
+            "has_database_privilege(current_database(), 'CREATE') AS may_create_schema",
+            self.config.schema,
+        )
+        schema, role = quote_identifier(self.config.schema), quote_identifier(row["role"])
+        if row["schema"] is None:
+            if not row["may_create_schema"]:
+                raise MissingPrivilegeError(
+                    role=row["role"],
+                    need=f"create schema {self.config.schema}",
+                    statement=f"CREATE SCHEMA {schema} AUTHORIZATION {role}",
+                )
+            await self._connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        elif not await self._connection.fetchval(
+            "SELECT has_schema_privilege(to_regnamespace(quote_ident($1)), 'USAGE') "
+            "AND has_schema_privilege(to_regnamespace(quote_ident($1)), 'CREATE')",
+            self.config.schema,
+        ):
+            raise MissingPrivilegeError(
+                role=row["role"],
+                need=f"create tables in schema {self.config.schema}",
+                statement=f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
+            )
+
+
+@asynccontextmanager
+async def migration_session(
+    config: MigratorConfig,
+    revisions: Revisions,
+    *,
+    application_role: str | None,
+    not_needed: Callable[[asyncpg.Connection], Awaitable[bool]],
+) -> AsyncIterator[MigrationSession | None]:
+    """Connect, refuse a pooler, wait for the lock; None once `not_needed` says that the work is done.
+
+    Raises:
+        DatabaseUnavailableError, DatabaseRefusedError, TransactionPoolerError, LockTimeoutError: as they say.
+        LockLostError: the connection ended; it may be tried afresh.
+    """
+    connection = await connect(config, migrating=True)
+    session: MigrationSession | None = None
+    try:
+        if await leads_through_pooler(connection):
+            raise TransactionPoolerError(setting=config.migration_setting)
+        await prepare_session(connection, config)
+        if not await _primary(connection, config, not_needed):
+            yield None
+            return
+        role = await connection.fetchval("SELECT current_user::text")
+        other_role = application_role if application_role != role else None
+        async with migration_lock(
+            connection, config.schema, wait=config.lock_wait, not_needed=lambda: not_needed(connection)
+        ) as held:
+            session = MigrationSession(config, connection, revisions, other_role) if held else None
+            yield session
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if not connection.is_closed():
+            raise
+        applied = session.steps.applied if session else ()
+        raise LockLostError(reason=describe(error), applied=applied) from error
+    finally:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await connection.close(timeout=_CLOSE_TIMEOUT)
+
+
+async def _primary(
+    connection: asyncpg.Connection,
+    config: MigratorConfig,
+    not_needed: Callable[[asyncpg.Connection], Awaitable[bool]],
+) -> bool:
+    """Wait for a standby to be promoted, or to replay what its primary was migrated to (then False)."""
+    started = time.monotonic()
+    while await connection.fetchval("SELECT pg_is_in_recovery()"):
+        if await not_needed(connection):
+            return False
+        waited = time.monotonic() - started
+        if waited >= config.lock_wait:
+            raise ReadOnlyServerError(setting=config.migration_setting, in_recovery=True, waited=waited)
+        await asyncio.sleep(min(_RECOVERY_POLL, max(0.05, config.lock_wait - waited)))
+    return True
+
+
+def engine_over(connection: asyncpg.Connection) -> AsyncEngine:
+    """A SQLAlchemy engine whose only connection is the given one, which it never closes."""
+
+    async def existing(*_args: object, **_options: object) -> asyncpg.Connection:
+        return connection
+
+    driver = PGDialect_asyncpg.import_dbapi()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        poolclass=StaticPool,
+        creator=lambda: driver.connect(async_creator_fn=existing, prepared_statement_cache_size=0),
+    )
+
+
+def _where(error: Exception, cause: BaseException) -> str:
+    """The error in one line; for one of Python's, also the line of the migration that raised it."""
+    if isinstance(error, DBAPIError | asyncpg.PostgresError | MigratorError):
+        return describe(cause)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent.name == "versions"]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {describe(error)}{place}"
