@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from alembic import context
 
-from gasket import models
-from gasket.app import migrator_config
+from gasket.app import migrator_config, settings_or_exit
 from gasket.migrator.runner import run_environment
-from gasket.settings import read_settings
+
+run_environment(context, migrator_config(settings_or_exit()))

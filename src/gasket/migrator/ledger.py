@@ -87,6 +87,15 @@ async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseSta
     )
 
 
+async def read_versions(connection: asyncpg.Connection, schema: str) -> frozenset[str]:
+    """The applied heads alone; empty where the version table is missing."""
+    try:
+        rows = await connection.fetch(f"SELECT version_num::text FROM {_qualified(schema, VERSION_TABLE)}")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return frozenset()
+    return frozenset(row[0] for row in rows)
+
+
 def _state_query(schema: str, *, versions: bool, ledger: bool) -> str:
     version_rows = f"SELECT array_agg(version_num::text) FROM {_qualified(schema, VERSION_TABLE)}"
     ledger_rows = (

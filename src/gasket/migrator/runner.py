@@ -23,7 +23,7 @@ from gasket.migrator.errors import (
     NotMigratedError,
     SchemaAheadError,
 )
-from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, DatabaseState, read_state
+from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, DatabaseState, read_state, read_versions
 from gasket.migrator.plan import Plan, SchemaState, check_upgrade, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
@@ -103,7 +103,7 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
     """Take the lock, look again, and bring the schema to head."""
 
     async def at_head(connection: asyncpg.Connection) -> bool:
-        return make_plan(revisions, await read_state(connection, config.schema)).serves
+        return await read_versions(connection, config.schema) == {revisions.head}
 
     async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
         if session is None:

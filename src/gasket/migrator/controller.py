@@ -1,0 +1,46 @@
+"""The migrator's routes: readiness, and what was applied."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import asyncpg
+from litestar import Response, get
+from litestar.exceptions import ServiceUnavailableException
+from litestar.openapi import ResponseSpec
+from litestar.params import Parameter
+
+from gasket.migrator.status import MigrationReport, Readiness, SchemaMonitor
+
+
+@get(
+    "/health/ready",
+    summary="Whether this replica can serve",
+    description=(
+        "200 while the schema is at this release's head or compatible with it, and for 30 s after the database "
+        "went away; 503 otherwise."
+    ),
+    tags=["health"],
+    responses={503: ResponseSpec(Readiness, description="Do not send requests here", generate_examples=False)},
+)
+async def readiness(schema_monitor: SchemaMonitor) -> Response[Readiness]:
+    """For load balancers; open to all, so it tells no more than the revisions."""
+    answer = await schema_monitor.readiness()
+    return Response(answer, status_code=200 if answer.ready else 503)
+
+
+@get(
+    "/migrations",
+    summary="The schema's state and history",
+    description="Current revision, head, what is pending, and what was applied when and by which release.",
+    tags=["migrations"],
+)
+async def migrations(
+    schema_monitor: SchemaMonitor,
+    limit: Annotated[int, Parameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
+) -> MigrationReport:
+    """The same as `litestar database history`, as the database sees it."""
+    try:
+        return await schema_monitor.report(limit)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        raise ServiceUnavailableException("The database cannot be reached; try again shortly.") from None

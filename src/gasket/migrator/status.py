@@ -1,0 +1,173 @@
+"""How the live schema stands, asked while serving: for readiness probes and for `GET /api/migrations`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from gasket.migrator.connection import MigratorConfig, open_connection
+from gasket.migrator.ledger import DatabaseState, read_history, read_state, read_versions
+from gasket.migrator.plan import Plan, SchemaState, make_plan
+from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
+
+DATABASE_AWAY = "database_away"
+
+_SHARED_FOR = 1.0
+_PROBE_TIMEOUT = 2.0
+_REPORT_TIMEOUT = 10.0
+_GRACE = 30.0
+_GONE = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """`revision` is what is applied (None: nothing), `head` is what this release has."""
+
+    ready: bool
+    state: str
+    revision: str | None
+    head: str | None
+
+
+class PendingRevision(msgspec.Struct, frozen=True):
+    """A revision of this release that the database lacks."""
+
+    revision: str
+    file: str
+    backward_compatible: bool | None
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """One row of `migration_ledger`, as it stands there."""
+
+    id: int
+    revision: str
+    down_revision: str | None
+    direction: str
+    file_sha256: str | None
+    release: str | None
+    role: str | None
+    host: str | None
+    started_at: datetime
+    duration_ms: int | None
+    backward_compatible: bool | None
+
+
+class MigrationReport(msgspec.Struct, frozen=True):
+    """The schema of the database against this release, with what was applied, newest first."""
+
+    state: str
+    current: list[str]
+    head: str | None
+    pending: list[PendingRevision]
+    history: list[LedgerRow]
+
+
+class SchemaMonitor:
+    """Looks at the schema for whoever asks, over one connection of its own.
+
+    Probes are shared for a second, so that many probes cost one query. A database that is away does not take
+    a replica out of the load balancer at once: for 30 s the last good answer stands.
+    """
+
+    def __init__(self, config: MigratorConfig) -> None:
+        self._config = config
+        self._connection: asyncpg.Connection | None = None
+        self._using = asyncio.Lock()
+        self._probe: asyncio.Task[Readiness] | None = None
+        self._probed_at = 0.0
+        self._last_good: Readiness | None = None
+        self._good_at = 0.0
+
+    @cached_property
+    def _revisions(self) -> Revisions:
+        return read_revisions(migrations_directory(self._config.ini))
+
+    async def readiness(self) -> Readiness:
+        """At most two seconds old is what this answers, within about two seconds."""
+        now = time.monotonic()
+        if self._probe is None or (self._probe.done() and now - self._probed_at >= _SHARED_FOR):
+            self._probed_at = now
+            self._probe = asyncio.create_task(self._look())
+        return await asyncio.shield(self._probe)
+
+    async def report(self, limit: int) -> MigrationReport:
+        """Everything `GET /api/migrations` says; `limit` bounds the history.
+
+        Raises:
+            OSError, asyncpg.PostgresError: the database is away.
+        """
+        async with self._using, asyncio.timeout(_REPORT_TIMEOUT):
+            try:
+                connection = await self._connected()
+                database = await read_state(connection, self._config.schema)
+                has_ledger = database.has_ledger
+                history = await read_history(connection, self._config.schema, limit) if has_ledger else []
+            except BaseException:
+                self._drop_connection()
+                raise
+        return self._report(make_plan(self._revisions, database), database, history)
+
+    async def close(self) -> None:
+        """Give the connection back; harmless when there is none."""
+        if self._probe is not None:
+            self._probe.cancel()
+        self._drop_connection()
+
+    async def _look(self) -> Readiness:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT), self._using:
+                try:
+                    answer = await self._ask(await self._connected())
+                except BaseException:
+                    self._drop_connection()
+                    raise
+        except _GONE:  # a timeout is an OSError
+            return self._away()
+        self._last_good, self._good_at = answer, time.monotonic()
+        return answer
+
+    async def _ask(self, connection: asyncpg.Connection) -> Readiness:
+        head = self._revisions.head
+        versions = await read_versions(connection, self._config.schema)
+        if versions == {head}:
+            state = SchemaState.AT_HEAD
+        else:
+            state = make_plan(self._revisions, await read_state(connection, self._config.schema)).state
+        serves = state in (SchemaState.AT_HEAD, SchemaState.AHEAD)
+        return Readiness(ready=serves, state=state.value, revision=", ".join(sorted(versions)) or None, head=head)
+
+    def _away(self) -> Readiness:
+        last, age = self._last_good, time.monotonic() - self._good_at
+        return Readiness(
+            ready=last is not None and last.ready and age < _GRACE,
+            state=DATABASE_AWAY,
+            revision=last.revision if last else None,
+            head=self._revisions.head,
+        )
+
+    def _report(self, plan: Plan, database: DatabaseState, history: list[dict[str, Any]]) -> MigrationReport:
+        return MigrationReport(
+            state=plan.state.value,
+            current=sorted(database.versions),
+            head=plan.head,
+            pending=[PendingRevision(file.revision, file.path.name, file.backward_compatible) for file in plan.pending],
+            history=[LedgerRow(**row) for row in history],
+        )
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await open_connection(self._config, migrating=False)
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(*_GONE):
+                connection.terminate()
