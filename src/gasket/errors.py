@@ -1,6 +1,7 @@
 """Every error that Gasket raises on purpose, outside the migrator (which has its own tree).
 
-An exception's docstring is its message where none is given.
+An exception's docstring is its message where none is given. The numbers are the HTTP status that
+`gasket.http` answers with.
 
 GasketError
 ├── SettingsError            a setting is missing or wrong: the process does not start
@@ -8,11 +9,14 @@ GasketError
 ├── UnauthorizedError        401
 ├── InvalidInputError        400
 ├── NotFoundError            404
-└── ConflictError            409
-    ├── NameTakenError
-    ├── InUseError
-    ├── KeyStateError
-    └── KeyLimitError
+├── ConflictError            409
+│   ├── NameTakenError
+│   ├── InUseError
+│   ├── KeyStateError
+│   └── KeyLimitError
+└── UnavailableError         503, worth trying again
+    ├── DatabaseAwayError
+    └── DatabaseBusyError
 """
 
 from __future__ import annotations
@@ -40,6 +44,10 @@ class UnauthorizedError(GasketError):
 class InvalidInputError(GasketError):
     """The request's values are not valid."""
 
+    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
 
 class NotFoundError(GasketError):
     """There is no such object."""
@@ -63,3 +71,15 @@ class KeyStateError(ConflictError):
 
 class KeyLimitError(ConflictError):
     """The user has as many active keys as the profile allows."""
+
+
+class UnavailableError(GasketError):
+    """Gasket cannot answer at this moment; try again soon."""
+
+
+class DatabaseAwayError(UnavailableError):
+    """The database cannot be reached; nothing was changed, try again soon."""
+
+
+class DatabaseBusyError(UnavailableError):
+    """The database is too busy to answer; nothing was changed, try again soon."""

@@ -1,0 +1,162 @@
+"""Backends, profiles, and the encryption of the credentials that backends ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from advanced_alchemy.types import EncryptedText
+from advanced_alchemy.types.encrypted_string import EncryptionBackend
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from gasket.db import Base, Entity
+
+
+class KeyRing:
+    """The Fernet keys of this process: the first encrypts, all decrypt. Shows none of them in its repr."""
+
+    def __init__(self) -> None:
+        self._fernet: MultiFernet | None = None
+
+    def load(self, keys: Sequence[str]) -> None:
+        """Take these keys in place of those before; none means that nothing is encrypted or opened."""
+        self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+
+    def encrypt(self, secret: str) -> str:
+        """A Fernet token made with the first key."""
+        if self._fernet is None:
+            raise RuntimeError("the key ring is empty: GASKET_SECRET_KEY was not loaded")
+        return self._fernet.encrypt(secret.encode()).decode()
+
+    def decrypt(self, token: str) -> str | None:
+        """The secret, or None when no key opens the token."""
+        try:
+            return self._fernet.decrypt(token.encode()).decode() if self._fernet else None
+        except InvalidToken:
+            return None
+
+    def reencrypt(self, token: str) -> str | None:
+        """The same secret under the first key, or None when no key opens the token."""
+        secret = self.decrypt(token)
+        return None if secret is None else self.encrypt(secret)
+
+
+key_ring = KeyRing()
+"""Loaded once, by `create_app`. One ring for the process, as its environment is one."""
+
+
+class Unreadable(str):
+    """Stands in the model for a credential that no key opens; empty, so that it can never be sent."""
+
+    __slots__ = ()
+
+
+UNREADABLE = Unreadable()
+
+
+class MultiFernetBackend(EncryptionBackend):
+    """Advanced Alchemy's door to the key ring; its own backend takes one key and shows it in its repr."""
+
+    def init_engine(self, key: bytes | str) -> None:
+        """Nothing: the keys come from the ring, never through the column's type."""
+
+    def encrypt(self, value: Any) -> str:
+        return key_ring.encrypt(value)
+
+    def decrypt(self, value: Any) -> str:
+        secret = key_ring.decrypt(value)
+        return UNREADABLE if secret is None else secret
+
+
+class EncryptedCredential(EncryptedText):
+    """Text in the database, a Fernet token; the plain credential, or `UNREADABLE`, in the model."""
+
+    cache_ok = True
+
+    def __init__(self) -> None:
+        super().__init__(key="", backend=MultiFernetBackend)
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """`text`: what Advanced Alchemy asks asyncpg's dialect for comes back as `varchar`."""
+        return Text()
+
+
+class OpenAIBackend(Entity):
+    """A server that speaks the OpenAI API."""
+
+    __tablename__ = "openai_backends"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    base_url: Mapped[str]
+    api_key: Mapped[str | None] = mapped_column(
+        EncryptedCredential(),
+        comment="Fernet token under GASKET_SECRET_KEY; never the credential itself",
+    )
+    skip_tls_verify: Mapped[bool] = mapped_column(server_default=false())
+
+    @property
+    def credential(self) -> Literal["none", "ok", "unreadable"]:
+        """Whether there is a credential, and whether a key of the ring opens it."""
+        if self.api_key is None:
+            return "none"
+        return "unreadable" if self.api_key is UNREADABLE else "ok"
+
+
+class BackendProfile(Entity):
+    """What keys of one kind may use: backends in order of preference, models, and limits."""
+
+    __tablename__ = "backend_profiles"
+    __table_args__ = (
+        CheckConstraint("default_expiry_days > 0", name="default_expiry_days_positive"),
+        CheckConstraint("max_keys_per_user > 0", name="max_keys_per_user_positive"),
+        CheckConstraint("NOT enforce_expiry OR default_expiry_days IS NOT NULL", name="enforced_expiry_has_days"),
+    )
+
+    name: Mapped[str] = mapped_column(unique=True)
+    description: Mapped[str | None]
+    allowed_models: Mapped[list[str]] = mapped_column(
+        ARRAY(Text()), server_default=text("'{}'"), comment="Empty: every model"
+    )
+    default_expiry_days: Mapped[int | None]
+    enforce_expiry: Mapped[bool] = mapped_column(server_default=false())
+    max_keys_per_user: Mapped[int | None] = mapped_column(comment="Null: unlimited")
+
+    links: Mapped[list[ProfileBackend]] = relationship(
+        order_by="ProfileBackend.position", lazy="selectin", viewonly=True
+    )
+
+    @property
+    def backends(self) -> list[int]:
+        """The backends' ids, in order of preference."""
+        return [link.backend_id for link in self.links]
+
+
+class ProfileBackend(Base):
+    """A backend's place in a profile."""
+
+    __tablename__ = "profile_backends"
+    __table_args__ = (UniqueConstraint("profile_id", "position"),)
+
+    profile_id: Mapped[int] = mapped_column(ForeignKey("backend_profiles.id", ondelete="CASCADE"), primary_key=True)
+    backend_id: Mapped[int] = mapped_column(ForeignKey("openai_backends.id"), primary_key=True, index=True)
+    position: Mapped[int]
+
+
+keys_of_profiles = Table("api_keys", MetaData(), Column("profile_id", Integer))
+"""The keys are another room's; here it matters only how many a profile has. A `Table`, because the engine
+puts the schema's name before nothing less."""

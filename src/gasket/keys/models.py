@@ -1,0 +1,45 @@
+"""API keys as they are stored: the digest of the key, never the key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ForeignKey, Index, case, func, text
+from sqlalchemy.orm import Mapped, column_property, mapped_column
+
+from gasket.db import Entity
+
+KeyState = Literal["active", "revoked", "expired"]
+
+
+class ApiKey(Entity):
+    """A key of one user under one profile."""
+
+    __tablename__ = "api_keys"
+    # Addresses are stored as they were given and compared as PostgreSQL's lower() folds them, on both sides
+    # of every comparison: Python's casefold() differs from it, and no index could serve it.
+    __table_args__ = (
+        Index("ix_api_keys_profile_id_lower_user_email", "profile_id", text("lower(user_email)")),
+        Index("ix_api_keys_lower_user_email", text("lower(user_email)")),
+    )
+
+    user_email: Mapped[str]
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(
+        "key_value", unique=True, comment="Hex SHA-256 of the key; the key itself is stored nowhere"
+    )
+    key_preview: Mapped[str]
+    profile_id: Mapped[int] = mapped_column(ForeignKey("backend_profiles.id", ondelete="CASCADE"))
+    expires_at: Mapped[datetime | None] = mapped_column()
+    revoked_at: Mapped[datetime | None] = mapped_column()
+    revoked_by: Mapped[str | None]
+
+    # The database's clock decides, in lists, in counts and in answers alike: replicas' clocks differ.
+    state: Mapped[KeyState] = column_property(
+        case(
+            (revoked_at.is_not(None), "revoked"),
+            (expires_at <= func.now(), "expired"),
+            else_="active",
+        )
+    )
