@@ -68,9 +68,7 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close(timeout=10)
 
 
-def rewrite_url(
-    url: str, *, database: str | None = None, user: str | None = None, password: str | None = None
-) -> str:
+def rewrite_url(url: str, *, database: str | None = None, user: str | None = None, password: str | None = None) -> str:
     """The same libpq URL with another database, user or password; hosts, port and options stay.
 
     Takes URLs with the host in the query too (`postgresql://user@/name?host=/folder`). What is given is not
