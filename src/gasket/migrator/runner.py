@@ -66,8 +66,10 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
     return plan
 
 
-def run_environment(context: Any, config: MigratorConfig) -> None:
+def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> None:
     """What env.py does, whichever command it runs for. `context` is the module `alembic.context`.
+
+    `read_config` is asked by a command line only: an application that starts has brought its own.
 
     Raises:
         MigratorError: any of its kinds; Alembic's command line prints it as one line.
@@ -75,8 +77,9 @@ def run_environment(context: Any, config: MigratorConfig) -> None:
     in_process: tuple[MigrationSession, Connection] | None = context.config.attributes.get(_IN_PROCESS)
     if in_process is not None:
         session, connection = in_process
-        _run_migrations(context, config, connection, session.steps)
+        _run_migrations(context, session.config, connection, session.steps)
         return
+    config = read_config()
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(levelname)s [%(name)s] %(message)s")
         logging.getLogger("alembic").setLevel(logging.INFO)

@@ -1,0 +1,349 @@
+"""The runner against a real PostgreSQL, in one process: what is applied, recorded, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlalchemy import MetaData
+
+from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.errors import (
+    DatabaseUnavailableError,
+    LockLostError,
+    LockTimeoutError,
+    MigrationFailedError,
+    MissingPrivilegeError,
+    NotMigratedError,
+    ReadOnlyServerError,
+    SchemaAheadError,
+)
+from gasket.migrator.lock import LOCK_CLASS, lock_key
+from gasket.migrator.plan import SchemaState
+from gasket.migrator.runner import bring_to_head
+
+ENV = """
+from alembic import context
+from gasket.migrator.runner import run_environment
+
+run_environment(context, read_config=None)
+"""
+FILE = '''"""{revision}"""
+from alembic import op
+
+revision: str = "{revision}"
+down_revision: str | None = {down!r}
+backward_compatible: bool = {compatible}
+
+
+def upgrade() -> None:
+    {upgrade}
+
+
+def downgrade() -> None:
+    {downgrade}
+'''
+
+
+class Project:
+    """A directory of migrations in a chain: `add` writes the next file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ini = directory / "alembic.ini"
+        self.versions = directory / "migrations" / "versions"
+        self.versions.mkdir(parents=True)
+        self.ini.write_text("[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n")
+        (directory / "migrations" / "env.py").write_text(ENV)
+        self.chain: list[str] = []
+
+    def add(self, upgrade: str | None = None, downgrade: str | None = None, *, compatible: bool = True) -> Path:
+        number = len(self.chain) + 1
+        revision = f"r{number}"
+        path = self.versions / f"2026_{number:04d}.py"
+        path.write_text(
+            FILE.format(
+                revision=revision,
+                down=self.chain[-1] if self.chain else None,
+                compatible=compatible,
+                upgrade=upgrade or f'op.execute("CREATE TABLE t{number} (id int PRIMARY KEY)")',
+                downgrade=downgrade or f'op.execute("DROP TABLE t{number}")',
+            )
+        )
+        self.chain.append(revision)
+        return path
+
+    def config(self, database_url: str, **changes: object) -> MigratorConfig:
+        values = {
+            "database_url": database_url,
+            "release": "1.0",
+            "ini": self.ini,
+            "metadata": MetaData(),
+            "database_wait": 0.5,
+            "lock_wait": 0.5,
+        }
+        return MigratorConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection: asyncpg.Connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def tables(observer: asyncpg.Connection, schema: str = "public") -> list[str]:
+    rows = await observer.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", schema)
+    return [row[0] for row in rows]
+
+
+async def ledger(observer: asyncpg.Connection) -> list[tuple[str, str]]:
+    rows = await observer.fetch("SELECT revision, direction FROM migration_ledger ORDER BY id")
+    return [(row[0], row[1]) for row in rows]
+
+
+@pytest.fixture
+async def role_url(
+    database_url: str, observer: asyncpg.Connection, url_with: Callable[..., str]
+) -> AsyncIterator[tuple[str, str]]:
+    """A plain role and the URL by which it logs in to the test's database."""
+    role = f"role_{uuid4().hex[:12]}"
+    await observer.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'")
+    yield role, url_with(database_url, user=role, password="secret-word")
+    await observer.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_everything_pending_is_applied_and_written_down(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    first, second = project.add(), project.add(compatible=False)
+    plan = await bring_to_head(project.config(database_url))
+    assert plan.head == "r2"
+    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1", "t2"]
+    rows = await observer.fetch("SELECT * FROM migration_ledger ORDER BY id")
+    assert [(r["revision"], r["down_revision"], r["direction"]) for r in rows] == [
+        ("r1", None, "upgrade"),
+        ("r2", "r1", "upgrade"),
+    ]
+    assert [r["file_sha256"] for r in rows] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)
+    ]
+    assert [r["backward_compatible"] for r in rows] == [True, False]
+    assert {r["release"] for r in rows} == {"1.0"}
+    assert {r["role"] for r in rows} == {await observer.fetchval("SELECT current_user")}
+    assert all(r["host"] and r["duration_ms"] >= 0 and r["started_at"] for r in rows)
+
+
+async def test_at_head_the_lock_is_not_asked_for(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url))
+    key = lock_key("public")
+    await observer.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, key - 2**32 if key >= 2**31 else key)
+    assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
+    project.add()
+    with pytest.raises(LockTimeoutError) as refusal:
+        await bring_to_head(project.config(database_url))
+    assert f"pid {observer.get_server_pid()}" in str(refusal.value)
+    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1"]
+
+
+async def test_a_failure_keeps_what_came_before_and_the_mended_file_goes_on(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    project.add()
+    broken = project.add('op.execute("CREATE TABLE half (id int)"); op.execute("SELECT 1/0")')
+    project.add()
+    with pytest.raises(MigrationFailedError) as refusal:
+        await bring_to_head(project.config(database_url))
+    message = str(refusal.value)
+    assert "The upgrade of revision r3 failed: division by zero [SQLSTATE 22012]" in message
+    assert "rolled back whole" in message
+    assert "r1, r2) stay" in message
+    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1", "t2"]
+    broken.write_text(broken.read_text().replace("SELECT 1/0", "SELECT 1"))
+    await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == [(f"r{n}", "upgrade") for n in (1, 2, 3, 4)]
+
+
+async def test_an_error_of_pythons_names_the_file_and_the_line(project: Project, database_url: str) -> None:
+    project.add("raise KeyError('colour')")
+    with pytest.raises(MigrationFailedError, match=r"KeyError: 'colour' \(2026_0001\.py, line 10\)"):
+        await bring_to_head(project.config(database_url))
+
+
+async def test_a_failure_at_commit_is_the_revisions_own(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add('op.execute("CREATE TABLE p (id int PRIMARY KEY)")')
+    project.add(
+        'op.execute("CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED)"); '
+        'op.execute("INSERT INTO c VALUES (1)")'
+    )
+    with pytest.raises(MigrationFailedError, match="revision r2 failed: .*violates foreign key"):
+        await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == [("r1", "upgrade")]
+
+
+async def test_a_failure_behind_an_autocommit_block_says_what_is_committed(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add(
+        'op.execute("CREATE TABLE kept (id int)")\n'
+        "    with op.get_context().autocommit_block():\n"
+        '        op.execute("CREATE INDEX CONCURRENTLY kept_id ON kept (id)")\n'
+        '    op.execute("SELECT 1/0")'
+    )
+    with pytest.raises(MigrationFailedError, match="up to its last autocommit block are committed"):
+        await bring_to_head(project.config(database_url))
+    assert "kept" in await tables(observer)
+    assert await ledger(observer) == []
+
+
+async def test_a_step_that_gives_the_lock_away_is_rolled_back(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    project.add('op.execute("SELECT pg_advisory_unlock_all()"); op.execute("CREATE TABLE t2 (id int)")')
+    with pytest.raises(LockLostError, match="no longer holds it"):
+        await bring_to_head(project.config(database_url))
+    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1"]
+
+
+async def test_a_terminated_holder_starts_afresh_from_the_lock(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """The step ends its own connection the first time it is run."""
+    await observer.execute("CREATE TABLE runs (n int)")
+    project.add()
+    project.add(
+        "import asyncpg, asyncio; from sqlalchemy.util import await_only\n"
+        "    async def count() -> int:\n"
+        f"        c = await asyncpg.connect({database_url!r})\n"
+        '        await c.execute("INSERT INTO runs VALUES (1)")\n'
+        '        n = await c.fetchval("SELECT count(*) FROM runs"); await c.close(); return n\n'
+        "    if await_only(count()) == 1:\n"
+        '        op.execute("SELECT pg_terminate_backend(pg_backend_pid())")\n'
+        '    op.execute("CREATE TABLE t2 (id int)")'
+    )
+    await bring_to_head(project.config(database_url))
+    assert await observer.fetchval("SELECT count(*) FROM runs") == 2
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+
+
+async def test_a_newer_schema_is_refused_or_served_on_as_recorded(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    newer = project.add(compatible=False)
+    await bring_to_head(project.config(database_url, release="2.0"))
+    text = newer.read_text()
+    newer.unlink()
+    with pytest.raises(SchemaAheadError, match="r2, applied by release 2.0; this release 1.0 does not have it"):
+        await bring_to_head(project.config(database_url))
+    await observer.execute("UPDATE migration_ledger SET backward_compatible = true WHERE revision = 'r2'")
+    assert (await bring_to_head(project.config(database_url))).state is SchemaState.AHEAD
+    newer.write_text(text)
+    assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
+
+
+async def test_a_replica_that_does_not_migrate_waits_for_one_that_does(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    waiting_config = project.config(database_url, migrate_on_startup=False)
+    with pytest.raises(NotMigratedError, match="at no revision and not at r1 .* litestar database upgrade"):
+        await bring_to_head(waiting_config)
+    assert await tables(observer) == []
+    waiter = asyncio.create_task(bring_to_head(project.config(database_url, migrate_on_startup=False, lock_wait=20)))
+    await bring_to_head(project.config(database_url))
+    assert (await waiter).head == "r1"
+
+
+async def test_another_schema_is_made_and_holds_everything(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url, schema="second"))
+    assert await tables(observer) == []
+    assert await tables(observer, "second") == ["alembic_version", "migration_ledger", "t1"]
+
+
+async def test_a_role_without_rights_is_told_the_grant(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    role, url = role_url
+    project.add()
+    await observer.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    with pytest.raises(MissingPrivilegeError, match=f'GRANT USAGE, CREATE ON SCHEMA "public" TO "{role}"'):
+        await bring_to_head(project.config(url))
+    with pytest.raises(MissingPrivilegeError, match=f'CREATE SCHEMA "second" AUTHORIZATION "{role}"'):
+        await bring_to_head(project.config(url, schema="second"))
+    assert await tables(observer) == []
+
+
+async def test_the_application_role_gets_dml_and_the_books_are_read_only_to_it(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    role, url = role_url
+    project.add('op.execute("CREATE TABLE t1 (id serial PRIMARY KEY)")')
+    await bring_to_head(project.config(url, migration_database_url=database_url))
+    rights = {
+        table: [
+            right
+            for right in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+            if await observer.fetchval("SELECT has_table_privilege($1, $2, $3)", role, table, right)
+        ]
+        for table in ("t1", "alembic_version", "migration_ledger")
+    }
+    assert rights == {
+        "t1": ["SELECT", "INSERT", "UPDATE", "DELETE"],
+        "alembic_version": ["SELECT"],
+        "migration_ledger": ["SELECT"],
+    }
+    application = await asyncpg.connect(url)
+    await application.execute("INSERT INTO t1 DEFAULT VALUES")
+    await application.close()
+    assert (await bring_to_head(project.config(url, migration_database_url=database_url))).serves
+
+
+async def test_a_server_that_takes_no_writes_is_refused(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    name = await observer.fetchval("SELECT current_database()")
+    await observer.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with pytest.raises(ReadOnlyServerError, match="takes no writes"):
+        await bring_to_head(project.config(database_url))
+
+
+async def test_a_database_that_is_missing_is_waited_for_and_then_named(
+    project: Project, database_url: str, url_with: Callable[..., str]
+) -> None:
+    project.add()
+    missing = url_with(database_url, database="nowhere_to_be_found")
+    with pytest.raises(DatabaseUnavailableError, match="of DATABASE_URL could not be reached .*nowhere_to_be_found"):
+        await bring_to_head(project.config(missing))
+
+
+async def test_a_ledger_of_an_older_release_is_extended_and_kept(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url))
+    await observer.execute("ALTER TABLE migration_ledger DROP COLUMN host, ADD COLUMN of_a_newer_release text")
+    project.add()
+    await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+    assert await observer.fetchval("SELECT count(host) FROM migration_ledger") == 1
