@@ -10,7 +10,8 @@ from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
 # Only what the migration role owns: a schema may hold other applications' tables.
 _MISSING = """
 SELECT CASE
-    WHEN c.relkind = 'S' THEN format('GRANT USAGE, SELECT, UPDATE ON SEQUENCE %I.%I TO %I', $1::text, c.relname, $2::name)
+    WHEN c.relkind = 'S'
+        THEN format('GRANT USAGE, SELECT, UPDATE ON SEQUENCE %I.%I TO %I', $1::text, c.relname, $2::name)
     WHEN own.own THEN format('GRANT SELECT ON %I.%I TO %I', $1::text, c.relname, $2::name)
     ELSE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I.%I TO %I', $1::text, c.relname, $2::name)
 END

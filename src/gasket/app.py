@@ -1,0 +1,131 @@
+"""The composition root: settings in, application out."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from advanced_alchemy.extensions.litestar import SQLAlchemyPlugin
+from litestar import Litestar, Router, get
+from litestar.datastructures import CacheControlHeader, State
+from litestar.datastructures.secret_values import SecretBytes
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+
+from gasket import db, http
+from gasket.backends.cli import BackendsCLI
+from gasket.backends.controller import BackendController, ProfileController
+from gasket.backends.models import key_ring
+from gasket.errors import SettingsError
+from gasket.keys.controller import KeyController
+from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.controller import migrations
+from gasket.migrator.plugin import MigratorPlugin
+from gasket.migrator.revisions import migrations_directory
+from gasket.models import metadata
+from gasket.settings import Settings, read_settings
+from gasket.startup import Gasket, Startup
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The application, of the settings given or of the environment's. It touches no database yet."""
+    settings = settings or settings_or_exit()
+    startup = Startup(settings)
+    config = migrator_config(settings, startup)
+    engine = db.create_engine(
+        config.database_url,
+        schema=settings.database_schema,
+        release=settings.release,
+        pool_size=settings.database_pool_size,
+    )
+    sessions = db.create_sessions(engine)
+    key_ring.load(settings.secret_keys)
+    app = Gasket(
+        route_handlers=[_api(), health],
+        dependencies={"db_session": Provide(db.session_provider(sessions))},
+        plugins=[
+            SQLAlchemyPlugin(
+                db.sqlalchemy_config(engine, sessions, ini=config.ini, migrations=migrations_directory(config.ini))
+            ),
+            BackendsCLI(engine, config.start_database),
+            MigratorPlugin(config),
+        ],
+        exception_handlers=http.EXCEPTION_HANDLERS,
+        openapi_config=_openapi(),
+        logging_config=None,
+        state=State({"admin_tokens": tuple(SecretBytes(t.encode()) for t in settings.admin_tokens)}),
+    )
+    startup.install(app)
+    return app
+
+
+@get("/health", summary="Whether the process is up", description="Never touches the database.", tags=["health"])
+async def health() -> dict[str, str]:
+    """For liveness probes: to restart a replica because its database is away would help nobody."""
+    return {"status": "up"}
+
+
+def settings_or_exit() -> Settings:
+    """The environment's settings; a wrong one ends the process with its message and nothing else."""
+    try:
+        return read_settings(os.environ)
+    except SettingsError as error:
+        raise SystemExit(f"gasket: {error}") from None
+
+
+def migrator_config(settings: Settings, startup: Startup) -> MigratorConfig:
+    """What the migrator has to know."""
+    return MigratorConfig(
+        database_url=startup.database_url,
+        migration_database_url=settings.migration_database_url,
+        schema=settings.database_schema,
+        release=settings.release,
+        ini=find_ini(),
+        metadata=metadata,
+        database_wait=settings.database_wait,
+        lock_wait=settings.migration_lock_wait,
+        migrate_on_startup=settings.migrate_on_startup,
+        start_database=startup.database,
+    )
+
+
+def migrator_config_from_environment() -> MigratorConfig:
+    """For env.py, when a command line runs it."""
+    settings = settings_or_exit()
+    return migrator_config(settings, Startup(settings))
+
+
+def find_ini() -> Path:
+    """Alembic's ini: ALEMBIC_CONFIG, else the one in the working directory, else the one that came with Gasket."""
+    if named := os.environ.get("ALEMBIC_CONFIG"):
+        if not Path(named).is_file():
+            raise SystemExit(f"gasket: ALEMBIC_CONFIG names {named}, which is not a file.")
+        return Path(named).resolve()
+    package = Path(__file__).parent
+    candidates = [Path("alembic.ini"), package / "alembic.ini", package.parents[1] / "alembic.ini"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise SystemExit("gasket: there is no alembic.ini here and none came with Gasket; set ALEMBIC_CONFIG.")
+
+
+def _api() -> Router:
+    return Router(
+        path=http.API_PREFIX,
+        route_handlers=[BackendController, ProfileController, KeyController, migrations],
+        guards=[http.require_admin],
+        security=[{http.SECURITY_SCHEME: []}],
+        cache_control=CacheControlHeader(no_store=True),
+        request_max_body_size=1_000_000,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Gasket",
+        version=version("gasket"),
+        description=http.API_DESCRIPTION,
+        components=Components(security_schemes={http.SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")}),
+    )
