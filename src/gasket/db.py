@@ -98,6 +98,19 @@ class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepositor
                 return row
         raise NotFoundError(f"There is no {self.noun} {item_id}.")
 
+    async def assign(self, row: EntityT, fields: Mapping[str, Any]) -> EntityT:
+        """Set these attributes and read the row back, with what the database computes."""
+        for name, value in fields.items():
+            setattr(row, name, value)
+        await self.session.flush()
+        await self.session.refresh(row)
+        return row
+
+    async def discard(self, row: EntityT) -> None:
+        """Delete the row."""
+        await self.session.delete(row)
+        await self.session.flush()
+
 
 def application_name(activity: str, release: str) -> str:
     """`<activity> <release> <host>:<pid>` in the 63 bytes that PostgreSQL keeps; the pid is never cut."""
@@ -149,6 +162,8 @@ def create_engine(
         max_overflow=0,
         pool_timeout=pool_timeout,
         pool_recycle=_RECYCLE_AFTER,
+        # Whatever the role's default is: locking a profile and counting its keys needs a fresh look each time.
+        isolation_level="READ COMMITTED",
         hide_parameters=True,
         execution_options={"schema_translate_map": {None: schema}},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from advanced_alchemy.types import EncryptedText
 from advanced_alchemy.types.encrypted_string import EncryptionBackend
@@ -36,6 +36,11 @@ class KeyRing:
     def load(self, keys: Sequence[str]) -> None:
         """Take these keys in place of those before; none means that nothing is encrypted or opened."""
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there are keys at all."""
+        return self._fernet is not None
 
     def encrypt(self, secret: str) -> str:
         """A Fernet token made with the first key."""
@@ -110,11 +115,14 @@ class OpenAIBackend(Entity):
     skip_tls_verify: Mapped[bool] = mapped_column(server_default=false())
 
     @property
-    def credential(self) -> Literal["none", "ok", "unreadable"]:
-        """Whether there is a credential, and whether a key of the ring opens it."""
-        if self.api_key is None:
-            return "none"
-        return "unreadable" if self.api_key is UNREADABLE else "ok"
+    def has_api_key(self) -> bool:
+        """Whether a credential is stored, readable or not."""
+        return self.api_key is not None
+
+    @property
+    def credential_unreadable(self) -> bool:
+        """Whether a credential is stored that no key of the ring opens."""
+        return self.api_key is UNREADABLE
 
 
 class BackendProfile(Entity):

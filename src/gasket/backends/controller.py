@@ -1,0 +1,124 @@
+"""`/api/backends` and `/api/profiles`."""
+
+from __future__ import annotations
+
+from advanced_alchemy.filters import StatementFilter
+from advanced_alchemy.service import OffsetPagination
+from litestar import Controller, delete, get, patch, post
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, JSONBody, SkipValidation
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gasket.backends.schemas import (
+    BackendCreate,
+    BackendOut,
+    BackendUpdate,
+    ProfileCreate,
+    ProfileOut,
+    ProfileUpdate,
+)
+from gasket.backends.service import BackendService, ProfileService
+from gasket.errors import InUseError, NameTakenError, NotFoundError
+from gasket.http import problems
+from gasket.inputs import list_filters
+
+Filters = NamedDependency[SkipValidation[list[StatementFilter]]]
+Backends = NamedDependency[SkipValidation[BackendService]]
+Profiles = NamedDependency[SkipValidation[ProfileService]]
+
+
+def provide_backends(db_session: NamedDependency[SkipValidation[AsyncSession]]) -> BackendService:
+    """Litestar's provider of the service."""
+    return BackendService(db_session)
+
+
+def provide_profiles(db_session: NamedDependency[SkipValidation[AsyncSession]]) -> ProfileService:
+    """Litestar's provider of the service."""
+    return ProfileService(db_session)
+
+
+_BACKEND_DEPENDENCIES = {
+    "backends": Provide(provide_backends, sync_to_thread=False),
+    "list_filters": Provide(
+        list_filters("id", "name", "base_url", "created_at", search=frozenset({"name", "base_url"})),
+        sync_to_thread=False,
+    ),
+}
+_PROFILE_DEPENDENCIES = {
+    "profiles": Provide(provide_profiles, sync_to_thread=False),
+    "list_filters": Provide(
+        list_filters("id", "name", "created_at", search=frozenset({"name", "description"})), sync_to_thread=False
+    ),
+}
+
+
+class BackendController(Controller):
+    """Servers that speak the OpenAI API."""
+
+    path = "/backends"
+    tags = ("backends",)
+    dependencies = _BACKEND_DEPENDENCIES
+
+    @get(summary="List backends", responses=problems())
+    async def list_backends(self, backends: Backends, list_filters: Filters) -> OffsetPagination[BackendOut]:
+        """A page of the backends; `searchString` looks into names and URLs."""
+        rows, total = await backends.get_many_and_count(*list_filters)
+        return backends.to_schema(rows, total, filters=list_filters, schema_type=BackendOut)
+
+    @post(summary="Add a backend", responses=problems(NameTakenError))
+    async def add_backend(self, backends: Backends, data: JSONBody[BackendCreate]) -> BackendOut:
+        """The credential is stored encrypted and never shown again."""
+        return backends.to_schema(await backends.add(data), schema_type=BackendOut)
+
+    @get("/{backend_id:int}", summary="Show a backend", responses=problems(NotFoundError))
+    async def show_backend(self, backends: Backends, backend_id: FromPath[int]) -> BackendOut:
+        """One backend."""
+        return backends.to_schema(await backends.fetch(backend_id), schema_type=BackendOut)
+
+    @patch("/{backend_id:int}", summary="Change a backend", responses=problems(NotFoundError, NameTakenError))
+    async def change_backend(
+        self, backends: Backends, backend_id: FromPath[int], data: JSONBody[BackendUpdate]
+    ) -> BackendOut:
+        """What is not given stays as it is; `api_key: null` forgets the credential."""
+        return backends.to_schema(await backends.change(backend_id, data), schema_type=BackendOut)
+
+    @delete("/{backend_id:int}", summary="Delete a backend", responses=problems(NotFoundError, InUseError))
+    async def delete_backend(self, backends: Backends, backend_id: FromPath[int]) -> None:
+        """Only a backend that is in no profile can be deleted."""
+        await backends.remove(backend_id)
+
+
+class ProfileController(Controller):
+    """What keys of one kind may use."""
+
+    path = "/profiles"
+    tags = ("profiles",)
+    dependencies = _PROFILE_DEPENDENCIES
+
+    @get(summary="List profiles", responses=problems())
+    async def list_profiles(self, profiles: Profiles, list_filters: Filters) -> OffsetPagination[ProfileOut]:
+        """A page of the profiles; `searchString` looks into names and descriptions."""
+        rows, total = await profiles.get_many_and_count(*list_filters)
+        return profiles.to_schema(rows, total, filters=list_filters, schema_type=ProfileOut)
+
+    @post(summary="Add a profile", responses=problems(NameTakenError))
+    async def add_profile(self, profiles: Profiles, data: JSONBody[ProfileCreate]) -> ProfileOut:
+        """Only the name has to be given. `backends` are ids in order of preference."""
+        return profiles.to_schema(await profiles.add(data), schema_type=ProfileOut)
+
+    @get("/{profile_id:int}", summary="Show a profile", responses=problems(NotFoundError))
+    async def show_profile(self, profiles: Profiles, profile_id: FromPath[int]) -> ProfileOut:
+        """One profile."""
+        return profiles.to_schema(await profiles.fetch(profile_id), schema_type=ProfileOut)
+
+    @patch("/{profile_id:int}", summary="Change a profile", responses=problems(NotFoundError, NameTakenError))
+    async def change_profile(
+        self, profiles: Profiles, profile_id: FromPath[int], data: JSONBody[ProfileUpdate]
+    ) -> ProfileOut:
+        """What is not given stays as it is; a list replaces the one before. Keys that exist keep their expiry."""
+        return profiles.to_schema(await profiles.change(profile_id, data), schema_type=ProfileOut)
+
+    @delete("/{profile_id:int}", summary="Delete a profile", responses=problems(NotFoundError, InUseError))
+    async def delete_profile(self, profiles: Profiles, profile_id: FromPath[int]) -> None:
+        """Only a profile that has no keys can be deleted."""
+        await profiles.remove(profile_id)

@@ -1,0 +1,111 @@
+"""What clients may send: bodies in which a typo is an error, and the query parameters of lists."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from advanced_alchemy.filters import LimitOffset, OrderBy, SearchFilter, StatementFilter
+from litestar import Request
+from litestar.datastructures import State
+from litestar.params import QueryParameter
+
+from gasket.errors import InvalidInputError
+
+_LIST_PARAMETERS = frozenset({"currentPage", "pageSize", "orderBy", "sortOrder", "searchString", "searchIgnoreCase"})
+_CurrentPage = Annotated[
+    int, QueryParameter(name="currentPage", ge=1, le=1_000_000, description="Which page; the first is 1")
+]
+_PageSize = Annotated[int, QueryParameter(name="pageSize", ge=1, le=200, description="Items of a page")]
+_SortOrder = Annotated[
+    Literal["asc", "desc"], QueryParameter(name="sortOrder", description="Up or down; null comes last")
+]
+_SearchString = Annotated[
+    str | None, QueryParameter(name="searchString", max_length=200, description="Items that contain this text")
+]
+_SearchIgnoreCase = Annotated[bool, QueryParameter(name="searchIgnoreCase", description="Whether `a` finds `A`")]
+
+
+# Unicode's categories of control characters, surrogates, and line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+class Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A request's body. Text is one printable line, unless the field is listed as `multiline`.
+
+    Raises:
+        InvalidInputError: a text is not that, or bears what PostgreSQL cannot store (U+0000, lone surrogates).
+    """
+
+    multiline: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    _check_text(field, text, multiline=field in self.multiline)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that the client sent: in a PATCH, those that are to change."""
+        return {
+            field: value for field in self.__struct_fields__ if (value := getattr(self, field)) is not msgspec.UNSET
+        }
+
+
+def _check_text(field: str, text: str, *, multiline: bool) -> None:
+    if not multiline and text != text.strip():
+        raise InvalidInputError(f"{field} must not begin or end with a space.", field=field)
+    allowed = "\n\r\t" if multiline else ""
+    if any(unicodedata.category(c) in _UNPRINTABLE and c not in allowed for c in text):
+        raise InvalidInputError(f"{field} must not contain control characters.", field=field)
+
+
+def list_filters(
+    *sortable: str, search: frozenset[str], more: frozenset[str] = frozenset()
+) -> Callable[..., list[StatementFilter]]:
+    """A dependency: the page, the order and the search of a list, as Advanced Alchemy's filters.
+
+    The parameters' names are those of Advanced Alchemy's own dependencies. Theirs know no largest page, take
+    any attribute's name for an order, and pass over a parameter that is misspelt; hence these.
+
+    `search` names the attributes that are searched, `more` the other query parameters that the list takes.
+    """
+    parameters = _LIST_PARAMETERS | more
+
+    def filters(
+        request: Request[Any, Any, State],
+        current_page: _CurrentPage = 1,
+        page_size: _PageSize = 20,
+        order_by: str = "id",
+        sort_order: _SortOrder = "asc",
+        search_string: _SearchString = None,
+        search_ignore_case: _SearchIgnoreCase = True,
+    ) -> list[StatementFilter]:
+        _check_query(request, parameters)
+        chosen: list[StatementFilter] = [
+            LimitOffset(limit=page_size, offset=page_size * (current_page - 1)),
+            OrderBy(order_by, sort_order, nulls="last"),
+            OrderBy("id"),  # rows that are alike keep their order from page to page
+        ]
+        if search_string:
+            chosen.append(
+                SearchFilter(set(search), search_string, ignore_case=search_ignore_case, escape_wildcards=True)
+            )
+        return chosen
+
+    filters.__annotations__["order_by"] = Annotated[
+        Literal[sortable], QueryParameter(name="orderBy", description="What to sort by")
+    ]
+    return filters
+
+
+def _check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -> None:
+    for name, value in request.query_params.multi_items():
+        if name not in parameters:
+            known = ", ".join(sorted(parameters))
+            raise InvalidInputError(f"{name!r} is not a parameter of this list; it takes {known}.", field=name)
+        if "\0" in value:
+            raise InvalidInputError(f"{name} must not contain control characters.", field=name)

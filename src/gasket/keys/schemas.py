@@ -1,0 +1,86 @@
+"""What the API takes and gives: API keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from gasket.errors import InvalidInputError
+from gasket.inputs import Input
+from gasket.keys.models import KeyState
+
+KeyName = Annotated[str, Meta(min_length=1, max_length=100, examples=["laptop"])]
+# An address of at most 254 characters (RFC 5321, 4.5.3.1.3). Whether it exists is not ours to know.
+Email = Annotated[str, Meta(min_length=3, max_length=254, examples=["ada@example.com"])]
+Moment = Annotated[datetime, Meta(tz=True, description="With a UTC offset", examples=["2030-01-01T00:00:00Z"])]
+
+
+class _KeyInput(Input):
+    """What holds for a key whether it is made or changed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields = self.given()
+        if isinstance(email := fields.get("user_email"), str):
+            _check_email(email)
+        if isinstance(moment := fields.get("expires_at"), datetime):
+            try:
+                moment.astimezone(UTC)
+            except OverflowError:
+                raise InvalidInputError("expires_at is out of range.", field="expires_at") from None
+
+
+class KeyCreate(_KeyInput):
+    """A new key. Without `expires_at` the profile's default_expiry_days decides; null is "never"."""
+
+    user_email: Email
+    name: KeyName
+    profile_id: int
+    expires_at: Moment | UnsetType | None = UNSET
+
+
+class KeyUpdate(_KeyInput):
+    """Changes of a key: what is not given stays; `expires_at: null` is "never"."""
+
+    name: KeyName | UnsetType = UNSET
+    expires_at: Moment | UnsetType | None = UNSET
+
+
+class KeyRevoke(Input):
+    """Who revokes the key, for the record."""
+
+    revoked_by: Annotated[str, Meta(min_length=1, max_length=254, examples=["security@example.com"])] | None = None
+
+
+class KeyOut(msgspec.Struct, kw_only=True):
+    """A key, without the key itself."""
+
+    id: int
+    user_email: str
+    name: str
+    key_preview: Annotated[str, Meta(examples=["gsk_...3f9a"])]
+    profile_id: int
+    state: KeyState
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    created_at: datetime
+
+
+class KeyIssued(KeyOut, kw_only=True):
+    """A key together with the key itself, which is shown this once."""
+
+    key: Annotated[str, Meta(examples=["gsk_0123456789abcdef0123456789abcdef0123456789abcdef"])]
+
+    def __repr__(self) -> str:
+        return f"KeyIssued(id={self.id}, key_preview={self.key_preview!r})"
+
+
+def _check_email(email: str) -> None:
+    local, _, domain = email.rpartition("@")
+    plausible = local and domain and "@" not in local and not any(map(str.isspace, email))
+    if not plausible or domain.startswith(".") or domain.endswith(".") or any(c in '<>,;:"' for c in email):
+        raise InvalidInputError("user_email must be an address such as ada@example.com.", field="user_email")

@@ -1,0 +1,184 @@
+"""What can be done with API keys. Nothing here commits."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from advanced_alchemy.repository import SQLAlchemyAsyncRepository
+from msgspec import UNSET, UnsetType
+from sqlalchemy import ColumnElement, func
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gasket.backends.schemas import KeyRules
+from gasket.backends.service import ProfileService
+from gasket.db import FOR_CHANGE, FOR_DELETION, Service
+from gasket.errors import InvalidInputError, KeyLimitError, KeyStateError
+from gasket.keys.models import ApiKey
+from gasket.keys.schemas import KeyCreate, KeyUpdate
+
+
+class KeyService(Service[ApiKey]):
+    """API keys and their lifecycle.
+
+    Whatever can raise the number of active keys takes the profile's lock first (`ProfileService.key_rules`)
+    and the key's after it: limits hold across replicas, and nobody waits in a circle.
+    """
+
+    class Repository(SQLAlchemyAsyncRepository[ApiKey]):
+        model_type = ApiKey
+
+    repository_type = Repository
+    noun = "key"
+
+    def __init__(self, session: AsyncSession, *, profiles: ProfileService) -> None:
+        super().__init__(session)
+        self._profiles = profiles
+
+    async def issue(self, data: KeyCreate) -> tuple[ApiKey, str]:
+        """Make a key: its row, and the key itself, which is stored nowhere.
+
+        Raises:
+            NotFoundError: there is no such profile.
+            InvalidInputError: the profile does not allow this expiry.
+            KeyLimitError: the user has as many active keys as the profile allows.
+        """
+        rules = await self._profiles.key_rules(data.profile_id)
+        expires_at = _first_expiry(data.expires_at, rules)
+        await self._check_limit(rules, data.user_email)
+        secret = new_key()
+        key = ApiKey(
+            user_email=data.user_email,
+            name=data.name,
+            digest=digest(secret),
+            key_preview=preview(secret),
+            profile_id=rules.profile_id,
+            expires_at=expires_at,
+            created_at=rules.now,
+        )
+        return await self.repository.add(key), secret
+
+    async def change(self, key_id: int, data: KeyUpdate) -> ApiKey:
+        """Change the given fields.
+
+        Raises:
+            NotFoundError: there is no such key.
+            InvalidInputError: the profile does not allow this expiry.
+            KeyLimitError: a later expiry would revive the key, and there is no room for it.
+        """
+        if data.expires_at is UNSET:
+            key = await self.fetch(key_id, lock=FOR_CHANGE)
+        else:
+            key, rules = await self._fetch_with_rules(key_id)
+            check_expiry(data.expires_at, rules, created_at=key.created_at)
+            if key.state == "expired":
+                await self._check_limit(rules, key.user_email)
+        return await self.assign(key, data.given())
+
+    async def remove(self, key_id: int) -> None:
+        """Delete a key.
+
+        Raises:
+            NotFoundError: there is no such key.
+        """
+        await self.discard(await self.fetch(key_id, lock=FOR_DELETION))
+
+    async def revoke(self, key_id: int, revoked_by: str | None) -> ApiKey:
+        """Revoke a key. Of several calls the first is kept on record.
+
+        Raises:
+            NotFoundError: there is no such key.
+        """
+        key = await self.fetch(key_id, lock=FOR_CHANGE)
+        if key.revoked_at is not None:
+            return key
+        return await self.assign(key, {"revoked_at": func.now(), "revoked_by": revoked_by})
+
+    async def restore(self, key_id: int) -> ApiKey:
+        """Take a revocation back. A key that is active stays as it is.
+
+        Raises:
+            NotFoundError: there is no such key.
+            KeyStateError: it has expired.
+            KeyLimitError: the user has as many active keys as the profile allows.
+        """
+        key, rules = await self._fetch_with_rules(key_id)
+        if key.expires_at is not None and key.expires_at <= rules.now:
+            raise KeyStateError(f"Key {key_id} has expired; give it a later expires_at first.")
+        if key.revoked_at is None:
+            return key
+        await self._check_limit(rules, key.user_email)
+        return await self.assign(key, {"revoked_at": None, "revoked_by": None})
+
+    async def rotate(self, key_id: int) -> tuple[ApiKey, str]:
+        """Replace the key itself at once; the row keeps its id and its expiry.
+
+        Raises:
+            NotFoundError: there is no such key.
+            KeyStateError: it is revoked or has expired.
+        """
+        key = await self.fetch(key_id, lock=FOR_CHANGE)
+        if key.state != "active":
+            raise KeyStateError(f"Key {key_id} is {key.state}; only an active key can be rotated.")
+        secret = new_key()
+        return await self.assign(key, {"digest": digest(secret), "key_preview": preview(secret)}), secret
+
+    async def _fetch_with_rules(self, key_id: int) -> tuple[ApiKey, KeyRules]:
+        rules = await self._profiles.key_rules((await self.fetch(key_id)).profile_id)
+        return await self.fetch(key_id, lock=FOR_CHANGE), rules
+
+    async def _check_limit(self, rules: KeyRules, user_email: str) -> None:
+        """Raise KeyLimitError unless one more key may be active; the profile's lock is held."""
+        if rules.max_keys_per_user is None:
+            return
+        active = await self.count(ApiKey.profile_id == rules.profile_id, of_user(user_email), ApiKey.state == "active")
+        if active >= rules.max_keys_per_user:
+            raise KeyLimitError(
+                f"{user_email} has {active} active keys under profile {rules.profile_name!r}, which allows "
+                f"{rules.max_keys_per_user}. Revoke one, or raise max_keys_per_user."
+            )
+
+
+def of_user(email: str) -> ColumnElement[bool]:
+    """Keys of this address, whatever the case of its letters; see `ApiKey` on how they are folded."""
+    return func.lower(ApiKey.user_email) == func.lower(email)
+
+
+def new_key() -> str:
+    """A key that nobody has: 192 random bits."""
+    return f"gsk_{secrets.token_hex(24)}"
+
+
+def digest(key: str) -> str:
+    """Hex SHA-256: what is stored, and what a request's key is looked up by. Random keys need no salt."""
+    return sha256(key.encode()).hexdigest()
+
+
+def preview(key: str) -> str:
+    """What people tell keys apart by."""
+    return f"gsk_...{key[-4:]}"
+
+
+def check_expiry(expires_at: datetime | UnsetType | None, rules: KeyRules, *, created_at: datetime) -> None:
+    """Raise InvalidInputError unless the rules allow a key made at `created_at` to expire at this time."""
+    if isinstance(expires_at, datetime) and expires_at <= rules.now:
+        raise InvalidInputError("expires_at is in the past.", field="expires_at")
+    if not rules.enforce_expiry or rules.default_expiry_days is None:
+        return
+    latest = created_at + timedelta(days=rules.default_expiry_days)
+    if not isinstance(expires_at, datetime) or expires_at > latest:
+        raise InvalidInputError(
+            f"expires_at may be {latest.isoformat()} at the latest: profile {rules.profile_name!r} enforces "
+            f"{rules.default_expiry_days} days after the key was made.",
+            field="expires_at",
+        )
+
+
+def _first_expiry(requested: datetime | UnsetType | None, rules: KeyRules) -> datetime | None:
+    """When a new key expires: as requested, else as the profile has it."""
+    if isinstance(requested, UnsetType):
+        days = rules.default_expiry_days
+        return None if days is None else rules.now + timedelta(days=days)
+    check_expiry(requested, rules, created_at=rules.now)
+    return requested
