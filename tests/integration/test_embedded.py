@@ -346,9 +346,10 @@ def test_programs_that_the_servers_account_cannot_reach_are_copied_once(new_data
         shutil.copytree(part, closed / part.name)
     make_folder(new_data_dir, 0o711)
     make_folder(new_data_dir / "binaries-0.0", 0o755)
+    path = os.pathsep.join(filter(None, [str(closed), os.environ.get("PYTHONPATH")]))
     copied = set()
     for _ in range(2):
-        with Process(USE, new_data_dir, PYTHONPATH=str(closed)) as user:
+        with Process(USE, new_data_dir, PYTHONPATH=path) as user:
             user.first_line()
             assert server(new_data_dir).exe().startswith(f"{new_data_dir}/binaries-")
             user.end()
