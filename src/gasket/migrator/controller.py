@@ -6,9 +6,10 @@ from typing import Annotated
 
 import asyncpg
 from litestar import Response, get
+from litestar.di import NamedDependency
 from litestar.exceptions import ServiceUnavailableException
 from litestar.openapi import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from gasket.migrator.status import MigrationReport, Readiness, SchemaMonitor
 
@@ -23,7 +24,7 @@ from gasket.migrator.status import MigrationReport, Readiness, SchemaMonitor
     tags=["health"],
     responses={503: ResponseSpec(Readiness, description="Do not send requests here", generate_examples=False)},
 )
-async def readiness(schema_monitor: SchemaMonitor) -> Response[Readiness]:
+async def readiness(schema_monitor: NamedDependency[SchemaMonitor]) -> Response[Readiness]:
     """For load balancers; open to all, so it tells no more than the revisions."""
     answer = await schema_monitor.readiness()
     return Response(answer, status_code=200 if answer.ready else 503)
@@ -36,8 +37,8 @@ async def readiness(schema_monitor: SchemaMonitor) -> Response[Readiness]:
     tags=["migrations"],
 )
 async def migrations(
-    schema_monitor: SchemaMonitor,
-    limit: Annotated[int, Parameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
+    schema_monitor: NamedDependency[SchemaMonitor],
+    limit: Annotated[int, QueryParameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
 ) -> MigrationReport:
     """The same as `litestar database history`, as the database sees it."""
     try:

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from .conftest import Post, assert_problem
+
+URL = "https://api.example.com/v1"
+
+
+async def test_a_new_backend_shows_all_but_its_credential(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "/api/backends", json={"name": "main", "base_url": URL, "api_key": "sk-secret", "skip_tls_verify": True}
+    )
+    assert response.status_code == 201
+    assert "sk-secret" not in response.text
+    backend = response.json()
+    assert backend.pop("created_at").endswith("Z")
+    assert backend == {
+        "id": backend["id"],
+        "name": "main",
+        "base_url": URL,
+        "has_api_key": True,
+        "credential_unreadable": False,
+        "skip_tls_verify": True,
+    }
+    assert (await client.get(f"/api/backends/{backend['id']}")).json() == response.json()
+
+
+async def test_name_and_url_are_enough(post: Post) -> None:
+    backend = await post("/api/backends", name="bare", base_url="http://localhost:11434")
+    assert (backend["has_api_key"], backend["skip_tls_verify"]) == (False, False)
+
+
+async def test_a_patch_changes_what_it_names_and_nothing_else(client: httpx.AsyncClient, post: Post) -> None:
+    backend = await post("/api/backends", name="main", base_url=URL, api_key="sk-secret")
+    path = f"/api/backends/{backend['id']}"
+    assert (await client.patch(path, json={})).json() == backend
+    changed = await client.patch(path, json={"name": "other", "skip_tls_verify": True})
+    assert changed.json() == backend | {"name": "other", "skip_tls_verify": True}
+    forgotten = await client.patch(path, json={"api_key": None})
+    assert forgotten.json() == changed.json() | {"has_api_key": False}
+    assert (await client.get(path)).json() == forgotten.json()
+
+
+async def test_a_name_is_taken_once(client: httpx.AsyncClient, post: Post) -> None:
+    await post("/api/backends", name="main", base_url=URL)
+    other = await post("/api/backends", name="other", base_url=URL)
+    again = await client.post("/api/backends", json={"name": "main", "base_url": URL})
+    assert "'main'" in assert_problem(again, 409, "name-taken")
+    renamed = await client.patch(f"/api/backends/{other['id']}", json={"name": "main"})
+    assert "'main'" in assert_problem(renamed, 409, "name-taken")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", None),
+        ("name", ""),
+        ("name", " main"),
+        ("name", "a\nb"),
+        ("name", "a\0b"),
+        ("name", "n" * 101),
+        ("name", 5),
+        ("base_url", None),
+        ("base_url", "ftp://host"),
+        ("base_url", "https://"),
+        ("base_url", "https://user:pass@host"),
+        ("base_url", "https://host?x=1"),
+        ("base_url", "https://host/#top"),
+        ("base_url", "https://host:port"),
+        ("base_url", "https://host:0"),
+        ("base_url", "https://[::1"),
+        ("base_url", "https://ho st"),
+        ("base_url", "https://host\\path"),
+        ("base_url", "h" * 2001),
+        ("api_key", ""),
+        ("api_key", "two words"),
+        ("api_key", "schlüssel"),
+        ("api_key", "k" * 4001),
+        ("skip_tls_verify", None),
+        ("skip_tls_verify", "perhaps"),
+    ],
+)
+async def test_values_are_checked_when_made_and_when_changed(
+    client: httpx.AsyncClient, post: Post, field: str, value: object
+) -> None:
+    created = await client.post("/api/backends", json={"name": "new", "base_url": URL, field: value})
+    backend = await post("/api/backends", name="main", base_url=URL)
+    changed = await client.patch(f"/api/backends/{backend['id']}", json={field: value})
+    for response in (created, changed):
+        assert field in assert_problem(response, 400, "invalid-input", field=field)
+        assert not (field == "api_key" and value and str(value) in response.text)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"name": "main"}, {"name": "m", "base_url": URL, "apikey": "typo"}, [], "text", 1]
+)
+async def test_bodies_of_another_shape_are_refused(client: httpx.AsyncClient, body: object) -> None:
+    response = await client.post("/api/backends", json=body)
+    assert response.status_code == 400
+    assert response.json()["errors"]
+
+
+@pytest.mark.parametrize("backend_id", ["0", "-1", "2147483647", "2147483648", "9" * 30, "abc", "1.5"])
+async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient, backend_id: str) -> None:
+    path = f"/api/backends/{backend_id}"
+    for response in (await client.get(path), await client.patch(path, json={}), await client.delete(path)):
+        assert_problem(response, 404, "not-found")
+
+
+async def test_a_backend_in_a_profile_stays(client: httpx.AsyncClient, post: Post) -> None:
+    backend = await post("/api/backends", name="main", base_url=URL)
+    for name in ("first", "second"):
+        await post("/api/profiles", name=name, backends=[backend["id"]])
+    path = f"/api/backends/{backend['id']}"
+    assert "2 profiles (first, second)" in assert_problem(await client.delete(path), 409, "in-use")
+    for profile in (await client.get("/api/profiles")).json()["items"]:
+        await client.patch(f"/api/profiles/{profile['id']}", json={"backends": []})
+    assert (await client.delete(path)).status_code == 204
+    assert_problem(await client.get(path), 404, "not-found")
+
+
+class TestLists:
+    @pytest.fixture(autouse=True)
+    async def backends(self, post: Post) -> None:
+        for name in ("Delta", "alpha_1", "charlie", "bravo%"):
+            await post("/api/backends", name=name, base_url=f"https://{name.strip('%')}.example")
+
+    async def names(self, client: httpx.AsyncClient, query: str) -> list[str]:
+        response = await client.get(f"/api/backends?{query}")
+        assert response.status_code == 200, response.text
+        return [item["name"] for item in response.json()["items"]]
+
+    async def test_pages(self, client: httpx.AsyncClient) -> None:
+        async def page(number: int) -> dict[str, Any]:
+            body: dict[str, Any] = (await client.get(f"/api/backends?pageSize=3&currentPage={number}")).json()
+            return body
+
+        first, second, beyond = await page(1), await page(2), await page(9)
+        assert [item["name"] for item in first.pop("items")] == ["Delta", "alpha_1", "charlie"]
+        assert first == {"total": 4, "limit": 3, "offset": 0}
+        assert [item["name"] for item in second.pop("items")] == ["bravo%"]
+        assert second == {"total": 4, "limit": 3, "offset": 3}
+        assert beyond == {"items": [], "total": 4, "limit": 3, "offset": 24}
+
+    async def test_order(self, client: httpx.AsyncClient) -> None:
+        assert await self.names(client, "orderBy=id&sortOrder=desc") == ["bravo%", "charlie", "alpha_1", "Delta"]
+        by_name = await self.names(client, "orderBy=name")
+        assert by_name == list(reversed(await self.names(client, "orderBy=name&sortOrder=desc")))
+
+    async def test_search_takes_wildcards_literally(self, client: httpx.AsyncClient) -> None:
+        assert await self.names(client, "searchString=DELTA") == ["Delta"]
+        assert await self.names(client, "searchString=DELTA&searchIgnoreCase=false") == []
+        assert await self.names(client, "searchString=_") == ["alpha_1"]
+        assert await self.names(client, "searchString=%25") == ["bravo%"]
+        assert len(await self.names(client, "searchString=.example")) == 4
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("pageSize", "0"),
+            ("pageSize", "201"),
+            ("pageSize", "many"),
+            ("currentPage", "0"),
+            ("currentPage", "9" * 20),
+            ("orderBy", "api_key"),
+            ("orderBy", "id; DROP TABLE openai_backends"),
+            ("orderBy", "__class__"),
+            ("sortOrder", "sideways"),
+            ("searchString", "%00"),
+            ("searchString", "s" * 201),
+            ("limit", "5"),
+        ],
+    )
+    async def test_parameters_are_checked(self, client: httpx.AsyncClient, field: str, value: str) -> None:
+        response = await client.get(f"/api/backends?{field}={value}")
+        assert field in assert_problem(response, 400, "invalid-input", field=field)
+
+
+async def test_requests_at_once_agree_on_who_took_the_name(
+    client: httpx.AsyncClient, database: asyncpg.Connection
+) -> None:
+    body = {"name": "main", "base_url": URL}
+    statuses = [
+        r.status_code for r in await asyncio.gather(*(client.post("/api/backends", json=body) for _ in range(8)))
+    ]
+    assert sorted(statuses) == [201] + [409] * 7
+    assert await database.fetchval("SELECT count(*) FROM openai_backends") == 1
