@@ -127,5 +127,6 @@ def _openapi() -> OpenAPIConfig:
         title="Gasket",
         version=version("gasket"),
         description=http.API_DESCRIPTION,
+        use_handler_docstrings=True,
         components=Components(security_schemes={http.SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")}),
     )
