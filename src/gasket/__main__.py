@@ -10,6 +10,9 @@ from litestar.__main__ import run_cli
 def main() -> None:
     """`gasket ...`."""
     os.environ.setdefault("LITESTAR_APP", "gasket.app:create_app")
+    # A replica is one process, whatever the platform sets for Litestar and uvicorn to read: uvicorn with workers
+    # exits 0 when a start is refused.
+    os.environ.pop("WEB_CONCURRENCY", None)
     run_cli()
 
 

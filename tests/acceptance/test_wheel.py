@@ -107,7 +107,7 @@ def test_the_source_distribution_holds_what_a_build_and_a_test_run_need(release:
 def _start(gasket: Path, folder: Path, log: Path, database_url: str) -> Replica:
     port = free_port()
     command = [str(gasket), "run", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"PATH": os.defpath, "DATABASE_URL": database_url, **SERVING}
+    settings = {"PATH": os.defpath, "DATABASE_URL": database_url, "WEB_CONCURRENCY": "3", **SERVING}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(folder) | settings, stdout=output, stderr=output
@@ -122,6 +122,7 @@ async def test_it_migrates_and_serves_from_an_empty_folder(bin_folder: Path, dat
     try:
         answer = await gateway.ready()
         assert answer["revision"] == answer["head"] is not None
+        assert gateway.output.count("Started server process") == 1  # whatever WEB_CONCURRENCY says
         gateway.signal(signal.SIGTERM)
         # uvicorn shuts down, then lets the signal end the process.
         assert await gateway.exited(within=10) in (0, -signal.SIGTERM), str(gateway)
