@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import platformdirs
 
@@ -20,6 +20,21 @@ from gasket.errors import SettingsError
 _SCHEMES = ("postgres", "postgresql", "postgresql+asyncpg")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+# libpq's parameters that asyncpg would send to the server as settings, which then refuses the connection. None
+# of them changes to whom, as whom, or how safely the connection is made.
+_NOT_FOR_THE_DRIVER = {
+    "channel_binding",
+    "connect_timeout",
+    "fallback_application_name",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "load_balance_hosts",
+    "sslcompression",
+    "sslsni",
+    "tcp_user_timeout",
+}
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 
 
@@ -33,23 +48,24 @@ def _database_url(value: str) -> str:
         parts = urlsplit(value)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise ValueError(
-            "must be a PostgreSQL URL such as postgresql://user:password@host:5432/name"
-        ) from None
+        raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/name") from None
     if parts.scheme not in _SCHEMES:
         raise ValueError("must begin with postgres://, postgresql:// or postgresql+asyncpg://")
+    if parts.netloc.count("@") > 1:
+        raise ValueError("must have an @ within the user or the password written as %40")
     for host in parts.netloc.rpartition("@")[2].split(","):
         port = re.sub(r"^\[[^]]*\]", "", host).partition(":")[2]
-        if port and not (port.isdigit() and 0 < int(port) < 65536):
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError("must have a port from 1 to 65535 after each host's colon")
     for name, allowed in (("sslmode", _SSL_MODES), ("target_session_attrs", _SESSION_ATTRS)):
         if name in query and query[name] not in allowed:
             raise ValueError(f"must have {name} as one of {', '.join(allowed)}")
-    return (
-        urlunsplit(parts._replace(scheme="postgresql"))
-        if parts.netloc
-        else value.replace(parts.scheme, "postgresql", 1)
-    )
+    if query.get("channel_binding") == "require":
+        raise ValueError("must not have channel_binding=require, which the driver cannot do; sslmode is understood")
+    options = [option for option in parts.query.split("&") if option.partition("=")[0] not in _NOT_FOR_THE_DRIVER]
+    kept = "&".join(options)
+    # Put together by hand: urlunsplit drops the slashes of an empty host.
+    return f"postgresql://{parts.netloc}{parts.path}" + (f"?{kept}" if kept else "")
 
 
 def _schema(value: str) -> str:
@@ -97,9 +113,7 @@ def _release(value: str) -> str:
 
 def _admin_tokens(value: str) -> tuple[str, ...]:
     tokens = tuple(token.strip() for token in value.split(","))
-    if any(
-        len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens
-    ):
+    if any(len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens):
         raise ValueError("must be one or more tokens, comma-separated, each of at least 16 ASCII characters")
     return tokens
 
@@ -121,7 +135,10 @@ def _secret_keys(value: str) -> tuple[str, ...]:
 
 
 def _directory(value: str) -> Path:
-    path = Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        path = Path()
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
     return path
@@ -253,7 +270,5 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
                 raise SettingsError(f"{entry.metadata['env']} {error}.") from None
     settings = Settings(**values)
     if settings.migration_database_url and settings.embedded:
-        raise SettingsError(
-            "GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither."
-        )
+        raise SettingsError("GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither.")
     return settings

@@ -15,7 +15,9 @@ from sqlalchemy import MetaData
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.errors import (
     DatabaseUnavailableError,
+    HeldRevisionError,
     LockLostError,
+    LocksNotGrantedError,
     LockTimeoutError,
     MigrationFailedError,
     MissingPrivilegeError,
@@ -48,6 +50,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     {downgrade}
 '''
+
+BOOKS = ["alembic_version", "migration_failures", "migration_ledger"]
 
 
 class Project:
@@ -128,7 +132,7 @@ async def test_everything_pending_is_applied_and_written_down(
     first, second = project.add(), project.add(compatible=False)
     plan = await bring_to_head(project.config(database_url))
     assert plan.head == "r2"
-    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1", "t2"]
+    assert await tables(observer) == [*BOOKS, "t1", "t2"]
     rows = await observer.fetch("SELECT * FROM migration_ledger ORDER BY id")
     assert [(r["revision"], r["down_revision"], r["direction"]) for r in rows] == [
         ("r1", None, "upgrade"),
@@ -155,7 +159,7 @@ async def test_at_head_the_lock_is_not_asked_for(
     with pytest.raises(LockTimeoutError) as refusal:
         await bring_to_head(project.config(database_url))
     assert f"pid {observer.get_server_pid()}" in str(refusal.value)
-    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1"]
+    assert await tables(observer) == [*BOOKS, "t1"]
 
 
 async def test_a_failure_keeps_what_came_before_and_the_mended_file_goes_on(
@@ -171,7 +175,7 @@ async def test_a_failure_keeps_what_came_before_and_the_mended_file_goes_on(
     assert "The upgrade of revision r3 failed: division by zero [SQLSTATE 22012]" in message
     assert "rolled back whole" in message
     assert "r1, r2) stay" in message
-    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1", "t2"]
+    assert await tables(observer) == [*BOOKS, "t1", "t2"]
     broken.write_text(broken.read_text().replace("SELECT 1/0", "SELECT 1"))
     await bring_to_head(project.config(database_url))
     assert await ledger(observer) == [(f"r{n}", "upgrade") for n in (1, 2, 3, 4)]
@@ -218,7 +222,7 @@ async def test_a_step_that_gives_the_lock_away_is_rolled_back(
     project.add('op.execute("SELECT pg_advisory_unlock_all()"); op.execute("CREATE TABLE t2 (id int)")')
     with pytest.raises(LockLostError, match="no longer holds it"):
         await bring_to_head(project.config(database_url))
-    assert await tables(observer) == ["alembic_version", "migration_ledger", "t1"]
+    assert await tables(observer) == [*BOOKS, "t1"]
 
 
 async def test_a_terminated_holder_starts_afresh_from_the_lock(
@@ -277,7 +281,7 @@ async def test_another_schema_is_made_and_holds_everything(
     project.add()
     await bring_to_head(project.config(database_url, schema="second"))
     assert await tables(observer) == []
-    assert await tables(observer, "second") == ["alembic_version", "migration_ledger", "t1"]
+    assert await tables(observer, "second") == [*BOOKS, "t1"]
 
 
 async def test_a_role_without_rights_is_told_the_grant(
@@ -347,3 +351,72 @@ async def test_a_ledger_of_an_older_release_is_extended_and_kept(
     await bring_to_head(project.config(database_url))
     assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
     assert await observer.fetchval("SELECT count(host) FROM migration_ledger") == 1
+
+
+async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url))
+    project.add('op.execute("CREATE TABLE once (id int)"); op.execute("ALTER TABLE t1 ADD COLUMN c int")')
+    reader = await asyncpg.connect(database_url)
+    transaction = reader.transaction()
+    await transaction.start()
+    await reader.execute("SELECT * FROM t1")
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+    async with asyncio.timeout(10):
+        while not await observer.fetchval("SELECT count(*) FROM migration_failures"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    worst = 0.0
+    for _ in range(20):
+        started = asyncio.get_running_loop().time()
+        await observer.execute("SELECT * FROM t1", timeout=5)
+        worst = max(worst, asyncio.get_running_loop().time() - started)
+        await asyncio.sleep(0.01)
+    assert worst < 0.5, "a reader was held up behind the queued ALTER"
+    await transaction.rollback()
+    await migrating
+    assert await tables(observer) == [*BOOKS, "once", "t1"]
+    assert await observer.fetchval("SELECT error FROM migration_failures LIMIT 1") == (
+        "canceling statement due to lock timeout [SQLSTATE 55P03]"
+    )
+    await reader.close()
+
+
+async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url))
+    project.add('op.execute("CREATE TABLE once (id int)"); op.execute("ALTER TABLE t1 ADD COLUMN c int")')
+    blocker = await asyncpg.connect(database_url, server_settings={"application_name": "long report"})
+    transaction = blocker.transaction()
+    await transaction.start()
+    await blocker.execute("SELECT * FROM t1")
+    with pytest.raises(LocksNotGrantedError) as refusal:
+        await bring_to_head(project.config(database_url, ddl_wait=0.3))
+    message = str(refusal.value)
+    assert f"pid {blocker.get_server_pid()} (application 'long report', role " in message
+    assert "SELECT * FROM t1" in message
+    assert await tables(observer) == [*BOOKS, "t1"]
+    await transaction.rollback()
+    await blocker.close()
+    await bring_to_head(project.config(database_url))
+
+
+async def test_a_head_that_was_taken_back_is_not_applied_again_by_a_start(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add()
+    project.add()
+    await bring_to_head(project.config(database_url, release="2.0"))
+    await observer.execute("DROP TABLE t2; UPDATE alembic_version SET version_num = 'r1'")
+    await observer.execute(
+        "INSERT INTO migration_ledger (revision, down_revision, direction, release, role) "
+        "VALUES ('r2', 'r1', 'downgrade', '1.0', 'ann')"
+    )
+    with pytest.raises(HeldRevisionError, match=r"r2, .* taken back .* by ann \(release 2.0 had applied it\)"):
+        await bring_to_head(project.config(database_url, release="2.0"))
+    project.add()
+    await bring_to_head(project.config(database_url, release="3.0"))
+    assert await tables(observer) == [*BOOKS, "t1", "t2", "t3"]

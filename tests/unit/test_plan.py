@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gasket.migrator.errors import RevisionFileError, SchemaAheadError
+from gasket.migrator.errors import HeldRevisionError, MultipleHeadsError, RevisionFileError, SchemaAheadError
 from gasket.migrator.ledger import DatabaseState, LedgerEntry
-from gasket.migrator.plan import SchemaState, check_upgrade, make_plan
+from gasket.migrator.plan import SchemaState, check_hold, check_upgrade, make_plan
 from gasket.migrator.revisions import RevisionFile, Revisions
 
 
@@ -106,3 +106,42 @@ def test_an_undecided_pending_revision_is_refused_before_anything_is_applied() -
     with pytest.raises(RevisionFileError, match=r"b\.py has not decided `backward_compatible`"):
         check_upgrade(make_plan(revisions, database()), "1.0")
     check_upgrade(make_plan(revisions, database("b")), "1.0")
+
+
+def test_a_file_that_stands_on_nothing_known_is_refused() -> None:
+    with pytest.raises(RevisionFileError, match=r"b\.py stands on revision gone"):
+        make_plan(Revisions([file("b", "gone")]), database())
+
+
+def test_a_file_gone_from_the_middle_is_missing_and_not_ahead() -> None:
+    ledger = tuple(entry(r, *below, compatible=True) for r, below in (("a", ()), ("b", ("a",)), ("c", ("b",))))
+    plan = make_plan(Revisions([file("a"), file("c", "b")]), database("c", ledger=ledger))
+    assert plan.state is SchemaState.AT_HEAD
+    assert [e.revision for e in plan.missing] == ["b"]
+    assert plan.unknown == ()
+
+
+def test_applied_files_with_other_bytes_are_changed_and_pending_ones_are_not() -> None:
+    ledger = (
+        LedgerEntry("a", (), "upgrade", "other bytes", "1.0", True),
+        LedgerEntry("b", ("a",), "upgrade", "b", "1.0", True),
+        LedgerEntry("c", ("b",), "downgrade", "other bytes", "1.0", True),
+    )
+    plan = make_plan(CHAIN, database("b", ledger=ledger))
+    assert [f.revision for f in plan.changed] == ["a"]
+
+
+def test_a_head_that_was_taken_back_is_held_and_one_above_it_is_not() -> None:
+    taken_back = LedgerEntry("c", ("b",), "downgrade", "c", "2.0", True, role="ann", started_at="2026-01-01T00:00:00")
+    plan = make_plan(CHAIN, database("b", ledger=(taken_back,)))
+    with pytest.raises(HeldRevisionError, match="c, the head of this release 1.0, was taken back .* by ann"):
+        check_hold(plan, release="1.0", applied_by="2.0")
+    newer = Revisions([*CHAIN.values(), file("d", "c")])
+    plan = make_plan(newer, database("b", ledger=(taken_back,)))
+    assert [f.revision for f in plan.pending] == ["c", "d"]
+    check_hold(plan, release="1.1", applied_by=None)
+
+
+def test_two_heads_are_refused_with_the_command_to_run() -> None:
+    with pytest.raises(MultipleHeadsError, match='alembic merge -m "merge heads" b x'):
+        make_plan(Revisions([file("a"), file("b", "a"), file("x", "a")]), database())

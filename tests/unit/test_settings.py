@@ -174,8 +174,30 @@ def test_settings_cannot_be_changed() -> None:
             "postgres://h/db?sslmode=verify-full&sslrootcert=/etc/ca.pem&target_session_attrs=read-write",
             "postgresql://h/db?sslmode=verify-full&sslrootcert=/etc/ca.pem&target_session_attrs=read-write",
         ),
+        ("POSTGRESQL+ASYNCPG:///db", "postgresql:///db"),
+        ("postgresql://h/db?connect_timeout=5&sslmode=require&keepalives=1", "postgresql://h/db?sslmode=require"),
         ("postgresql://h/db?application_name=a%20b", "postgresql://h/db?application_name=a%20b"),
     ],
 )
 def test_every_form_of_url(given: str, expected: str) -> None:
     assert read_settings({"DATABASE_URL": given}).database_url == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://u:hunter@22@h/db", "written as %40"),
+        ("postgresql://h:\u00b2/db", "a port from 1 to 65535"),
+        ("postgresql://h/db?channel_binding=require", "channel_binding=require"),
+    ],
+)
+def test_a_url_that_the_driver_would_misread_is_refused(url: str, problem: str) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL must") as refusal:
+        read_settings({"DATABASE_URL": url})
+    assert problem in str(refusal.value)
+    assert "hunter" not in str(refusal.value)
+
+
+def test_a_home_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="GASKET_DATA_DIR must be an absolute path"):
+        read_settings({"GASKET_DATA_DIR": "~nosuchuser/x"})

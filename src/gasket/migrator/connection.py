@@ -81,6 +81,8 @@ class MigratorConfig:
     metadata: MetaData
     database_wait: float = 30.0
     lock_wait: float = 600.0
+    ddl_wait: float = 300.0
+    scratch_url: str | None = None
     migrate_on_startup: bool = True
     start_database: Callable[[], AbstractContextManager[object]] = nullcontext
 

@@ -11,6 +11,13 @@ MigratorError
 ├── SchemaAheadError             the database has revisions that this release lacks and cannot run on
 ├── LockTimeoutError             another process holds the migration lock for longer than the wait
 ├── LockLostError                the connection that held the lock is gone
+├── LocksNotGrantedError         a revision did not get its table locks in time
+├── EditedRevisionError          an applied file was edited or is gone, and something is pending
+├── HeldRevisionError            this release's head was taken back; a start does not apply it again
+├── NotReplayableError           a revision cannot be taken back without its file
+├── AdoptionError                there are tables of ours but no version table, or they differ
+├── NotConfirmedError            something that may lose data was not confirmed
+├── ScratchDatabaseError         there is no scratch database to try the revisions out on
 ├── NotMigratedError             told not to migrate, and nobody else did in time
 ├── MigrationFailedError         a revision failed; what came before it stays
 └── MigrationInterruptedError    SIGTERM came while waiting or migrating
@@ -132,6 +139,80 @@ class LockLostError(MigratorError):
         super().__init__(
             f"The connection that held the migration lock was lost ({reason}); the revision under way was "
             f"rolled back, {_stays(applied)}. Start again to go on from there."
+        )
+
+
+class LocksNotGrantedError(MigratorError):
+    """A revision did not get its table locks in time."""
+
+    def __init__(self, *, revision: str, waited: float, tries: int, blockers: Sequence[str]) -> None:
+        super().__init__(
+            f"Revision {revision} did not get its locks in {tries} tries over {waited:.0f} s; it was rolled back, "
+            f"what came before it stays. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
+            f"Let those finish or end them with pg_terminate_backend(pid), then start again, or raise "
+            f"GASKET_MIGRATION_DDL_WAIT."
+        )
+
+
+class EditedRevisionError(MigratorError):
+    """An applied file was edited or is gone, and something is pending."""
+
+    def __init__(
+        self, *, revision: str, what: str, applied_at: str, applied_by: str | None, pending: Sequence[str]
+    ) -> None:
+        super().__init__(
+            f"The file of revision {revision} {what} since release {applied_by or '(unknown)'} applied it "
+            f"at {applied_at}, and {', '.join(pending)} would be applied on top; nothing was changed. "
+            f"Put the file back as it was, or, if the edit was reviewed, run: "
+            f"litestar database accept {revision}"
+        )
+
+
+class HeldRevisionError(MigratorError):
+    """This release's head was taken back; a start does not apply it again."""
+
+    def __init__(self, *, revision: str, at: str, by: str, release: str, applied_by: str | None) -> None:
+        super().__init__(
+            f"Revision {revision}, the head of this release {release}, was taken back at {at} by {by} "
+            f"(release {applied_by or '(unknown)'} had applied it), so a start does not apply it again; nothing was "
+            f"changed. Start the release that goes with the schema, or, to apply it again, run: "
+            f"litestar database upgrade"
+        )
+
+
+class NotReplayableError(MigratorError):
+    """A revision cannot be taken back without its file."""
+
+    def __init__(self, *, revision: str, applied_by: str | None, reason: str) -> None:
+        super().__init__(
+            f"Revision {revision} cannot be taken back from the ledger: {reason}; nothing of it was changed. "
+            f"Downgrade with release {applied_by or 'that has its file'}."
+        )
+
+
+class AdoptionError(MigratorError):
+    """There are tables of ours but no version table, or they differ."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class NotConfirmedError(MigratorError):
+    """Something that may lose data was not confirmed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ScratchDatabaseError(MigratorError):
+    """There is no scratch database to try the revisions out on.
+
+    `reason` is a clause without the full stop; `mend` is a sentence of what to do, with its own.
+    """
+
+    def __init__(self, *, reason: str, mend: str) -> None:
+        super().__init__(
+            f"There is no scratch database to try the revisions out on: {reason}; nothing was changed. {mend}"
         )
 
 

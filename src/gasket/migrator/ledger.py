@@ -17,6 +17,8 @@ from gasket.migrator.connection import quote_identifier
 
 VERSION_TABLE = "alembic_version"
 OWN_TABLES_PREFIX = "migration_"
+LEDGER = "migration_ledger"
+FAILURES = "migration_failures"
 
 _COLUMNS = {
     "revision": "text NOT NULL",
@@ -30,11 +32,21 @@ _COLUMNS = {
     "duration_ms": "bigint",
     "backward_compatible": "boolean",
 }
+_ADDED_COLUMNS = {"digest": "text", "script": "jsonb", "downgrade_sql": "jsonb"}
+_FAILURE_COLUMNS = {
+    "revision": "text",
+    "direction": "text",
+    "error": "text NOT NULL",
+    "release": "text",
+    "role": "text DEFAULT current_user",
+    "host": "text",
+    "failed_at": "timestamptz NOT NULL DEFAULT clock_timestamp()",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """The last row of a revision. `direction` is `upgrade`, `downgrade` or `stamp`."""
+    """The last row of a revision. `direction` is `upgrade`, `downgrade`, `stamp` or `accept` (a reviewed edit)."""
 
     revision: str
     down_revisions: tuple[str, ...]
@@ -42,6 +54,8 @@ class LedgerEntry:
     file_sha256: str | None
     release: str | None
     backward_compatible: bool | None
+    role: str | None = None
+    started_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,7 @@ async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseSta
         [(has_versions, has_ledger)] = await connection.fetch(
             "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL",
             _qualified(schema, VERSION_TABLE),
-            _qualified(schema, "migration_ledger"),
+            _qualified(schema, LEDGER),
         )
         [row] = await connection.fetch(_state_query(schema, versions=has_versions, ledger=has_ledger))
     return DatabaseState(
@@ -100,8 +114,8 @@ def _state_query(schema: str, *, versions: bool, ledger: bool) -> str:
     version_rows = f"SELECT array_agg(version_num::text) FROM {_qualified(schema, VERSION_TABLE)}"
     ledger_rows = (
         "SELECT json_agg(json_build_array(revision, down_revision, direction, file_sha256, release, "
-        "backward_compatible)) FROM (SELECT DISTINCT ON (revision) * FROM "
-        f"{_qualified(schema, 'migration_ledger')} ORDER BY revision, id DESC) AS last"
+        "backward_compatible, role, date_trunc('second', started_at))) FROM (SELECT DISTINCT ON (revision) * FROM "
+        f"{_qualified(schema, LEDGER)} ORDER BY revision, id DESC) AS last"
     )
     return (
         f"SELECT ({version_rows if versions else 'NULL::text[]'}) AS versions, "
@@ -112,7 +126,7 @@ def _state_query(schema: str, *, versions: bool, ledger: bool) -> str:
 
 
 def _entry(row: list[Any]) -> LedgerEntry:
-    revision, down_revision, direction, file_sha256, release, compatible = row
+    revision, down_revision, direction, file_sha256, release, compatible, role, started_at = row
     return LedgerEntry(
         revision=revision,
         down_revisions=tuple(down_revision.split(", ")) if down_revision else (),
@@ -120,49 +134,116 @@ def _entry(row: list[Any]) -> LedgerEntry:
         file_sha256=file_sha256,
         release=release,
         backward_compatible=compatible,
+        role=role,
+        started_at=started_at,
     )
 
 
 async def ensure_tables(connection: asyncpg.Connection, schema: str) -> None:
-    """Make the ledger, or add the columns that an older release did not know. Only under the lock."""
-    table = _qualified(schema, "migration_ledger")
-    columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
-    present = {
-        row["attname"]
-        for row in await connection.fetch(
-            "SELECT attname FROM pg_catalog.pg_attribute "
-            "WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-            table,
-        )
-    }
-    if not present:
-        await connection.execute(
-            f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
-        )
-    for name in _COLUMNS.keys() - present if present else ():
-        await connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {_COLUMNS[name]}")
+    """Make the migrator's tables, or add the columns that an older release did not know. Only under the lock."""
+    for name, columns in ((LEDGER, _COLUMNS | _ADDED_COLUMNS), (FAILURES, _FAILURE_COLUMNS)):
+        table = _qualified(schema, name)
+        present = {
+            row["attname"]
+            for row in await connection.fetch(
+                "SELECT attname FROM pg_catalog.pg_attribute "
+                "WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+                table,
+            )
+        }
+        if not present:
+            definitions = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+            await connection.execute(
+                f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {definitions})"
+            )
+        for column in columns.keys() - present if present else ():
+            await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
 
 
 def insert_statement(schema: str) -> str:
     """The INSERT of one ledger row, which inserts nothing unless this very backend holds the migration lock.
 
     Parameters: revision, down_revision, direction, file_sha256, release, host, duration_ms,
-    backward_compatible, lock class, lock key. Returns the new id.
+    backward_compatible, digest, script, downgrade SQL (both as JSON text), lock class, lock key. Returns the new id.
     """
     return (
-        f"INSERT INTO {_qualified(schema, 'migration_ledger')} (revision, down_revision, direction, file_sha256, "
-        "release, role, host, started_at, duration_ms, backward_compatible) "
+        f"INSERT INTO {_qualified(schema, LEDGER)} (revision, down_revision, direction, file_sha256, release, role, "
+        "host, started_at, duration_ms, backward_compatible, digest, script, downgrade_sql) "
         "SELECT $1::text, $2::text, $3::text, $4::text, $5::text, current_user, $6::text, "
-        "clock_timestamp() - $7::bigint * interval '1 millisecond', $7::bigint, $8::boolean "
+        "clock_timestamp() - $7::bigint * interval '1 millisecond', $7::bigint, $8::boolean, $9::text, "
+        "$10::text::jsonb, $11::text::jsonb "
         "WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 "
-        "AND classid = $9::oid AND objid = $10::oid AND granted AND pid = pg_backend_pid()) RETURNING id"
+        "AND classid = $12::oid AND objid = $13::oid AND granted AND pid = pg_backend_pid()) RETURNING id"
     )
+
+
+async def record_failure(
+    connection: asyncpg.Connection, schema: str, *, revision: str, direction: str, error: str, release: str, host: str
+) -> None:
+    """Write down a try that failed, outside the transaction that was rolled back."""
+    await connection.execute(
+        f"INSERT INTO {_qualified(schema, FAILURES)} (revision, direction, error, release, host) "
+        "VALUES ($1, $2, $3, $4, $5)",
+        revision,
+        direction,
+        error,
+        release,
+        host,
+    )
+
+
+async def read_applier(connection: asyncpg.Connection, schema: str, revision: str) -> str | None:
+    """The release that last applied or stamped a revision."""
+    release: str | None = await connection.fetchval(
+        f"SELECT release FROM {_qualified(schema, LEDGER)} WHERE revision = $1 "
+        "AND direction IN ('upgrade', 'stamp') ORDER BY id DESC LIMIT 1",
+        revision,
+    )
+    return release
+
+
+async def read_digests(connection: asyncpg.Connection, schema: str, revisions: list[str]) -> dict[str, str]:
+    """The digest of each revision's file as it was applied, stamped, or accepted after a review."""
+    rows = await connection.fetch(
+        f"SELECT DISTINCT ON (revision) revision, digest FROM {_qualified(schema, LEDGER)} "
+        "WHERE revision = ANY ($1) AND digest IS NOT NULL ORDER BY revision, id DESC",
+        revisions,
+    )
+    return {row["revision"]: row["digest"] for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """What the ledger keeps of a revision for a release that lacks its file.
+
+    `script` holds `down_revision`, `depends_on`, `branch_labels` and `doc` as Alembic's module has them;
+    `downgrade_sql` is None, or a rendering as `gasket.migrator.render` stores it.
+    """
+
+    revision: str
+    release: str | None
+    script: dict[str, Any]
+    downgrade_sql: str | None
+
+
+async def read_stored(connection: asyncpg.Connection, schema: str) -> dict[str, StoredRevision]:
+    """Every revision that was ever applied or stamped with its script, by revision."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT ON (revision) revision, release, script::text, downgrade_sql::text "
+        f"FROM {_qualified(schema, LEDGER)} WHERE script IS NOT NULL ORDER BY revision, id DESC"
+    )
+    return {
+        row["revision"]: StoredRevision(
+            row["revision"], row["release"], json.loads(row["script"]), row["downgrade_sql"]
+        )
+        for row in rows
+    }
 
 
 async def read_history(connection: asyncpg.Connection, schema: str, limit: int) -> list[dict[str, Any]]:
     """The newest rows first, as they stand in the table."""
     rows = await connection.fetch(
-        f"SELECT id, {', '.join(_COLUMNS)} FROM {_qualified(schema, 'migration_ledger')} ORDER BY id DESC LIMIT $1",
+        f"SELECT id, {', '.join(_COLUMNS)} FROM {_qualified(schema, LEDGER)} ORDER BY id DESC LIMIT $1",
         limit,
     )
     return [dict(row) for row in rows]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gasket.migrator.errors import RevisionFileError, SchemaAheadError
-from gasket.migrator.ledger import DatabaseState
+from gasket.migrator.errors import HeldRevisionError, MultipleHeadsError, RevisionFileError, SchemaAheadError
+from gasket.migrator.ledger import DatabaseState, LedgerEntry
 from gasket.migrator.revisions import RevisionFile, Revisions
 
 
@@ -32,12 +33,20 @@ class UnknownRevision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`pending` in the order in which they would be applied; `unknown` sorted by revision."""
+    """`pending` in the order in which they would be applied; the others sorted by revision.
+
+    `unknown` are applied above what this release has. `changed` are applied files whose bytes are not those that
+    were applied (their code may be), `missing` are applied revisions below ours whose files are gone. `held` is
+    the last ledger row of this release's head where that row is a downgrade.
+    """
 
     state: SchemaState
     head: str | None
     pending: tuple[RevisionFile, ...]
     unknown: tuple[UnknownRevision, ...]
+    changed: tuple[RevisionFile, ...]
+    missing: tuple[LedgerEntry, ...]
+    held: LedgerEntry | None
 
     @property
     def serves(self) -> bool:
@@ -50,17 +59,36 @@ def make_plan(revisions: Revisions, database: DatabaseState) -> Plan:
 
     Raises:
         MultipleHeadsError: the files have more than one head.
+        RevisionFileError: a file stands on a revision that neither a file nor the ledger knows.
     """
-    head = revisions.head
-    unknown, known_below = _unknown(revisions, database)
-    applied = revisions.with_ancestors((database.versions & revisions.keys()) | known_below)
+    ledger = database.ledger
+    for parent, file in revisions.without_file.items():
+        if parent not in ledger:
+            raise RevisionFileError(file=file.path.name, problem=f"stands on revision {parent}, which no file defines")
+    below_missing = _closure(revisions.without_file, revisions, database)
+    missing = below_missing - revisions.keys()
+    heads = [revision for revision in revisions.heads if revision not in below_missing]
+    if len(heads) > 1:
+        raise MultipleHeadsError(heads=heads)
+    head = heads[0] if heads else None
+    applied = _closure(database.versions, revisions, database)
     pending = revisions.in_order(revisions.keys() - applied)
+    unknown = tuple(_unknown_revision(r, database) for r in sorted(applied - revisions.keys() - missing))
     if unknown:
         runs = not pending and all(revision.backward_compatible for revision in unknown)
         state = SchemaState.AHEAD if runs else SchemaState.INCOMPATIBLE
     else:
         state = SchemaState.BEHIND if pending else SchemaState.AT_HEAD
-    return Plan(state=state, head=head, pending=pending, unknown=unknown)
+    last = ledger.get(head) if head and head not in applied else None
+    return Plan(
+        state=state,
+        head=head,
+        pending=pending,
+        unknown=unknown,
+        changed=tuple(file for r, file in revisions.items() if r in applied and _bytes_differ(file, ledger.get(r))),
+        missing=tuple(ledger[r] for r in sorted(missing & applied)),
+        held=last if last and last.direction == "downgrade" else None,
+    )
 
 
 def check_upgrade(plan: Plan, release: str) -> None:
@@ -86,22 +114,44 @@ def check_upgrade(plan: Plan, release: str) -> None:
             )
 
 
-def _unknown(revisions: Revisions, database: DatabaseState) -> tuple[tuple[UnknownRevision, ...], set[str]]:
-    """The applied revisions without a file, and the files' revisions that they stand on."""
-    found: dict[str, UnknownRevision] = {}
-    known_below: set[str] = set()
-    waiting = sorted(database.versions - revisions.keys())
+def check_hold(plan: Plan, *, release: str, applied_by: str | None) -> None:
+    """Refuse a start whose own head was taken back; an explicit upgrade is free to apply it again.
+
+    Raises:
+        HeldRevisionError: it was.
+    """
+    if plan.held:
+        raise HeldRevisionError(
+            revision=plan.held.revision,
+            at=plan.held.started_at,
+            by=plan.held.role or "(unknown)",
+            release=release,
+            applied_by=applied_by,
+        )
+
+
+def _closure(start: Iterable[str], revisions: Revisions, database: DatabaseState) -> set[str]:
+    """The revisions and all that they stand on, by the files and, where those are missing, by the ledger."""
+    reached: set[str] = set()
+    waiting = list(start)
     while waiting:
         revision = waiting.pop()
-        entry = database.ledger.get(revision)
-        found[revision] = UnknownRevision(
-            revision=revision,
-            release=entry.release if entry else None,
-            backward_compatible=entry.backward_compatible if entry else None,
-        )
-        for parent in entry.down_revisions if entry else ():
-            if parent in revisions:
-                known_below.add(parent)
-            elif parent not in found:
-                waiting.append(parent)
-    return tuple(found[revision] for revision in sorted(found)), known_below
+        if revision not in reached:
+            reached.add(revision)
+            known = revisions.get(revision)
+            entry = database.ledger.get(revision)
+            waiting += known.parents if known else entry.down_revisions if entry else ()
+    return reached
+
+
+def _bytes_differ(file: RevisionFile, entry: LedgerEntry | None) -> bool:
+    return entry is not None and entry.file_sha256 not in (None, file.sha256)
+
+
+def _unknown_revision(revision: str, database: DatabaseState) -> UnknownRevision:
+    entry = database.ledger.get(revision)
+    return UnknownRevision(
+        revision=revision,
+        release=entry.release if entry else None,
+        backward_compatible=entry.backward_compatible if entry else None,
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gasket.migrator.errors import MultipleHeadsError, RevisionFileError
+from gasket.migrator.errors import RevisionFileError
 
 _DECLARATIONS = ("revision", "down_revision", "depends_on", "backward_compatible")
 # One-line declarations are read without parsing the file: parsing 1,000 files would take half a second.
@@ -53,12 +53,6 @@ class Revisions(Mapping[str, RevisionFile]):
                     file=file.path.name, problem=f"has the same revision {file.revision} as {other.path.name}"
                 )
             self._files[file.revision] = file
-        for file in self._files.values():
-            for parent in file.parents:
-                if parent not in self._files:
-                    raise RevisionFileError(
-                        file=file.path.name, problem=f"stands on revision {parent}, which no file defines"
-                    )
 
     def __getitem__(self, revision: str) -> RevisionFile:
         return self._files[revision]
@@ -76,16 +70,9 @@ class Revisions(Mapping[str, RevisionFile]):
         return tuple(sorted(self._files.keys() - below))
 
     @property
-    def head(self) -> str | None:
-        """The one head, or None where there are no files.
-
-        Raises:
-            MultipleHeadsError: there are several.
-        """
-        heads = self.heads
-        if len(heads) > 1:
-            raise MultipleHeadsError(heads=heads)
-        return heads[0] if heads else None
+    def without_file(self) -> dict[str, RevisionFile]:
+        """Parents that no file defines, each with a file that stands on it."""
+        return {p: file for file in self._files.values() for p in file.parents if p not in self._files}
 
     def with_ancestors(self, revisions: Iterable[str]) -> set[str]:
         """The given revisions, as far as there are files for them, and everything they stand on."""
@@ -95,7 +82,7 @@ class Revisions(Mapping[str, RevisionFile]):
             revision = waiting.pop()
             if revision not in reached:
                 reached.add(revision)
-                waiting += self._files[revision].parents
+                waiting += [parent for parent in self._files[revision].parents if parent in self._files]
         return reached
 
     def in_order(self, revisions: Iterable[str]) -> tuple[RevisionFile, ...]:

@@ -23,8 +23,15 @@ from gasket.migrator.errors import (
     NotMigratedError,
     SchemaAheadError,
 )
-from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, DatabaseState, read_state, read_versions
-from gasket.migrator.plan import Plan, SchemaState, check_upgrade, make_plan
+from gasket.migrator.ledger import (
+    OWN_TABLES_PREFIX,
+    VERSION_TABLE,
+    DatabaseState,
+    read_applier,
+    read_state,
+    read_versions,
+)
+from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
@@ -34,6 +41,7 @@ log = logging.getLogger("gasket.migrator")
 
 _FRESH_TRIES = 3
 _POLL = 0.5
+_CLOSE_TIMEOUT = 2.0
 _IN_PROCESS = "gasket_migration"
 
 
@@ -47,9 +55,16 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
     """
     started = time.monotonic()
     revisions = read_revisions(migrations_directory(config.ini))
-    database = await _first_look(config)
-    plan = make_plan(revisions, database)
-    check_upgrade(plan, config.release)
+    connection = await connect(config, migrating=False)
+    try:
+        database = await read_state(connection, config.schema)
+        plan = make_plan(revisions, database)
+        check_upgrade(plan, config.release)
+        if plan.held and config.migrate_on_startup:
+            applied_by = await read_applier(connection, config.schema, plan.held.revision)
+            check_hold(plan, release=config.release, applied_by=applied_by)
+    finally:
+        await connection.close(timeout=_CLOSE_TIMEOUT)
     if plan.state is SchemaState.BEHIND:
         if config.migrate_on_startup:
             await _with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
@@ -99,25 +114,26 @@ async def _first_look(config: MigratorConfig) -> DatabaseState:
     try:
         return await read_state(connection, config.schema)
     finally:
-        await connection.close(timeout=2)
+        await connection.close(timeout=_CLOSE_TIMEOUT)
 
 
 async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_role: str) -> None:
     """Take the lock, look again, and bring the schema to head."""
 
     async def at_head(connection: asyncpg.Connection) -> bool:
-        return await read_versions(connection, config.schema) == {revisions.head}
+        return await read_versions(connection, config.schema) == set(revisions.heads)
 
     async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
         if session is None:
             return
         plan = make_plan(revisions, await session.read_state())
         check_upgrade(plan, config.release)
+        check_hold(plan, release=config.release, applied_by=None)  # taken back while this one waited
         if plan.serves:
             return
         log.info("applying %d revisions up to %s", len(plan.pending), plan.head)
         await session.prepare()
-        await session.run(lambda connection: _upgrade_in_process(config, session, connection))
+        await session.run(lambda connection: upgrade_in_process(session, connection, "head"))
 
 
 async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
@@ -149,9 +165,10 @@ async def _with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> No
             await asyncio.sleep(_POLL)
 
 
-def _upgrade_in_process(config: MigratorConfig, session: MigrationSession, connection: Connection) -> None:
-    alembic_config = Config(str(config.ini), attributes={_IN_PROCESS: (session, connection)})
-    command.upgrade(alembic_config, "head")
+def upgrade_in_process(session: MigrationSession, connection: Connection, revision: str) -> None:
+    """Alembic's upgrade to `revision`, inside of `session.run`, over the connection that holds the lock."""
+    alembic_config = Config(str(session.config.ini), attributes={_IN_PROCESS: (session, connection)})
+    command.upgrade(alembic_config, revision)
 
 
 async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
@@ -203,7 +220,7 @@ async def _look(context: Any, config: MigratorConfig) -> None:
             )
             await sqlalchemy_connection.run_sync(lambda c: _run_migrations(context, config, c, None))
     finally:
-        await connection.close(timeout=2)
+        await connection.close(timeout=_CLOSE_TIMEOUT)
 
 
 def _run_migrations(context: Any, config: MigratorConfig, connection: Connection, steps: StepRecorder | None) -> None:

@@ -94,6 +94,7 @@ class MigrationSession:
             CommandError: Alembic's own refusals, as they are.
         """
         try:
+            await self.steps.start()
             async with engine_over(self._connection).connect() as sqlalchemy_connection:
                 await sqlalchemy_connection.run_sync(work)
         except CommandError:
@@ -104,6 +105,8 @@ class MigrationSession:
                 raise LockLostError(reason=describe(cause), applied=self.steps.applied) from error
             if self.steps.current is None:
                 raise
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await self.steps.record_failure(_where(error, cause))
             raise MigrationFailedError(
                 revision=self.steps.current,
                 direction=self.steps.direction,

@@ -14,7 +14,7 @@ import msgspec
 
 from gasket.migrator.connection import MigratorConfig, open_connection
 from gasket.migrator.ledger import DatabaseState, read_history, read_state, read_versions
-from gasket.migrator.plan import Plan, SchemaState, make_plan
+from gasket.migrator.plan import Plan, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 
 DATABASE_AWAY = "database_away"
@@ -82,6 +82,8 @@ class SchemaMonitor:
         self._using = asyncio.Lock()
         self._probe: asyncio.Task[Readiness] | None = None
         self._probed_at = 0.0
+        self._plan: Plan | None = None
+        self._planned_for: frozenset[str] | None = None
         self._last_good: Readiness | None = None
         self._good_at = 0.0
 
@@ -134,14 +136,12 @@ class SchemaMonitor:
         return answer
 
     async def _ask(self, connection: asyncpg.Connection) -> Readiness:
-        head = self._revisions.head
         versions = await read_versions(connection, self._config.schema)
-        if versions == {head}:
-            state = SchemaState.AT_HEAD
-        else:
-            state = make_plan(self._revisions, await read_state(connection, self._config.schema)).state
-        serves = state in (SchemaState.AT_HEAD, SchemaState.AHEAD)
-        return Readiness(ready=serves, state=state.value, revision=", ".join(sorted(versions)) or None, head=head)
+        if self._plan is None or versions != self._planned_for or not self._plan.serves:
+            self._plan = make_plan(self._revisions, await read_state(connection, self._config.schema))
+            self._planned_for = versions
+        plan, revision = self._plan, ", ".join(sorted(versions)) or None
+        return Readiness(ready=plan.serves, state=plan.state.value, revision=revision, head=plan.head)
 
     def _away(self) -> Readiness:
         last, age = self._last_good, time.monotonic() - self._good_at
@@ -149,7 +149,7 @@ class SchemaMonitor:
             ready=last is not None and last.ready and age < _GRACE,
             state=DATABASE_AWAY,
             revision=last.revision if last else None,
-            head=self._revisions.head,
+            head=self._plan.head if self._plan else None,
         )
 
     def _report(self, plan: Plan, database: DatabaseState, history: list[dict[str, Any]]) -> MigrationReport:

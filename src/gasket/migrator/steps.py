@@ -20,10 +20,11 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionS
 from asyncpg.prepared_stmt import PreparedStatement
 from sqlalchemy.util import await_only
 
-from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.attempts import Attempts
+from gasket.migrator.connection import MigratorConfig, describe
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
-from gasket.migrator.ledger import insert_statement
+from gasket.migrator.ledger import insert_statement, record_failure
 from gasket.migrator.lock import LOCK_CLASS, lock_key
 from gasket.migrator.revisions import Revisions
 
@@ -65,9 +66,14 @@ class StepRecorder:
         self._connection = connection
         self._application_role = application_role
         self._host = socket.gethostname()
+        self._attempts = Attempts(config, connection, self._record_failed_try)
         self._started = time.monotonic()
         self._before: set[str] = set()
         self._insert: PreparedStatement[asyncpg.Record] | None = None
+
+    async def start(self) -> None:
+        """What has to be set on the connection before Alembic gets it."""
+        await self._attempts.start()
 
     def attach(self, context: MigrationContext) -> None:
         """Follow the steps that `context` is going to run."""
@@ -76,7 +82,7 @@ class StepRecorder:
 
         def followed(heads: tuple[str, ...], ctx: MigrationContext) -> Iterator[RevisionStep | StampStep]:
             self._before = self._revisions.with_ancestors(heads)
-            yield from self._follow(list(find_steps(heads, ctx)))
+            yield from self._follow(ctx, list(find_steps(heads, ctx)))
 
         context._migrations_fn = followed  # type: ignore[assignment]
         self._watch_autocommit(context)
@@ -97,19 +103,43 @@ class StepRecorder:
         if self._application_role:
             await_only(grant_to_application(self._connection, self._config.schema, self._application_role))
 
-    def _follow(self, steps: list[RevisionStep | StampStep]) -> Iterator[RevisionStep | StampStep]:
+    async def record_failure(self, error: str) -> None:
+        """Write down that the step under way failed, once its transaction is rolled back."""
+        await record_failure(
+            self._connection,
+            self._config.schema,
+            revision=self.current or "base",
+            direction=self.direction,
+            error=error,
+            release=self._config.release,
+            host=self._host,
+        )
+
+    def _follow(
+        self, context: MigrationContext, steps: list[RevisionStep | StampStep]
+    ) -> Iterator[RevisionStep | StampStep]:
         for number, step in enumerate(steps, start=1):
             info = step.info
             name = info.up_revision_id or "base"
             self.current = name
-            self.direction = "upgrade" if info.is_upgrade else "downgrade"
+            self.direction = "stamp" if info.is_stamp else "upgrade" if info.is_upgrade else "downgrade"
             self.partly = False
             self._started = time.monotonic()
             if not info.is_stamp:
                 log.info("%s of revision %s (%d of %d)", self.direction, name, number, len(steps))
+                self._try_until_granted(context, step, name)
             yield step
             self.applied.append(name)
             self.current = None
+
+    def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
+        migrate: Callable[..., None] = step.migration_fn
+
+        @functools.wraps(migrate)
+        def tried(**arguments: Any) -> None:
+            self._attempts.run(context, name, lambda _try: migrate(**arguments), may_retry=lambda: not self.partly)
+
+        step.migration_fn = tried
 
     async def _record(self, revision: str, direction: str) -> None:
         if self._insert is None:
@@ -124,11 +154,17 @@ class StepRecorder:
             self._host,
             round((time.monotonic() - self._started) * 1000),
             file.backward_compatible if file else None,
+            None,
+            None,
+            None,
             LOCK_CLASS,
             lock_key(self._config.schema),
         )
         if row_id is None:
             raise LockLostError(reason="this session no longer holds it", applied=self.applied)
+
+    def _record_failed_try(self, error: BaseException) -> None:
+        await_only(self.record_failure(describe(error)))
 
     def _watch_autocommit(self, context: MigrationContext) -> None:
         enter_block: Callable[[], Any] = context.autocommit_block
@@ -137,7 +173,7 @@ class StepRecorder:
         @contextmanager
         def watched() -> Iterator[None]:
             self.partly = True
-            with enter_block():
+            with enter_block(), self._attempts.no_lock_timeout():
                 yield
 
         context.autocommit_block = watched  # type: ignore[method-assign]
