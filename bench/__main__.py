@@ -1,0 +1,35 @@
+"""`python -m bench [NAME ...] [--repeats N]`: measure, and print Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from bench import apply_migrations, import_time, start_to_ready, up_to_date_check
+from bench.harness import describe_machine, markdown
+
+_BENCHMARKS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (up_to_date_check, apply_migrations, start_to_ready, import_time)
+}
+
+
+async def _run(names: list[str], repeats: int | None) -> None:
+    print(await describe_machine(), flush=True)
+    for name in names:
+        module = _BENCHMARKS[name]
+        started = time.monotonic()
+        rows = await module.measure(repeats or module.REPEATS)
+        print(f"\n### {module.TITLE}\n\n{markdown(rows)}\n")
+        print(f"Medians of {repeats or module.REPEATS}; `{name}` took {time.monotonic() - started:.0f} s.", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Gasket against references.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(_BENCHMARKS)}; default: all")
+    parser.add_argument("--repeats", type=int, help="rounds of each measurement; default: each benchmark's own")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - _BENCHMARKS.keys():
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    asyncio.run(_run(arguments.names or list(_BENCHMARKS), arguments.repeats))
