@@ -52,7 +52,7 @@ def _without_question_unless_terminal(callback: Callable[..., Any]) -> Callable[
 
     @functools.wraps(callback)
     def upgrade(*args: Any, no_prompt: bool, **options: Any) -> Any:
-        return callback(*args, no_prompt=no_prompt or not sys.stdin.isatty(), **options)
+        return callback(*args, no_prompt=no_prompt or not _at_a_terminal(), **options)
 
     return upgrade
 
@@ -60,7 +60,7 @@ def _without_question_unless_terminal(callback: Callable[..., Any]) -> Callable[
 def _never_unasked(callback: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(callback)
     def downgrade(*args: Any, no_prompt: bool, sql: bool, **options: Any) -> Any:
-        if not (no_prompt or sql or sys.stdin.isatty()):
+        if not (no_prompt or sql or _at_a_terminal()):
             raise CommandError(
                 "A downgrade removes tables or columns, and there is no terminal to ask at; nothing was changed. "
                 "Add --no-prompt to confirm it."
@@ -68,6 +68,11 @@ def _never_unasked(callback: Callable[..., Any]) -> Callable[..., Any]:
         return callback(*args, no_prompt=no_prompt or sql, sql=sql, **options)
 
     return downgrade
+
+
+def _at_a_terminal() -> bool:
+    """Whether somebody can be asked. Python has no `sys.stdin` at all where standard input is closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _refused(_callback: Callable[..., Any]) -> Callable[..., Any]:
