@@ -86,6 +86,7 @@ def migrator_config(settings: Settings, startup: Startup) -> MigratorConfig:
         metadata=metadata,
         database_wait=settings.database_wait,
         lock_wait=settings.migration_lock_wait,
+        ddl_wait=settings.migration_ddl_wait,
         migrate_on_startup=settings.migrate_on_startup,
         start_database=startup.database,
     )

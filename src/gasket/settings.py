@@ -217,6 +217,13 @@ class Settings:
         shown_default="600",
         meaning="seconds to wait for the migration lock, or for another to migrate; 0 is one try",
     )
+    migration_ddl_wait: float = _setting(
+        "GASKET_MIGRATION_DDL_WAIT",
+        _seconds,
+        300.0,
+        shown_default="300",
+        meaning="seconds for which a revision tries to get its table locks, in short tries",
+    )
     release: str = _setting(
         "GASKET_RELEASE",
         _release,
