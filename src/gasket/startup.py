@@ -42,9 +42,8 @@ class Gasket(Litestar):
         forward: Any = send
 
         async def in_one_sentence(message: LifeSpanSendMessage) -> None:
-            error = sys.exception()
-            if message["type"] == "lifespan.startup.failed" and isinstance(error, GasketError | MigratorError):
-                message["message"] = f"Gasket does not start. {error}"
+            if message["type"] == "lifespan.startup.failed" and (refusal := _refusal(sys.exception())):
+                message["message"] = f"Gasket does not start. {refusal}"
             await forward(message)
 
         await super().__call__(scope, receive, in_one_sentence)
@@ -135,6 +134,13 @@ class Startup:
             path = self._settings.data_dir / SECRET_KEY_FILE
             keys = (read_or_make_secret(path, lambda: Fernet.generate_key().decode()),)
         key_ring.load(keys)
+
+
+def _refusal(error: BaseException | None) -> GasketError | MigratorError | None:
+    """What a handler raised on purpose; the task group of Litestar's event emitter hands it on in a group."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GasketError | MigratorError) else None
 
 
 def _listening_on() -> str:
