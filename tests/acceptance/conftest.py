@@ -1,0 +1,56 @@
+"""What the acceptance tests share: installations of Gasket whose programs are real processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.installation import Installation, Project
+from tests.acceptance.processes import ForkServer, Programs
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """One for the whole session."""
+    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def programs(forks: ForkServer, tmp_path: Path) -> AsyncIterator[Programs]:
+    """Starts programs for this test; its end ends them."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    programs = Programs(forks, folder)
+    yield programs
+    await programs.stop()
+
+
+@pytest.fixture
+async def install(
+    make_database: Callable[[], Awaitable[str]], programs: Programs, tmp_path: Path
+) -> AsyncIterator[Callable[..., Awaitable[Installation]]]:
+    """Call it for one more installation; with a `database_url`, in that database."""
+    made: list[Installation] = []
+
+    async def make(database_url: str | None = None) -> Installation:
+        project = Project(tmp_path / f"project{len(made)}")
+        home = tmp_path / f"home{len(made)}"
+        home.mkdir()
+        installation = Installation(project, database_url or await make_database(), programs, home)
+        made.append(installation)
+        return installation
+
+    yield make
+    await programs.stop()
+    for installation in made:
+        await installation.close()
+
+
+@pytest.fixture
+async def installation(install: Callable[..., Awaitable[Installation]]) -> Installation:
+    """The one installation that most tests need, on an empty database."""
+    return await install()

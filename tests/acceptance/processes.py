@@ -1,0 +1,293 @@
+"""Real processes: replicas, and the commands as users type them. Every one is ended by its pid."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+READY_WITHIN = 60.0
+_POLL = 0.03
+_BIN = Path(sys.executable).parent
+_PORTS = itertools.count(random.randint(20_000, 28_000))  # below those that the kernel gives to clients
+
+
+class Handle(Protocol):
+    """What starts a process gives back: `subprocess.Popen`, or a child of the fork server."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit code, -N for signal N, None while it runs."""
+        ...
+
+
+class ForkServer:
+    """Starts commands in milliseconds; `fork_server.py` says what differs from a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._errors = folder / "fork_server.log"
+        with self._errors.open("wb") as errors:
+            self._server = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("fork_server.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment(folder),
+                cwd=folder,
+                text=True,
+            )
+
+    def ask(self, **request: Any) -> int | None:
+        """One request, one answer."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        line = self._server.stdout.readline()
+        assert line, f"the fork server ended:\n{self._errors.read_text()}"
+        answer: int | None = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """End it, and with it all of its children."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait(10)
+        self._server.stdout.close()
+
+
+class _Fork:
+    def __init__(self, server: ForkServer, **start: Any) -> None:
+        self._server = server
+        pid = server.ask(start=start)
+        assert pid is not None
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return self._server.ask(poll=self.pid)
+
+
+class Program:
+    """One running command, with its output in a file."""
+
+    def __init__(self, command: Sequence[str], handle: Handle, log: Path) -> None:
+        self.command = command
+        self.pid = handle.pid
+        self._handle = handle
+        self._log = log
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; -N when signal N ended it."""
+        return self._handle.poll()
+
+    @property
+    def output(self) -> str:
+        """What it has said so far, standard output and error together."""
+        return self._log.read_text(errors="replace")
+
+    async def exited(self, within: float) -> int:
+        """Wait for its end; returns the exit code."""
+        await until(lambda: self.exit_code is not None, within, lambda: f"the end of {self}")
+        code = self.exit_code
+        assert code is not None
+        return code
+
+    async def says(self, text: str, within: float = 20.0) -> None:
+        """Wait until its output contains the text; its end without it is a failure at once."""
+
+        def said() -> bool:
+            ended = self.exit_code is not None
+            if text in self.output:
+                return True
+            assert not ended, f"it ended without {text!r}: {self}"
+            return False
+
+        await until(said, within, lambda: f"{text!r} from {self}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self.exit_code is None:
+            os.kill(self.pid, number)
+
+    async def stop(self) -> None:
+        """End it, politely first; harmless when it has ended."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self.signal(number)
+            try:
+                await self.exited(within=8)
+            except AssertionError:
+                continue
+            return
+
+    def __str__(self) -> str:
+        state = "running" if self.exit_code is None else f"exit code {self.exit_code}"
+        return f"{' '.join(self.command)} ({state}):\n{self.output}"
+
+
+class Replica(Program):
+    """`gasket run` on a port of its own. From its first moment on somebody tries whether the port is open."""
+
+    def __init__(self, command: Sequence[str], handle: Handle, log: Path, port: int) -> None:
+        super().__init__(command, handle, log)
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.port_opened = False
+        self._address = ("127.0.0.1", port)
+        self._watch = asyncio.create_task(self._watch_port())
+
+    async def ready(self, within: float = READY_WITHIN) -> dict[str, Any]:
+        """Wait until `/health/ready` says 200; returns what it says. The process' end is a failure at once."""
+        deadline = time.monotonic() + within
+        async with httpx.AsyncClient(base_url=self.base_url, trust_env=False) as client:
+            while True:
+                assert self.exit_code is None, f"not ready but ended: {self}"
+                if self.port_opened:
+                    response = await client.get("/health/ready", timeout=10)
+                    if response.status_code == 200:
+                        answer: dict[str, Any] = response.json()
+                        return answer
+                assert time.monotonic() < deadline, f"not ready within {within:.0f} s: {self}"
+                await asyncio.sleep(_POLL)
+
+    async def settled(self, within: float = READY_WITHIN) -> None:
+        """Wait until it serves, ready or not, or has ended."""
+        await until(lambda: self.port_opened or self.exit_code is not None, within, lambda: f"start or end of {self}")
+
+    async def refused(self, within: float = 30.0) -> str:
+        """Wait for its end, which has to be a refusal; returns its output in one line of single spaces."""
+        code = await self.exited(within)
+        assert code > 0, f"not an exit of its own will: {self}"
+        assert not self.port_opened, f"the port was open: {self}"
+        assert "Uvicorn running on" not in self.output, str(self)
+        assert "Traceback" not in self.output, str(self)
+        assert " object at 0x" not in self.output, str(self)
+        return " ".join(self.output.split())
+
+    async def stop(self) -> None:
+        """End it and the watch on its port."""
+        await super().stop()
+        self._watch.cancel()
+
+    async def _watch_port(self) -> None:
+        while not self.port_opened:
+            with socket.socket() as probe:
+                self.port_opened = probe.connect_ex(self._address) == 0
+            await asyncio.sleep(_POLL)
+
+
+ProgramT = TypeVar("ProgramT", bound=Program)
+
+
+class Programs:
+    """Starts programs, and ends every one that is left."""
+
+    def __init__(self, forks: ForkServer, folder: Path) -> None:
+        self._forks = forks
+        self._folder = folder
+        self._all: list[Program] = []
+
+    def start(self, *command: str, settings: Mapping[str, str], folder: Path, cold: bool = False) -> Program:
+        """Start a console script of this environment with these settings and nothing else of ours."""
+        handle, log = self._launch(command, settings, folder, cold)
+        return self._keep(Program(command, handle, log))
+
+    def replica(
+        self, *, settings: Mapping[str, str], folder: Path, cold: bool = False, options: Sequence[str] = ()
+    ) -> Replica:
+        """Start `gasket run`, cold as `python -m gasket run`."""
+        port = free_port()
+        command = ("gasket", "run", "--port", str(port), *options)
+        handle, log = self._launch(command, settings, folder, cold, ("-m", "gasket"))
+        return self._keep(Replica(command, handle, log, port))
+
+    async def stop(self) -> None:
+        """End every program that still runs."""
+        for program in self._all:
+            program.signal(signal.SIGTERM)
+        for program in self._all:
+            await program.stop()
+
+    def _launch(
+        self,
+        command: Sequence[str],
+        settings: Mapping[str, str],
+        folder: Path,
+        cold: bool,
+        module: tuple[str, ...] = (),
+    ) -> tuple[Handle, Path]:
+        log = self._folder / f"{len(self._all):03d}-{command[0]}.log"
+        log.touch()
+        variables = {**environment(folder), **settings}
+        if not cold:
+            fork = _Fork(self._forks, command=command, environment=variables, folder=str(folder), output=str(log))
+            return fork, log
+        start = [sys.executable, *module] if module else [str(_BIN / command[0])]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [*start, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=variables,
+                cwd=folder,
+                start_new_session=True,
+            ), log
+
+    def _keep(self, program: ProgramT) -> ProgramT:
+        self._all.append(program)
+        return program
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What any program needs, and nothing that could change what Gasket does."""
+    return {"PATH": f"{_BIN}:{os.defpath}", "HOME": str(folder), "LANG": "C.UTF-8", "COLUMNS": "200"}
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, and that no other call gets."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("unreachable")
+
+
+async def until(
+    condition: Callable[[], bool] | Callable[[], Awaitable[object]], within: float, what: str | Callable[[], str]
+) -> None:
+    """Poll the condition; fail, saying what was waited for, when it is not true in time."""
+    deadline = time.monotonic() + within
+    while True:
+        answer = condition()
+        if await answer if isinstance(answer, Awaitable) else answer:
+            return
+        assert time.monotonic() < deadline, f"not within {within:.1f} s: {what if isinstance(what, str) else what()}"
+        await asyncio.sleep(_POLL)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """What happens inside has to be over in time."""
+    started = time.monotonic()
+    yield
+    took = time.monotonic() - started
+    assert took <= seconds, f"took {took:.2f} s, and may take {seconds:.1f}"

@@ -1,0 +1,169 @@
+"""The holder of the migration lock dies, loses its connection, is asked to stop; and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from tests.acceptance.installation import Installation
+from tests.acceptance.processes import Replica, at_most, until
+from tests.acceptance.wire import Server
+
+WAITING = "waiting for the migration lock"
+
+
+async def _holder_in_long_statement(installation: Installation, *, cold: bool = False) -> tuple[Replica, int]:
+    """A replica inside a statement of 30 s, the second of three pending revisions, with the holder's backend pid."""
+    installation.project.add_table("first_step")
+    installation.project.add_pause("long_step")
+    installation.project.add_table("last_step")
+    await installation.pause(30)
+    holder = installation.replica(cold=cold)
+    return holder, await installation.pausing()
+
+
+async def _until_nothing_runs(installation: Installation) -> None:
+    async def nothing() -> bool:
+        return not await installation.statements("test_control.pause") and await installation.holder() is None
+
+    await until(nothing, 3, "the end of the statement, and the lock free")
+
+
+async def _assert_only_first_step_applied(installation: Installation) -> None:
+    assert (await installation.ledger())[-1] == ("first_step", "upgrade")
+    assert await installation.versions() == ["first_step"]
+    assert not await installation.has_table("long_step")
+    assert not await installation.has_table("last_step")
+
+
+async def test_a_killed_holder_is_followed_by_another_within_five_seconds(installation: Installation) -> None:
+    holder, _ = await _holder_in_long_statement(installation, cold=True)
+    waiter = installation.replica()
+    await waiter.says(WAITING)
+    await installation.pause(0)  # for who comes next: the holder's statement goes on for its 30 s
+    holder.signal(signal.SIGKILL)
+    with at_most(5):
+        await waiter.ready()
+    await installation.assert_migrated_once()
+    assert await holder.exited(1) == -signal.SIGKILL
+    assert not await installation.statements("test_control.pause")
+
+
+async def test_without_its_connection_a_holder_applies_nothing_more(installation: Installation) -> None:
+    holder, pid = await _holder_in_long_statement(installation)
+    await installation.pause(0)
+    look = await installation.look()
+    # In PostgreSQL's queue for the lock: it is ours the moment the holder's session ends.
+    taking = asyncio.create_task(_lock_for_a_while(installation, holder))
+    await until(lambda: _somebody_queues(installation), 5, "the test in the queue for the lock")
+    assert await look.fetchval("SELECT pg_terminate_backend($1)", pid)
+    await taking
+    code = holder.exit_code
+    if code is None:
+        await holder.ready()
+    else:
+        assert code > 0
+        assert "Traceback" not in holder.output
+        await installation.replica().ready()
+    await installation.assert_migrated_once()
+
+
+async def _somebody_queues(installation: Installation) -> bool:
+    found = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::oid AND NOT granted"
+    return bool(await (await installation.look()).fetchval(found, installation.lock[0]))
+
+
+async def _lock_for_a_while(installation: Installation, holder: Replica) -> None:
+    """Hold the lock until the former holder has ended or says that it waits; all the while nothing is applied."""
+    async with installation.lock_held("the test in between"):
+
+        async def ended_or_waits() -> bool:
+            await _assert_only_first_step_applied(installation)
+            return holder.exit_code is not None or "the test in between" in holder.output
+
+        await until(ended_or_waits, 20, lambda: f"the end of {holder}, or that it waits")
+        watched_until = time.monotonic() + 1.5
+        while time.monotonic() < watched_until:
+            await _assert_only_first_step_applied(installation)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_a_holder_that_is_asked_to_stop_rolls_back_and_unlocks(
+    installation: Installation, number: signal.Signals
+) -> None:
+    holder, _ = await _holder_in_long_statement(installation, cold=number == signal.SIGTERM)
+    holder.signal(number)
+    with at_most(5):
+        await holder.refused()
+    await _until_nothing_runs(installation)
+    await _assert_only_first_step_applied(installation)
+    await installation.pause(0)
+    await installation.replica().ready()
+    await installation.assert_migrated_once()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_a_waiter_that_is_asked_to_stop_leaves_at_once(
+    installation: Installation, number: signal.Signals
+) -> None:
+    async with installation.lock_held():
+        waiter = installation.replica(cold=number == signal.SIGTERM)
+        await waiter.says(WAITING)
+        waiter.signal(number)
+        with at_most(2):
+            await waiter.refused()
+    assert not await installation.has_table("alembic_version")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("command", ["alembic upgrade head", "gasket database upgrade"])
+async def test_a_command_that_is_asked_to_stop_rolls_back_and_unlocks(
+    installation: Installation, command: str, number: signal.Signals
+) -> None:
+    installation.project.add_pause("long_step")
+    await installation.pause(30)
+    holder, waiter = installation.start(*command.split()), installation.start(*command.split())
+    await installation.pausing()
+    await until(lambda: WAITING in holder.output + waiter.output, 20, "one of them waiting")
+    if WAITING in holder.output:
+        holder, waiter = waiter, holder
+    waiter.signal(number)
+    with at_most(2):
+        assert await waiter.exited(10) > 0
+    holder.signal(number)
+    with at_most(5):
+        assert await holder.exited(10) > 0
+    assert "Traceback" not in holder.output + waiter.output
+    await _until_nothing_runs(installation)
+    assert await installation.versions() == installation.project.shipped[-1:]
+    assert not await installation.has_table("long_step")
+
+
+async def test_the_limit_of_waiting_names_who_holds_the_lock(installation: Installation) -> None:
+    async with installation.lock_held("nightly maintenance") as holder:
+        pid = await holder.fetchval("SELECT pg_backend_pid()")
+        port = await holder.fetchval("SELECT client_port FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        replica = installation.replica({"GASKET_MIGRATION_LOCK_WAIT": "1"})
+        said = await replica.refused()
+        command = await installation.run("alembic", "upgrade", "head", settings={"GASKET_MIGRATION_LOCK_WAIT": "0"})
+    assert command.exit_code > 0
+    client = "local socket" if Server.of(installation.database_url).is_socket else f":{port}"
+    for message in (said, command.line):
+        assert f"pid {pid}" in message
+        assert "nightly maintenance" in message
+        assert client in message
+        assert "GASKET_MIGRATION_LOCK_WAIT" in message
+    assert not await installation.has_table("alembic_version")
+
+
+async def test_waiters_see_which_replica_they_wait_for(installation: Installation) -> None:
+    holder, pid = await _holder_in_long_statement(installation)
+    waiter = installation.replica({"GASKET_RELEASE": "a-waiter"})
+    await waiter.says(WAITING)
+    assert f"pid {pid}" in waiter.output
+    assert "gasket-migrate" in waiter.output
+    assert f":{holder.pid}'" in waiter.output
+    assert "test_control.pause" in waiter.output

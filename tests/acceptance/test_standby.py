@@ -1,0 +1,101 @@
+"""A server in recovery: enough at head, waited for when behind, and used once it is promoted."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+
+import asyncpg
+import pytest
+
+from gasket.embedded import EmbeddedDatabase
+from gasket.postgres_programs import run, server_account
+from tests.acceptance.installation import Installation
+from tests.acceptance.processes import until
+
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+@pytest.fixture
+def pair(open_folder: Path) -> Iterator[tuple[str, str]]:
+    """The URLs of an empty database on a primary, and on the standby that follows it.
+
+    Both are the embedded PostgreSQL, whatever server the other tests use.
+    """
+    folder = Path(mkdtemp(dir=open_folder))
+    folder.chmod(0o711)
+    primary = EmbeddedDatabase(folder / "p", settings=_FAST)
+    with primary:
+        pass  # made, and stopped cleanly: a copy of its files is a standby's beginning
+    cluster = folder / "s" / "postgresql"
+    cluster.parent.mkdir(mode=0o711)
+    subprocess.run(["cp", "--archive", folder / "p" / "postgresql", cluster], check=True)
+    (cluster / "standby.signal").touch()
+    account = server_account(cluster)
+    options = (
+        f"-c listen_addresses= -c unix_socket_directories={cluster} -c fsync=off "
+        f"-c primary_conninfo='host={folder}/p/postgresql user=gasket'"
+    )
+    with primary as primary_url:
+        deadline = time.monotonic() + 30
+        run("pg_ctl", "start", "--wait", f"--options={options}", cluster=cluster, account=account, deadline=deadline)
+        try:
+            yield primary_url, f"postgresql://gasket@/gasket?host={cluster}&port=5432"
+        finally:
+            stopping = ("stop", "--wait", "--mode=immediate")
+            run("pg_ctl", *stopping, cluster=cluster, account=account, deadline=time.monotonic() + 10)
+
+
+async def test_a_standby_is_waited_for_and_serves_at_head(
+    install: Callable[..., Awaitable[Installation]], pair: tuple[str, str]
+) -> None:
+    primary_url, standby_url = pair
+    installation = await install(primary_url)
+    said = await installation.replica({"DATABASE_URL": standby_url, "GASKET_MIGRATION_LOCK_WAIT": "1"}).refused()
+    assert "standby in recovery" in said
+    assert "within 1 s" in said
+    assert "Promote" in said
+
+    waiting = installation.replica({"DATABASE_URL": standby_url})
+    await _until_connected(standby_url)
+    await installation.migrate()
+    assert (await waiting.ready(within=20))["state"] == "at_head"
+    assert (await installation.replica({"DATABASE_URL": standby_url}).ready())["state"] == "at_head"
+    await installation.assert_migrated_once()
+
+    # Commands that change something refuse, those that look work.
+    looked = await installation.run("alembic", "current", settings={"DATABASE_URL": standby_url})
+    assert (looked.exit_code, "(head)" in looked.output) == (0, True), looked.output
+    at_once = {"DATABASE_URL": standby_url, "GASKET_MIGRATION_LOCK_WAIT": "0"}
+    changed = await installation.run("alembic", "downgrade", "-1", settings=at_once)
+    assert changed.exit_code > 0
+    assert "standby in recovery" in changed.line
+
+
+async def test_a_standby_that_is_promoted_while_it_is_waited_for(
+    install: Callable[..., Awaitable[Installation]], pair: tuple[str, str]
+) -> None:
+    _, standby_url = pair
+    installation = await install(standby_url)
+    waiting = installation.replica()
+    await _until_connected(standby_url)
+    assert await (await installation.look()).fetchval("SELECT pg_promote()")
+    assert (await waiting.ready(within=20))["state"] == "at_head"
+    await installation.assert_migrated_once()
+
+
+async def _until_connected(url: str) -> None:
+    """Wait until a replica's migration session is there."""
+    connection: asyncpg.Connection = await asyncpg.connect(url, timeout=10)
+    found = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'gasket-migrate%'"
+    try:
+
+        async def connected() -> bool:
+            return bool(await connection.fetchval(found))
+
+        await until(connected, 20, "a replica that waits")
+    finally:
+        await connection.close()
