@@ -17,6 +17,8 @@ MigratorError
 ├── NotReplayableError           a revision cannot be taken back without its file
 ├── AdoptionError                there are tables of ours but no version table, or they differ
 ├── NotConfirmedError            something that may lose data was not confirmed
+├── NotArchivedError             what a downgrade would take away could not be put into the archive first
+├── UnknownArchiveError          the archive has nothing under that number
 ├── ScratchDatabaseError         there is no scratch database to try the revisions out on
 ├── NotMigratedError             told not to migrate, and nobody else did in time
 ├── MigrationFailedError         a revision failed; what came before it stays
@@ -202,6 +204,26 @@ class NotConfirmedError(MigratorError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+
+
+class NotArchivedError(MigratorError):
+    """What a downgrade would take away could not be put into the archive first."""
+
+    def __init__(self, *, revision: str, reason: str, mend: str) -> None:
+        super().__init__(
+            f"The downgrade of revision {revision} would lose data that could not be archived: {reason}; it was rolled "
+            f"back whole, the steps before it stay. {mend} Or let the data go: litestar database downgrade --no-archive"
+        )
+
+
+class UnknownArchiveError(MigratorError):
+    """The archive has nothing under that number."""
+
+    def __init__(self, *, number: int, known: Sequence[int]) -> None:
+        there = f"there are {', '.join(map(str, known))}" if known else "the archive is empty"
+        super().__init__(
+            f"There is no archive {number}: {there}; nothing was changed. Run: litestar database archive list"
+        )
 
 
 class ScratchDatabaseError(MigratorError):
