@@ -38,9 +38,11 @@ FOR_DELETION: ForUpdateParameter = True
 _CONNECT_TIMEOUT = 10.0
 _RECYCLE_AFTER = 1800
 
-# SQLSTATEs that pass by themselves (PostgreSQL manual, "PostgreSQL Error Codes"): serialization failure,
-# deadlock, lock timeout, cancelled by a timeout, no connection slot left, a server that became a standby.
-_PASSING = frozenset({"40001", "40P01", "55P03", "57014", "53300", "25006"})
+# SQLSTATEs (PostgreSQL manual, "PostgreSQL Error Codes"). Busy: serialization failure, deadlock, lock timeout,
+# cancelled by a timeout, no connection slot left, a server that became a standby. Away: it shuts down or starts.
+_BUSY = frozenset({"40001", "40P01", "55P03", "57014", "53300", "25006"})
+_AWAY = frozenset({"57P01", "57P02", "57P03"})
+_CONNECTION_EXCEPTION = "08"
 
 
 class Base(DeclarativeBase):
@@ -237,13 +239,15 @@ def explain(error: Exception) -> GasketError | None:
     """What a failed statement means to whoever made the request; None if it can only be a fault of ours."""
     match error:
         case PoolTimeoutError():
-            return DatabaseBusyError("All of this replica's database connections are in use; nothing was changed.")
+            return DatabaseBusyError("This replica's database connections are all in use; nothing was changed.")
         case TimeoutError():
             return DatabaseBusyError("The database did not answer in time. Look before you try again.")
-        case DBAPIError(connection_invalidated=True):
-            return DatabaseAwayError("The connection to the database was lost. Look before you try again.")
         case IntegrityError():
             return ConflictError("The change conflicts with another one; nothing was changed.")
-        case DBAPIError() if getattr(error.orig, "sqlstate", None) in _PASSING:
-            return DatabaseBusyError()
+        case DBAPIError():
+            state = getattr(error.orig, "sqlstate", None) or ""
+            if error.connection_invalidated or state in _AWAY or state.startswith(_CONNECTION_EXCEPTION):
+                return DatabaseAwayError("The connection to the database was lost. Look before you try again.")
+            if state in _BUSY:
+                return DatabaseBusyError()
     return None

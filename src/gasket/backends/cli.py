@@ -54,7 +54,8 @@ class BackendsCLI(CLIPlugin):
 _HELP = """Rewrite every stored credential with the first key of GASKET_SECRET_KEY.
 
 To replace a key: put the new one first ("new,old") on every replica, run this, then take the old one away.
-All are rewritten or none. Ends with 1 when there are credentials that none of the keys opens; set those anew."""
+It is one transaction: should it fail, nothing was rewritten. Credentials that none of the keys opens are named
+and left as they are, and the command ends with 1; set those anew."""
 
 
 async def _reencrypt(engine: AsyncEngine) -> tuple[int, list[str]]:

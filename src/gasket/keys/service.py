@@ -45,7 +45,7 @@ class KeyService(Service[ApiKey]):
             KeyLimitError: the user has as many active keys as the profile allows.
         """
         rules = await self._profiles.key_rules(data.profile_id)
-        expires_at = _first_expiry(data.expires_at, rules)
+        expires_at = first_expiry(data.expires_at, rules)
         await self._check_limit(rules, data.user_email)
         secret = new_key()
         key = ApiKey(
@@ -175,7 +175,7 @@ def check_expiry(expires_at: datetime | UnsetType | None, rules: KeyRules, *, cr
         )
 
 
-def _first_expiry(requested: datetime | UnsetType | None, rules: KeyRules) -> datetime | None:
+def first_expiry(requested: datetime | UnsetType | None, rules: KeyRules) -> datetime | None:
     """When a new key expires: as requested, else as the profile has it."""
     if isinstance(requested, UnsetType):
         days = rules.default_expiry_days

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from litestar.exceptions import HTTPException, ServiceUnavailableException, ValidationException
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from gasket import errors
+from gasket.db import application_name
+from gasket.http import describe
+
+
+def subclasses(kind: type[errors.GasketError]) -> list[type[errors.GasketError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in subclasses(child))]
+
+
+AT_START = {errors.GasketError, errors.SettingsError, errors.EmbeddedDatabaseError}
+
+
+class DriverError(Exception):
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__("secret words of the driver")
+        self.sqlstate = sqlstate
+
+
+def failed(kind: type[DBAPIError], sqlstate: str, *, lost: bool = False) -> DBAPIError:
+    return kind("SELECT", {}, DriverError(sqlstate), connection_invalidated=lost)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in subclasses(errors.GasketError) if kind not in AT_START])
+def test_every_error_of_a_request_has_a_name_of_its_own(kind: type[errors.GasketError]) -> None:
+    problem = describe(kind())
+    slug = "".join(f"-{c.lower()}" if c.isupper() else c for c in kind.__name__.removesuffix("Error")).strip("-")
+    assert problem.type == f"urn:gasket:problem:{slug}"
+    assert problem.detail == kind.__doc__
+    assert f"{kind.__name__}  " in f"{errors.__doc__}  ".replace("\n", "  ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "name"),
+    [
+        (errors.NameTakenError("x"), 409, "name-taken"),
+        (errors.SettingsError("x"), 500, "internal"),
+        (failed(IntegrityError, "23505"), 409, "conflict"),
+        (failed(OperationalError, "40001"), 503, "database-busy"),
+        (failed(DBAPIError, "57P01"), 503, "database-away"),
+        (failed(DBAPIError, "08006"), 503, "database-away"),
+        (failed(DBAPIError, "XX000", lost=True), 503, "database-away"),
+        (failed(ProgrammingError, "42P01"), 500, "internal"),
+        (PoolTimeoutError("x"), 503, "database-busy"),
+        (TimeoutError(), 503, "database-busy"),
+        (ExceptionGroup("cleanup", [failed(IntegrityError, "23505")]), 409, "conflict"),
+        (ExceptionGroup("cleanup", [ValueError("secret words"), KeyError()]), 500, "internal"),
+        (ServiceUnavailableException("later"), 503, "unavailable"),
+        (HTTPException("teapot", status_code=418), 418, "http-418"),
+        (HTTPException("secret words", status_code=500), 500, "internal"),
+        (ValueError("secret words"), 500, "internal"),
+    ],
+)
+def test_what_an_error_is_to_the_client(error: Exception, status: int, name: str) -> None:
+    problem = describe(error)
+    assert (problem.status, problem.type) == (status, f"urn:gasket:problem:{name}")
+    assert "secret words" not in problem.detail
+
+
+def test_a_failed_validation_lists_the_fields_under_their_public_names() -> None:
+    error = ValidationException(
+        "Validation failed for GET /api/keys?pageSize=x",
+        extra=[
+            {"message": "too short", "key": "name", "source": "body"},
+            {"message": "not an int", "key": "page_size", "source": "query"},
+            {"message": "unknown field `x`", "key": "data", "source": "body"},
+        ],
+    )
+    problem = describe(error)
+    assert problem.detail == "name: too short; pageSize: not an int; body: unknown field `x`"
+    assert [entry.field for entry in problem.errors] == ["name", "pageSize", "body"]
+
+
+@pytest.mark.parametrize("release", ["1.0", "r" * 200, "ü" * 100, ""])
+def test_a_sessions_name_fits_and_keeps_the_pid(release: str) -> None:
+    name = application_name("gasket", release)
+    assert len(name.encode()) <= 63
+    assert name.isascii()
+    assert name.endswith(f":{os.getpid()}")
