@@ -87,6 +87,7 @@ def migrator_config(settings: Settings, startup: Startup) -> MigratorConfig:
         database_wait=settings.database_wait,
         lock_wait=settings.migration_lock_wait,
         ddl_wait=settings.migration_ddl_wait,
+        scratch_url=settings.scratch_database_url,
         migrate_on_startup=settings.migrate_on_startup,
         start_database=startup.database,
     )

@@ -224,6 +224,14 @@ class Settings:
         shown_default="300",
         meaning="seconds for which a revision tries to get its table locks, in short tries",
     )
+    scratch_database_url: str | None = _setting(
+        "GASKET_SCRATCH_DATABASE_URL",
+        _database_url,
+        None,
+        shown_default="a database made for the moment",
+        secret=True,
+        meaning="an empty database for `plan` and `adopt` to try revisions in, where the role may not create one",
+    )
     release: str = _setting(
         "GASKET_RELEASE",
         _release,

@@ -15,6 +15,7 @@ from sqlalchemy import MetaData
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.errors import (
     DatabaseUnavailableError,
+    EditedRevisionError,
     HeldRevisionError,
     LockLostError,
     LocksNotGrantedError,
@@ -420,3 +421,36 @@ async def test_a_head_that_was_taken_back_is_not_applied_again_by_a_start(
     project.add()
     await bring_to_head(project.config(database_url, release="3.0"))
     assert await tables(observer) == [*BOOKS, "t1", "t2", "t3"]
+
+
+async def test_an_edited_file_is_served_on_with_a_warning_and_never_built_upon(
+    project: Project, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = project.add()
+    project.add()
+    await bring_to_head(project.config(database_url))
+    source = first.read_text()
+    first.write_text(source.replace('"""r1"""', '"""r1, in other words"""  # and a comment'))
+    await bring_to_head(project.config(database_url))
+    assert "was edited" not in caplog.text
+    first.write_text(source.replace("id int PRIMARY KEY", "id bigint PRIMARY KEY"))
+    assert (await bring_to_head(project.config(database_url))).serves
+    assert "the file of revision r1 was edited since release 1.0 applied it" in caplog.text
+    project.add()
+    with pytest.raises(EditedRevisionError, match=r"revision r1 was edited .* r3 would be applied .* accept r1"):
+        await bring_to_head(project.config(database_url))
+
+
+async def test_a_file_gone_from_the_middle_is_served_on_and_never_built_upon(
+    project: Project, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.add()
+    middle = project.add()
+    project.add()
+    await bring_to_head(project.config(database_url))
+    middle.unlink()
+    assert (await bring_to_head(project.config(database_url))).serves
+    assert "the file of revision r2 is gone" in caplog.text
+    project.add()
+    with pytest.raises(EditedRevisionError, match="revision r2 is gone"):
+        await bring_to_head(project.config(database_url))

@@ -18,6 +18,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 
 from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
+from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import (
     LockLostError,
     NotMigratedError,
@@ -60,11 +61,15 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
+        edits = await find_edits(connection, config.schema, plan, database)
+        check_edits(plan, edits)
         if plan.held and config.migrate_on_startup:
             applied_by = await read_applier(connection, config.schema, plan.held.revision)
             check_hold(plan, release=config.release, applied_by=applied_by)
     finally:
         await connection.close(timeout=_CLOSE_TIMEOUT)
+    for edit in edits:
+        log.warning("%s; nothing is pending, so this release serves", edit)
     if plan.state is SchemaState.BEHIND:
         if config.migrate_on_startup:
             await _with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
@@ -182,7 +187,7 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
         ) as session:
             assert session is not None
             database = await session.read_state()
-            if not _runs_here(writes, config, revisions, database):
+            if not await _runs_here(writes, session, revisions, database):
                 return
             await session.prepare()
             await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
@@ -190,11 +195,12 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
     await _with_fresh_tries(once)
 
 
-def _runs_here(writes: str, config: MigratorConfig, revisions: Revisions, database: DatabaseState) -> bool:
+async def _runs_here(writes: str, session: MigrationSession, revisions: Revisions, database: DatabaseState) -> bool:
     """Refuse what would do harm; False where there is nothing that this release could do."""
     if writes == "upgrade":
         plan = make_plan(revisions, database)
-        check_upgrade(plan, config.release)
+        check_upgrade(plan, session.config.release)
+        check_edits(plan, await session.find_edits(plan, database))
         if plan.state is SchemaState.AHEAD:
             log.info("nothing to do: the schema is ahead of this release and compatible with it")
             return False
@@ -203,7 +209,7 @@ def _runs_here(writes: str, config: MigratorConfig, revisions: Revisions, databa
         raise SchemaAheadError(
             revision=unknown[0],
             applied_by=entry.release if entry else None,
-            release=config.release,
+            release=session.config.release,
             why="only a release that has it can take it back",
         )
     return True

@@ -24,6 +24,7 @@ from gasket.migrator.connection import (
     prepare_session,
     quote_identifier,
 )
+from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import (
     LockLostError,
     MigrationFailedError,
@@ -35,6 +36,7 @@ from gasket.migrator.errors import (
 from gasket.migrator.grants import grant_to_application
 from gasket.migrator.ledger import DatabaseState, ensure_tables, read_state
 from gasket.migrator.lock import migration_lock
+from gasket.migrator.plan import Plan
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.steps import StepRecorder
 
@@ -60,6 +62,10 @@ class MigrationSession:
     async def read_state(self) -> DatabaseState:
         """The state under the lock: nobody changes it until this session ends."""
         return await read_state(self._connection, self.config.schema)
+
+    async def find_edits(self, plan: Plan, database: DatabaseState) -> tuple[Edit, ...]:
+        """Applied files that are no longer what was applied."""
+        return await find_edits(self._connection, self.config.schema, plan, database)
 
     async def prepare(self) -> None:
         """Make sure of the rights, the schema and the migrator's own tables, before anything is applied.

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from gasket.migrator.connection import MigratorConfig, open_connection
+from gasket.migrator.edits import find_edits
 from gasket.migrator.ledger import DatabaseState, read_history, read_state, read_versions
 from gasket.migrator.plan import Plan, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
@@ -27,12 +28,13 @@ _GONE = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """`revision` is what is applied (None: nothing), `head` is what this release has."""
+    """`revision` is what is applied (None: nothing), `head` is what this release has, `detail` a warning."""
 
     ready: bool
     state: str
     revision: str | None
     head: str | None
+    detail: str | None = None
 
 
 class PendingRevision(msgspec.Struct, frozen=True):
@@ -84,6 +86,7 @@ class SchemaMonitor:
         self._probed_at = 0.0
         self._plan: Plan | None = None
         self._planned_for: frozenset[str] | None = None
+        self._detail: str | None = None
         self._last_good: Readiness | None = None
         self._good_at = 0.0
 
@@ -138,10 +141,13 @@ class SchemaMonitor:
     async def _ask(self, connection: asyncpg.Connection) -> Readiness:
         versions = await read_versions(connection, self._config.schema)
         if self._plan is None or versions != self._planned_for or not self._plan.serves:
-            self._plan = make_plan(self._revisions, await read_state(connection, self._config.schema))
+            database = await read_state(connection, self._config.schema)
+            self._plan = make_plan(self._revisions, database)
+            edits = await find_edits(connection, self._config.schema, self._plan, database)
+            self._detail = "; ".join(map(str, edits)) or None
             self._planned_for = versions
         plan, revision = self._plan, ", ".join(sorted(versions)) or None
-        return Readiness(ready=plan.serves, state=plan.state.value, revision=revision, head=plan.head)
+        return Readiness(plan.serves, plan.state.value, revision, plan.head, self._detail)
 
     def _away(self) -> Readiness:
         last, age = self._last_good, time.monotonic() - self._good_at

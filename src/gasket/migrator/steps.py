@@ -22,6 +22,7 @@ from sqlalchemy.util import await_only
 
 from gasket.migrator.attempts import Attempts
 from gasket.migrator.connection import MigratorConfig, describe
+from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
 from gasket.migrator.ledger import insert_statement, record_failure
@@ -154,7 +155,7 @@ class StepRecorder:
             self._host,
             round((time.monotonic() - self._started) * 1000),
             file.backward_compatible if file else None,
-            None,
+            digest(file.path.read_bytes()) if file and direction != "downgrade" else None,
             None,
             None,
             LOCK_CLASS,

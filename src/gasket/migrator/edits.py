@@ -1,0 +1,62 @@
+"""Applied files that are no longer what was applied: edited, or gone from the middle of the chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import asyncpg
+
+from gasket.migrator.digest import digest
+from gasket.migrator.errors import EditedRevisionError
+from gasket.migrator.ledger import DatabaseState, read_digests
+from gasket.migrator.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """`what` is "was edited" or "is gone"; the rest says when it was applied, and by which release."""
+
+    revision: str
+    what: str
+    applied_at: str
+    applied_by: str | None
+
+    def __str__(self) -> str:
+        return (
+            f"the file of revision {self.revision} {self.what} since release {self.applied_by or '(unknown)'} "
+            f"applied it at {self.applied_at}"
+        )
+
+
+async def find_edits(
+    connection: asyncpg.Connection, schema: str, plan: Plan, database: DatabaseState
+) -> tuple[Edit, ...]:
+    """Parse only files whose bytes differ: another comment is no edit, another statement is."""
+    applied = await read_digests(connection, schema, [f.revision for f in plan.changed]) if plan.changed else {}
+    edited = [
+        file.revision
+        for file in plan.changed
+        if file.revision in applied and applied[file.revision] != digest(file.path.read_bytes())
+    ]
+    found = [(revision, "was edited") for revision in edited] + [(e.revision, "is gone") for e in plan.missing]
+    return tuple(
+        Edit(revision, what, database.ledger[revision].started_at, database.ledger[revision].release)
+        for revision, what in found
+    )
+
+
+def check_edits(plan: Plan, edits: tuple[Edit, ...]) -> None:
+    """Refuse to build on files that are not what was applied.
+
+    Raises:
+        EditedRevisionError: there is an edit, and something is pending.
+    """
+    if edits and plan.pending:
+        edit = edits[0]
+        raise EditedRevisionError(
+            revision=edit.revision,
+            what=edit.what,
+            applied_at=edit.applied_at,
+            applied_by=edit.applied_by,
+            pending=[file.revision for file in plan.pending],
+        )
