@@ -1,0 +1,173 @@
+"""Before a downgrade takes rows or columns away, they are copied, in the same transaction, into the archive.
+
+The step is tried out in a savepoint and taken back, which frees its locks. What it would take away is then locked
+against writers, copied, and stays locked through the real step: nothing written in between is lost. Readers go on.
+Large objects are not copied; dropping a table or a column does not delete them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from gasket.migrator.copies import Book, Kept, exact_settings
+from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.inventory import (
+    Inventory,
+    Losses,
+    LossKind,
+    Relation,
+    emptied,
+    find_losses,
+    locked_relations,
+    take_inventory,
+)
+from gasket.migrator.manifest import ensure_manifest
+from gasket.migrator.trial import Rendering, connection_of, taken_back, touches_only_indexes, try_downgrade
+
+log = logging.getLogger("gasket.migrator")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveReport:
+    """What was kept of one step, and in words what was not. `archive` is its number in `archive list`."""
+
+    revision: str
+    archive: int | None = None
+    kept: tuple[Kept, ...] = ()
+    not_archived: tuple[str, ...] = ()
+    discarded: bool = False
+    seconds: float = 0.0
+    losses: Losses | None = field(default=None, repr=False)
+    before: Inventory | None = field(default=None, repr=False)
+
+    @property
+    def copied(self) -> bool:
+        """Whether rows were copied: when the real step then fails for a lock, it cost something."""
+        return any(kept.rows for kept in self.kept)
+
+    def __str__(self) -> str:
+        if self.discarded:
+            return "nothing was archived, as told"
+        rows = ", ".join(f"{kept.rows} rows of {kept.name}" for kept in self.kept if kept.kind is not LossKind.SEQUENCE)
+        problems = [kept.problem for kept in self.kept if kept.problem]
+        parts = [f"archive {self.archive} keeps {rows}"] if rows else []
+        return "; ".join([*parts, *problems, *self.not_archived]) or "nothing is lost"
+
+
+def archive_before_downgrade(
+    context: MigrationContext,
+    *,
+    schema: str,
+    revision: str,
+    digest: str | None,
+    release: str,
+    rendering: Rendering,
+    run_downgrade: Callable[[], None],
+    discard: bool = False,
+    strong: bool = False,
+) -> ArchiveReport:
+    """Find out what the step would take away, lock it, and copy it. To be called in the step's own transaction.
+
+    The caller then runs the real step in the same transaction. `run_downgrade` is called here only where `rendering`
+    gives a reason, to try it out. `strong` keeps readers off too: the real step then has its locks already.
+
+    Raises:
+        NotArchivedError: something cannot be kept; nothing may be committed then.
+        MissingPrivilegeError: the role may not make the archive.
+        sqlalchemy.exc.DBAPIError: the trial failed, a lock was not free in time, or the connection is gone.
+    """
+    if discard:
+        return ArchiveReport(revision, discarded=True)
+    if touches_only_indexes(rendering):
+        return ArchiveReport(revision)
+    connection = connection_of(context)
+    _refuse_old_snapshot(connection, revision)
+    before = take_inventory(connection, schema)
+    with taken_back(connection):
+        in_parts = try_downgrade(context, revision, rendering, run_downgrade)
+        losses = compare_inventories(connection, before, take_inventory(connection, schema))
+        locked = locked_relations(connection) & before.keys()
+    to_check = None if in_parts else before
+    if not losses.found and not losses.not_copied:
+        return ArchiveReport(revision, losses=losses, before=to_check)
+    if losses.found and in_parts:
+        raise NotArchivedError(
+            revision=revision,
+            reason=f"it takes data of {', '.join(str(loss.relation) for loss in losses.found)} away and has an "
+            "autocommit block, which commits the copy and lets writers in before the rest is done",
+            mend="Put what stands in the autocommit block into a revision of its own.",
+        )
+    started = time.monotonic()
+    ensure_manifest(connection, schema)
+    lost = {loss.relation.oid for loss in losses.found}
+    _lock(connection, [before[oid] for oid in sorted(locked if strong else lost)], strong=strong)
+    book = Book(connection, schema, revision=revision, digest=digest, release=release)
+    with exact_settings(connection):
+        kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
+    for relation, words in losses.not_copied:
+        book.note(relation, words)
+    report = ArchiveReport(
+        revision=revision,
+        archive=book.number,
+        kept=kept,
+        not_archived=tuple(words for _, words in losses.not_copied),
+        seconds=time.monotonic() - started,
+        losses=losses,
+        before=to_check,
+    )
+    log.info("downgrade of revision %s: %s (%.1f s)", revision, report, report.seconds)
+    return report
+
+
+def check_after_downgrade(context: MigrationContext, schema: str, report: ArchiveReport) -> None:
+    """Make sure, in the same transaction, that the real step took away no more than its trial did.
+
+    Raises:
+        NotArchivedError: it did (it depends on the clock, the environment, chance): let nothing be committed.
+    """
+    if report.losses is None or report.before is None:
+        return
+    connection = connection_of(context)
+    kept = {loss.relation.oid: loss for loss in report.losses.found}
+    for loss in compare_inventories(connection, report.before, take_inventory(connection, schema)).found:
+        copy = kept.get(loss.relation.oid)
+        whole = copy is not None and copy.kind is not LossKind.COLUMNS
+        if not whole and (copy is None or loss.kind is not LossKind.COLUMNS or not loss.columns <= copy.columns):
+            raise NotArchivedError(
+                revision=report.revision,
+                reason=f"it took data of {loss.relation} away, and had not done so when it was tried out",
+                mend="Let downgrade() do the same every time.",
+            )
+
+
+def compare_inventories(connection: Connection, before: Inventory, after: Inventory) -> Losses:
+    """What this transaction has taken away between the two."""
+    return find_losses(before, after, locked=locked_relations(connection), empty=emptied(connection, before, after))
+
+
+def _refuse_old_snapshot(connection: Connection, revision: str) -> None:
+    """A copy must see every row that was committed before its lock was granted."""
+    level = connection.exec_driver_sql("SELECT current_setting('transaction_isolation')").scalar_one()
+    if level != "read committed":
+        raise NotArchivedError(
+            revision=revision,
+            reason=f"its transaction is {level}, and would not copy rows that were written since it began",
+            mend="Set default_transaction_isolation of the migration role to 'read committed'.",
+        )
+
+
+def _lock(connection: Connection, relations: Collection[Relation], *, strong: bool) -> None:
+    """SHARE ROW EXCLUSIVE lets readers go on and no writer in (PostgreSQL manual, "Explicit Locking")."""
+    tables = [relation for relation in relations if relation.kind in ("r", "p")]
+    if not tables:
+        return
+    if strong:
+        log.warning("readers of %s wait while rows are copied", ", ".join(map(str, tables)))
+    names = ", ".join(table.quoted if table.kind == "p" else f"ONLY {table.quoted}" for table in tables)
+    connection.exec_driver_sql(f"LOCK TABLE {names} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")

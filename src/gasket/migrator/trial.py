@@ -1,0 +1,152 @@
+"""A downgrade tried out on the live database and taken back, to see what it would do.
+
+Its statements run as they were rendered; Python a second time only where they could not be. Nothing in here may
+commit: an autocommit block would end the transaction, and what was tried would stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NoReturn, Protocol
+
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError
+
+from gasket.migrator.errors import NotArchivedError
+
+_ACTIVE_SQL_TRANSACTION = "25001"
+_HEAD = r"\A(?:\s+|--[^\n]*\n|/\*.*?\*/)*"
+# Each is the only form that PostgreSQL has for it; DROP INDEX CONCURRENTLY knows no CASCADE.
+_INDEX_CONCURRENTLY = re.compile(
+    rf"({_HEAD}(?:CREATE(?:\s+UNIQUE)?|DROP)\s+INDEX)\s+CONCURRENTLY\b", re.IGNORECASE | re.DOTALL
+)
+_REINDEX = re.compile(rf"{_HEAD}REINDEX\b", re.IGNORECASE | re.DOTALL)
+_NOT_IN_TRANSACTION = re.compile(rf"{_HEAD}(?:VACUUM|REINDEX)\b", re.IGNORECASE | re.DOTALL)
+_DETACH_CONCURRENTLY = re.compile(r"(\bDETACH\s+PARTITION\s.*?)\s+CONCURRENTLY(\s*;?\s*)\Z", re.IGNORECASE | re.DOTALL)
+_TRANSACTION_CONTROL = re.compile(
+    rf"{_HEAD}(?:BEGIN|START|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class Statement(Protocol):
+    """One statement of a downgrade; `autocommit` if it stands in an autocommit block."""
+
+    @property
+    def sql(self) -> str: ...
+    @property
+    def autocommit(self) -> bool: ...
+
+
+class Rendering(Protocol):
+    """A downgrade as SQL; where `reason` says why it could not be rendered, only its Python can run."""
+
+    @property
+    def statements(self) -> Sequence[Statement]: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+def connection_of(context: MigrationContext) -> Connection:
+    """The connection of a context that is not offline."""
+    assert context.connection is not None
+    return context.connection
+
+
+def touches_only_indexes(rendering: Rendering) -> bool:
+    """Whether it only builds and drops indexes concurrently. It then loses nothing, and need not be tried out.
+
+    Tried out, it would hold writers off for as long as the index takes.
+    """
+    return rendering.reason is None and all(
+        statement.autocommit and (_INDEX_CONCURRENTLY.match(statement.sql) or _REINDEX.match(statement.sql))
+        for statement in rendering.statements
+    )
+
+
+@contextmanager
+def taken_back(connection: Connection) -> Iterator[None]:
+    """A savepoint that is rolled back in every case; the locks taken in it are free again afterwards."""
+    savepoint = connection.begin_nested()
+    try:
+        yield
+    finally:
+        savepoint.rollback()
+
+
+def try_downgrade(
+    context: MigrationContext, revision: str, rendering: Rendering, run_downgrade: Callable[[], None]
+) -> bool:
+    """Run it inside the savepoint that is open; True if the real one is committed in parts, by autocommit blocks.
+
+    Raises:
+        NotArchivedError: it would commit by itself.
+        sqlalchemy.exc.DBAPIError: it fails, as the real one would, or a lock was not free in time.
+    """
+    connection = connection_of(context)
+    if rendering.reason is not None:
+        with _contained(context, revision) as blocks:
+            run_downgrade()
+        return bool(blocks)
+    for statement in rendering.statements:
+        if statement.autocommit:
+            _try_alone(connection, statement.sql)
+        else:
+            connection.exec_driver_sql(statement.sql)
+    return any(statement.autocommit for statement in rendering.statements)
+
+
+def _without_concurrently(sql: str) -> str:
+    return _DETACH_CONCURRENTLY.sub(r"\1\2", _INDEX_CONCURRENTLY.sub(r"\1", sql, count=1), count=1)
+
+
+def _try_alone(connection: Connection, sql: str) -> None:
+    """What cannot run in a transaction at all (VACUUM, REINDEX CONCURRENTLY, ...) takes no data away: left out."""
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(_without_concurrently(sql))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _ACTIVE_SQL_TRANSACTION:
+            raise
+
+
+@contextmanager
+def _contained(context: MigrationContext, revision: str) -> Iterator[list[str]]:
+    """Keep a downgrade() of Python's inside the savepoint; the list has one item for each autocommit block entered."""
+    connection, enter_block = connection_of(context), context.autocommit_block
+    blocks: list[str] = []
+
+    def no_block() -> nullcontext[None]:
+        blocks.append(revision)
+        return nullcontext()
+
+    def refuse(*_event: object) -> NoReturn:
+        raise NotArchivedError(
+            revision=revision,
+            reason="its downgrade() commits or rolls back by itself",
+            mend="Leave transactions to Alembic.",
+        )
+
+    def rewrite(
+        _connection: object, _cursor: object, sql: str, parameters: Any, _context: object, _many: bool
+    ) -> tuple[str, Any]:
+        if _TRANSACTION_CONTROL.match(sql):
+            refuse()
+        if blocks:
+            sql = "SELECT" if _NOT_IN_TRANSACTION.match(sql) else _without_concurrently(sql)
+        return sql, parameters
+
+    context.autocommit_block = no_block  # type: ignore[method-assign,assignment]
+    event.listen(connection, "before_cursor_execute", rewrite, retval=True)
+    event.listen(connection, "commit", refuse)
+    event.listen(connection, "rollback", refuse)
+    try:
+        yield blocks
+    finally:
+        event.remove(connection, "before_cursor_execute", rewrite)
+        event.remove(connection, "commit", refuse)
+        event.remove(connection, "rollback", refuse)
+        context.autocommit_block = enter_block  # type: ignore[method-assign]
