@@ -25,6 +25,7 @@ from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableErro
 log = logging.getLogger("gasket.migrator")
 
 _CONNECT_TIMEOUT = 10.0
+_SHORTEST_TRY = 2.0  # a server that answers at all has this long, also where GASKET_DATABASE_WAIT is 0
 _RETRY_PAUSE = 0.25
 
 _AWAY = (
@@ -114,8 +115,10 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
     started = time.monotonic()
     announced = False
     while True:
+        left = config.database_wait - (time.monotonic() - started)
         try:
-            return await open_connection(config, migrating=migrating)
+            async with asyncio.timeout(max(_SHORTEST_TRY, left)):
+                return await open_connection(config, migrating=migrating)
         except _REFUSED as error:
             raise DatabaseRefusedError(setting=setting, reason=describe(error)) from None
         except _AWAY as error:
