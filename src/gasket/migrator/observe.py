@@ -1,0 +1,211 @@
+"""What each pending revision does to the tables, found by running it on a scratch database.
+
+Locks are seen in `pg_locks` after each statement, for they are held to the end of the transaction; a statement of an
+autocommit block has given its locks back by then, so those are told from its text. What is done to the rows PostgreSQL
+says itself, at `client_min_messages = debug1`: those messages are not translated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Connection, event
+from sqlalchemy.util import await_only
+
+from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement
+from gasket.migrator.errors import MigrationFailedError
+from gasket.migrator.estimate import touched_tables
+from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.migrator.rehearsal import build
+from gasket.migrator.revisions import Revisions
+from gasket.migrator.runner import upgrade_in_process
+from gasket.migrator.scratch import Scratch
+from gasket.migrator.session import MigrationSession
+from gasket.migrator.steps import StepRecorder
+
+# `name` is without the schema if that is $1. `part_of` is the table that an index or a column's sequence belongs to.
+_RELATIONS = """
+SELECT c.oid::bigint, c.relkind::text AS kind, pg_relation_filenode(c.oid)::bigint AS file,
+    coalesce(pg_stat_get_xact_numscans(c.oid), 0) AS scans,
+    CASE WHEN n.nspname = $1 THEN '' ELSE n.nspname || '.' END || c.relname AS name,
+    coalesce(i.indrelid, (SELECT d.refobjid FROM pg_depend AS d
+        WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass AND d.objid = c.oid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')))::bigint AS part_of
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_index AS i ON i.indexrelid = c.oid LEFT JOIN pg_class AS t ON t.oid = i.indrelid
+WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v', 'i', 'I', 'S')
+  AND NOT starts_with(n.nspname, 'pg_') AND n.nspname <> 'information_schema'
+  AND NOT (n.nspname = $1 AND (coalesce(t.relname, c.relname) = $2 OR starts_with(coalesce(t.relname, c.relname), $3)))
+"""
+_LOCKS = """
+SELECT relation::bigint, array_agg(mode) AS modes FROM pg_locks
+WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+GROUP BY relation
+"""
+_OF_CONSTRAINT = "SELECT conrelid::bigint FROM pg_constraint WHERE contype = 'f' AND conname = $1"
+
+_REWRITING = re.compile(r'rewriting table "(.+)"')
+_VERIFYING = re.compile(r'verifying table "(.+)"')
+_BUILDING = re.compile(r'building index "(.+)" on table "(.+?)"')
+_VALIDATING = re.compile(r'validating foreign key constraint "(.+)"')
+_PARAMETERS_SHOWN = 200
+# What Alembic and SQLAlchemy ask for themselves.
+_NOT_THE_REVISIONS = re.compile(rf"\s*SELECT\s+pg_catalog\.|.*\b{VERSION_TABLE}\b", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """`file` changes when the contents are written anew; `part_of` is the oid of the table it is a part of."""
+
+    name: str
+    kind: str
+    file: int | None
+    scans: int
+    part_of: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The effects of each revision that was run, and why the next one could not be."""
+
+    effects: dict[str, Effects]
+    failure: str | None
+
+
+async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str], target: str) -> Observation:
+    """Build the `applied` revisions on the scratch database, then run what `target` needs beyond, one after the other.
+
+    Raises:
+        MigrationFailedError: the applied revisions cannot be built there.
+    """
+    watcher: _Watcher | None = None
+
+    def watched(session: MigrationSession, connection: Connection) -> None:
+        nonlocal watcher
+        watcher = _Watcher(session.steps, connection, scratch.config.schema)
+        watcher.start()
+        upgrade_in_process(session, connection, target)
+
+    try:
+        await build(scratch, revisions, applied, watched)
+    except MigrationFailedError as error:
+        if watcher is None:
+            raise
+        return Observation(watcher.effects, failure=str(error))
+    assert watcher is not None
+    return Observation(watcher.effects, failure=None)
+
+
+async def read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, Relation]:
+    """Every relation but PostgreSQL's and the migrator's own, by oid."""
+    rows = await connection.fetch(_RELATIONS, schema, VERSION_TABLE, OWN_TABLES_PREFIX)
+    return {row["oid"]: Relation(row["name"], row["kind"], row["file"], row["scans"], row["part_of"]) for row in rows}
+
+
+def parts(relations: dict[int, Relation]) -> dict[str, str]:
+    """The name of the table for the name of each index and sequence of it."""
+    return {r.name: relations[r.part_of].name for r in relations.values() if r.part_of in relations}
+
+
+class _Watcher:
+    """Looks before each revision and after each statement; the look after one is the look before the next."""
+
+    def __init__(self, steps: StepRecorder, connection: Connection, schema: str) -> None:
+        self.effects: dict[str, Effects] = {}
+        self._steps = steps
+        self._schema = schema
+        self._connection = connection
+        driver_connection = connection.connection.driver_connection
+        assert isinstance(driver_connection, asyncpg.Connection)
+        self._driver = driver_connection
+        self._messages: list[str] = []
+        self._revision: str | None = None
+        self._known: dict[int, Relation] = {}
+        self._before: dict[int, Relation] = {}
+
+    def start(self) -> None:
+        await_only(self._driver.execute("SET client_min_messages = debug1"))
+        self._driver.add_log_listener(lambda _connection, message: self._messages.append(message.message))
+        event.listen(self._connection, "before_cursor_execute", self._look_before)
+        event.listen(self._connection, "after_cursor_execute", self._look_after)
+
+    def _look_before(self, _c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if self._is_watched(statement) and self._steps.current != self._revision:
+            self._revision = self._steps.current
+            self._known = self._before = await_only(read_relations(self._driver, self._schema))
+        self._messages.clear()
+
+    def _look_after(self, _c: object, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
+        if not self._is_watched(statement):
+            return
+        assert self._revision is not None
+        effects = self.effects.setdefault(self._revision, Effects())
+        in_transaction = self._driver.is_in_transaction()
+        effects.statements.append(Statement(_with_parameters(statement, parameters), autocommit=not in_transaction))
+        now = await_only(read_relations(self._driver, self._schema))
+        self._note_locks(effects, statement, in_transaction)
+        # It makes an empty file and builds empty indexes: neither is a rewrite.
+        if statement.split(maxsplit=1)[0].upper() != "TRUNCATE":
+            self._note_changes(effects, now)
+            self._note_messages(effects)
+        self._before = now
+
+    def _is_watched(self, statement: str) -> bool:
+        return self._steps.current is not None and not _NOT_THE_REVISIONS.match(statement)
+
+    def _note_locks(self, effects: Effects, statement: str, in_transaction: bool) -> None:
+        if not in_transaction:
+            names = {relation.name for relation in self._known.values()}
+            for touch in touched_tables(statement, self._schema, parts(self._known)) or ():
+                if touch.table in names:
+                    effects.add_lock(touch.table, touch.mode, estimated=True)
+            return
+        for row in await_only(self._driver.fetch(_LOCKS)):
+            if table := self._table(row["relation"]):
+                mode = max((LockMode.of_pg_locks(mode) for mode in row["modes"]), key=lambda mode: mode.strength)
+                effects.add_lock(table.name, mode, estimated=False)
+
+    def _note_changes(self, effects: Effects, now: dict[int, Relation]) -> None:
+        for oid, known in self._known.items():
+            before, after = self._before.get(oid), now.get(oid)
+            if known.kind not in ("r", "m") or not before or not after:
+                continue
+            if after.file != before.file:
+                effects.add_rewrite(known.name)
+            if after.scans > before.scans:
+                effects.add_scan(known.name)
+
+    def _note_messages(self, effects: Effects) -> None:
+        by_name = {
+            b.name.rpartition(".")[2]: self._known[oid].name for oid, b in self._before.items() if oid in self._known
+        }
+        for message in self._messages:
+            if (match := _REWRITING.match(message)) and match[1] in by_name:
+                effects.add_rewrite(by_name[match[1]])
+            elif (match := _VERIFYING.match(message)) and match[1] in by_name:
+                effects.add_scan(by_name[match[1]])
+            elif (match := _BUILDING.match(message)) and match[2] in by_name:
+                effects.index_builds.append(IndexBuild(match[1], by_name[match[2]]))
+            elif match := _VALIDATING.match(message):
+                for row in await_only(self._driver.fetch(_OF_CONSTRAINT, match[1])):
+                    if table := self._table(row["conrelid"]):
+                        effects.add_scan(table.name)
+
+    def _table(self, oid: int) -> Relation | None:
+        """The relation, or the table it is a part of; None for one that the revision made itself."""
+        relation = self._known.get(oid)
+        return self._known.get(relation.part_of, relation) if relation and relation.part_of else relation
+
+
+def _with_parameters(statement: str, parameters: Any) -> str:
+    if not parameters:
+        return statement.strip()
+    shown = repr(parameters)
+    if len(shown) > _PARAMETERS_SHOWN:
+        shown = f"{shown[:_PARAMETERS_SHOWN]} ..."
+    return f"{statement.strip()} -- with {shown}"
