@@ -298,6 +298,15 @@ class TestLists:
         query = {"user": "ada@example.com", "profile": profile["id"], "state": "revoked", "searchString": "REV"}
         assert await self.names(client, **query, orderBy="name") == ["revoked"]
 
+    async def test_rows_that_are_alike_stand_in_the_order_of_their_ids(
+        self, client: httpx.AsyncClient, database: asyncpg.Connection
+    ) -> None:
+        await database.execute("UPDATE api_keys SET name = 'same'")
+        await database.execute("UPDATE api_keys SET key_preview = 'moved' WHERE id = (SELECT min(id) FROM api_keys)")
+        items = (await client.get("/api/keys?orderBy=name")).json()["items"]
+        assert items[0]["key_preview"] == "moved"
+        assert [item["id"] for item in items] == sorted(item["id"] for item in items)
+
     async def test_null_comes_last_in_either_order(self, client: httpx.AsyncClient) -> None:
         for order in ("asc", "desc"):
             names = await self.names(client, orderBy="expires_at", sortOrder=order)

@@ -11,6 +11,10 @@ import asyncpg
 import httpx
 import pytest
 
+from gasket import db
+from gasket.backends.service import ProfileService
+from gasket.keys.service import KeyService
+
 from .conftest import ApiAt, Post, assert_problem
 
 LIMIT = 5
@@ -144,6 +148,20 @@ async def test_a_key_of_an_older_release_is_not_lost_with_its_profile(
         await waits_for_a_lock(database)
     assert_problem(await deletion, 409, "in-use")
     assert await database.fetchval("SELECT count(*) FROM api_keys") == 1
+
+
+async def test_a_locked_row_is_read_anew(
+    post: Post, profile_id: int, database: asyncpg.Connection, api_database_url: str
+) -> None:
+    key = await post("/api/keys", **body(profile_id))
+    engine = db.create_engine(api_database_url, schema="public", release="0", pool_size=1)
+    async with db.create_sessions(engine).begin() as session:
+        keys = KeyService(session, profiles=ProfileService(session))
+        seen = await keys.fetch(key["id"])
+        await database.execute("UPDATE api_keys SET expires_at = now() WHERE id = $1", key["id"])
+        assert (await keys.fetch(key["id"], lock=db.FOR_CHANGE)).expires_at is not None
+        assert seen.expires_at is not None
+    await engine.dispose()
 
 
 async def test_revoking_and_rotating_take_turns(client: httpx.AsyncClient, post: Post, profile_id: int) -> None:
