@@ -19,6 +19,7 @@ from gasket.backends.cli import BackendsCLI
 from gasket.backends.controller import BackendController, ProfileController
 from gasket.backends.models import key_ring
 from gasket.errors import SettingsError
+from gasket.inputs import StrictRequest
 from gasket.keys.controller import KeyController
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.controller import migrations
@@ -120,6 +121,7 @@ def _api() -> Router:
         guards=[http.require_admin],
         security=[{http.SECURITY_SCHEME: []}],
         cache_control=CacheControlHeader(no_store=True),
+        request_class=StrictRequest,
         request_max_body_size=1_000_000,
     )
 

@@ -12,12 +12,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import asyncpg
 from advanced_alchemy.config.asyncio import AlembicAsyncConfig
+from advanced_alchemy.exceptions import NotFoundError as RepositoryNotFoundError
+from advanced_alchemy.exceptions import RepositoryError
 from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
 from sqlalchemy import DateTime, Identity, MetaData, Text, event, func
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -238,6 +240,10 @@ def refusing(violations: Mapping[str, GasketError]) -> Iterator[None]:
 def explain(error: Exception) -> GasketError | None:
     """What a failed statement means to whoever made the request; None if it can only be a fault of ours."""
     match error:
+        case RepositoryError(__cause__=SQLAlchemyError() as cause):
+            return explain(cause)
+        case RepositoryNotFoundError():
+            return NotFoundError()
         case PoolTimeoutError():
             return DatabaseBusyError("This replica's database connections are all in use; nothing was changed.")
         case TimeoutError():

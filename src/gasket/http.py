@@ -111,6 +111,8 @@ def describe(error: Exception) -> Problem:
             errors = _field_errors(error.extra)
             detail = "; ".join(f"{entry.field}: {entry.message}" for entry in errors) or error.detail
             return _problem(error.status_code, name, detail, errors)
+        case RecursionError():  # JSON's decoder gives up so
+            return _problem(400, "invalid-input", "The request is nested too deeply.")
         case ExceptionGroup(exceptions=(Exception() as inner,)):
             return describe(inner)
     if meaning := db.explain(error):

@@ -83,7 +83,8 @@ async def test_a_name_is_taken_once(client: httpx.AsyncClient, post: Post) -> No
         ("api_key", "schlüssel"),
         ("api_key", "k" * 4001),
         ("skip_tls_verify", None),
-        ("skip_tls_verify", "perhaps"),
+        ("skip_tls_verify", "true"),
+        ("skip_tls_verify", 1),
     ],
 )
 async def test_values_are_checked_when_made_and_when_changed(

@@ -95,7 +95,7 @@ class TestTokens:
 
 
 class TestProblems:
-    @pytest.mark.parametrize("content", [b"", b"{", b'{"name": }', b"\xff\xfe", b'"'])
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"name": }', b"\xff\xfe", b'"', b"[" * 5000])
     async def test_unreadable_json(self, client: httpx.AsyncClient, content: bytes) -> None:
         response = await client.post("/api/backends", content=content, headers={"content-type": "application/json"})
         assert response.status_code == 400

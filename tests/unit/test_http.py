@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from advanced_alchemy import exceptions as repository
 from litestar.exceptions import HTTPException, ServiceUnavailableException, ValidationException
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -27,6 +28,13 @@ class DriverError(Exception):
 
 def failed(kind: type[DBAPIError], sqlstate: str, *, lost: bool = False) -> DBAPIError:
     return kind("SELECT", {}, DriverError(sqlstate), connection_invalidated=lost)
+
+
+def wrapped(kind: type[repository.RepositoryError], cause: Exception) -> Exception:
+    """As Advanced Alchemy's repositories raise it."""
+    error = kind("secret words")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize("kind", [kind for kind in subclasses(errors.GasketError) if kind not in AT_START])
@@ -57,6 +65,10 @@ def test_every_error_of_a_request_has_a_name_of_its_own(kind: type[errors.Gasket
         (HTTPException("teapot", status_code=418), 418, "http-418"),
         (HTTPException("secret words", status_code=500), 500, "internal"),
         (ValueError("secret words"), 500, "internal"),
+        (wrapped(repository.DuplicateKeyError, failed(IntegrityError, "23505")), 409, "conflict"),
+        (wrapped(repository.IntegrityError, failed(DBAPIError, "08006")), 503, "database-away"),
+        (wrapped(repository.RepositoryError, failed(ProgrammingError, "42P01")), 500, "internal"),
+        (repository.NotFoundError("secret words"), 404, "not-found"),
     ],
 )
 def test_what_an_error_is_to_the_client(error: Exception, status: int, name: str) -> None:
