@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tests.acceptance.processes import free_port, until
@@ -82,24 +83,32 @@ async def tapped(url: str) -> AsyncIterator[Tap]:
         record = bytearray()
         tap.sent.append(record)
         server, server_writer = await target.open()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_copy(client, server_writer, record))
-            group.create_task(_copy(server, client_writer, None))
+        copying = asyncio.gather(_copy(client, server_writer, record), _copy(server, client_writer, None))
+        serving.add(copying)
+        with suppress(asyncio.CancelledError):
+            await copying
 
+    serving: set[asyncio.Future[Any]] = set()
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
         tap.url = target.url_through(listener.sockets[0].getsockname()[1])
         yield tap
+    for copying in serving:
+        copying.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, record: bytearray | None) -> None:
-    with suppress(ConnectionError):
+    try:
         while data := await source.read(65_536):
             if record is not None:
                 record += data
             target.write(data)
             await target.drain()
-    target.close()
+    except ConnectionError:
+        pass  # one of the two has gone, as they do
+    finally:
+        target.close()
 
 
 def _statements(stream: bytes) -> Iterator[str]:
@@ -171,6 +180,7 @@ async def listens(port: int, log: Path) -> None:
         except OSError:
             return False
         writer.close()
+        await writer.wait_closed()
         return True
 
     await until(connected, 10, lambda: f"a listener on port {port}:\n{log.read_text()}")
