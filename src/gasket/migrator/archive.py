@@ -28,7 +28,8 @@ from gasket.migrator.inventory import (
     take_inventory,
 )
 from gasket.migrator.manifest import ensure_manifest
-from gasket.migrator.trial import Rendering, connection_of, taken_back, touches_only_indexes, try_downgrade
+from gasket.migrator.render import Rendering
+from gasket.migrator.trial import connection_of, taken_back, touches_only_indexes, try_downgrade
 
 log = logging.getLogger("gasket.migrator")
 

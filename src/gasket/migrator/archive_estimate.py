@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 from gasket.migrator.archive import compare_inventories
 from gasket.migrator.copies import plan_copy
 from gasket.migrator.inventory import Loss, Losses, LossKind, take_inventory
-from gasket.migrator.trial import Rendering, connection_of, taken_back, touches_only_indexes, try_downgrade
+from gasket.migrator.render import Rendering
+from gasket.migrator.trial import connection_of, taken_back, touches_only_indexes, try_downgrade
 
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3

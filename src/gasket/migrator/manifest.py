@@ -6,7 +6,7 @@ Whoever writes here holds the migration lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import groupby
 from typing import Any
@@ -168,6 +168,15 @@ def update_entry(connection: Connection, schema: str, entry: int, **values: obje
     connection.exec_driver_sql(
         f"UPDATE {_manifest(schema)} SET {changes} WHERE id = $1",
         (entry, *(_as_json(value) for value in values.values())),
+    )
+
+
+def settle_entry(connection: Connection, schema: str, entry: int, *, rows: int, left: Mapping[str, int]) -> None:
+    """It was put back: `rows` are in their table again, `left` stay, by reason; without those its table is gone."""
+    connection.exec_driver_sql(
+        f"UPDATE {_manifest(schema)} SET restored_at = clock_timestamp(), restored_rows = $2, left_behind = $3, "
+        "restore_error = NULL, stored_in = CASE WHEN $4 THEN stored_in END WHERE id = $1",
+        (entry, rows, _as_json(dict(left)), bool(left)),
     )
 
 

@@ -7,15 +7,16 @@ commit: an autocommit block would end the transaction, and what was tried would 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.render import Rendering
 
 _ACTIVE_SQL_TRANSACTION = "25001"
 _HEAD = r"\A(?:\s+|--[^\n]*\n|/\*.*?\*/)*"
@@ -30,24 +31,6 @@ _TRANSACTION_CONTROL = re.compile(
     rf"{_HEAD}(?:BEGIN|START|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
-
-
-class Statement(Protocol):
-    """One statement of a downgrade; `autocommit` if it stands in an autocommit block."""
-
-    @property
-    def sql(self) -> str: ...
-    @property
-    def autocommit(self) -> bool: ...
-
-
-class Rendering(Protocol):
-    """A downgrade as SQL; where `reason` says why it could not be rendered, only its Python can run."""
-
-    @property
-    def statements(self) -> Sequence[Statement]: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 def connection_of(context: MigrationContext) -> Connection:
