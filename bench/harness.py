@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -35,41 +35,40 @@ Subject = Callable[[], Awaitable[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the seconds of each subject, the reference first.
-
-    `goal` is the largest ratio to the reference that is allowed to the subject right after it.
-    """
+    """One line of a table: the seconds of each subject, the reference first; `goal` says whether it was met."""
 
     case: str
     seconds: Mapping[str, Sequence[float]]
-    goal: float | None = None
+    goal: str = ""
 
     def median_ms(self, subject: str) -> float:
         """The median of a subject, in milliseconds."""
         return median(self.seconds[subject]) * 1000
 
-    def ratio(self, subject: str) -> float:
-        """The median of a subject over the reference's."""
-        return self.median_ms(subject) / self.median_ms(next(iter(self.seconds)))
+    @property
+    def ratio(self) -> float:
+        """The median of the subject over the reference's."""
+        reference, subject = self.seconds
+        return self.median_ms(subject) / self.median_ms(reference)
+
+    def with_ratio_goal(self, limit: float) -> Row:
+        """The same with the goal of a ratio of at most `limit`."""
+        return replace(self, goal=verdict(f"at most {limit}", self.ratio <= limit))
+
+
+def verdict(goal: str, met: bool) -> str:
+    """How a goal stands in a table."""
+    return f"{goal}: {'met' if met else 'missed'}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table: medians in milliseconds, each with its ratio to the reference and, if any, the goal."""
-    reference, *others = rows[0].seconds
-    lines = [["", f"{reference}, ms", *(cell for name in others for cell in (f"{name}, ms", "ratio")), "goal"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 2), "---"])
+    """A Markdown table: medians in milliseconds, the ratio to the reference and, if any, the goal."""
+    reference, subject = rows[0].seconds
+    lines = [f"| | {reference}, ms | {subject}, ms | ratio | goal |", "| --- | ---: | ---: | ---: | --- |"]
     for row in rows:
-        cells = [row.case, f"{row.median_ms(reference):,.1f}"]
-        for name in others:
-            cells += [f"{row.median_ms(name):,.1f}", f"{row.ratio(name):.2f}"]
-        lines.append([*cells, _verdict(row, others[0])])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _verdict(row: Row, subject: str) -> str:
-    if row.goal is None:
-        return ""
-    return f"at most {row.goal}: {'met' if row.ratio(subject) <= row.goal else 'missed'}"
+        medians = f"{row.median_ms(reference):,.1f} | {row.median_ms(subject):,.1f}"
+        lines.append(f"| {row.case} | {medians} | {row.ratio:.2f} | {row.goal} |")
+    return "\n".join(lines)
 
 
 async def alternate(rounds: int, subjects: Mapping[str, Subject], *, warm_up: bool = True) -> dict[str, list[float]]:
@@ -95,7 +94,7 @@ async def timed(work: Awaitable[object]) -> float:
 
 
 async def program(*command: str | Path, folder: Path | None = None, **settings: str) -> bytes:
-    """Run a program to its end, and return its standard output; `settings` are added to the environment.
+    """Run a program to its end, and return its standard output; `settings` are as for `environment`.
 
     Raises:
         RuntimeError: it failed; what it wrote is in the message.
@@ -103,7 +102,7 @@ async def program(*command: str | Path, folder: Path | None = None, **settings: 
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
-        env={**os.environ, **settings},
+        env=environment(settings),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -117,6 +116,12 @@ async def program(*command: str | Path, folder: Path | None = None, **settings: 
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode()}")
     return output
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program: these settings of Gasket's, and none that whoever measures has for himself."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("GASKET_", "LITESTAR_"))}
+    return {**own, **settings}
 
 
 def script(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import time
@@ -12,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequenc
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
-from bench.harness import PROGRAM_LIMIT, Row, alternate, database, open_folder, program, script, server
+from bench.harness import PROGRAM_LIMIT, Row, alternate, database, environment, open_folder, program, script, server
 from bench.project import REPOSITORY
 
 TITLE = "Start to ready at head, the last of several replicas, against processes that only import the same"
@@ -72,7 +71,7 @@ async def _processes(
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=folder,
-                env={**os.environ, **settings},
+                env=environment(settings),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
