@@ -8,6 +8,9 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from gasket.migrator.steps import downgrade_steps
 
 ENV = """
 from alembic import context
@@ -46,3 +49,7 @@ def test_a_context_has_what_a_recorder_attaches_to() -> None:
     context = MigrationContext.configure(dialect_name="postgresql", opts={"fn": lambda heads, ctx: []})
     assert context._migrations_fn is not None
     assert callable(context.autocommit_block)
+
+
+def test_the_steps_of_a_downgrade_can_be_asked_for(project: Config) -> None:
+    assert downgrade_steps(ScriptDirectory.from_config(project), "base", ()) == []

@@ -15,20 +15,27 @@ import click
 from advanced_alchemy.extensions.litestar.cli import database_group
 from alembic.util import CommandError
 
+from gasket.migrator.commands import added_commands, at_a_terminal
+from gasket.migrator.connection import MigratorConfig
+
 _ADAPTED = "gasket_adapted"
 
 
-def adapt_database_commands() -> None:
-    """Make refusals one line, `-1` an argument, and closed standard input no trap. Twice is once."""
-    for name, command in database_group.commands.items():
-        if command.callback is None or hasattr(command.callback, _ADAPTED):
-            continue
-        if name in ("upgrade", "downgrade"):
-            # "-1" and "+1" are revisions, not options.
-            command.context_settings["ignore_unknown_options"] = True
-        callback = _CHANGED.get(name, _as_it_is)(command.callback)
-        command.callback = _refuse_in_one_line(callback)
-        setattr(command.callback, _ADAPTED, True)
+def adapt_database_commands(config: MigratorConfig) -> None:
+    """Add the migrator's commands, and make every refusal one line. Twice is once, for the last `config`."""
+    for command in added_commands(config):
+        database_group.add_command(command)
+    _adapt(database_group)
+
+
+def _adapt(group: click.Group) -> None:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            _adapt(command)
+        elif command.callback is not None and not hasattr(command.callback, _ADAPTED):
+            callback = _CHANGED.get(name, _as_it_is)(command.callback) if group is database_group else command.callback
+            command.callback = _refuse_in_one_line(callback)
+            setattr(command.callback, _ADAPTED, True)
 
 
 def _refuse_in_one_line(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,27 +59,9 @@ def _without_question_unless_terminal(callback: Callable[..., Any]) -> Callable[
 
     @functools.wraps(callback)
     def upgrade(*args: Any, no_prompt: bool, **options: Any) -> Any:
-        return callback(*args, no_prompt=no_prompt or not _at_a_terminal(), **options)
+        return callback(*args, no_prompt=no_prompt or not at_a_terminal(), **options)
 
     return upgrade
-
-
-def _never_unasked(callback: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(callback)
-    def downgrade(*args: Any, no_prompt: bool, sql: bool, **options: Any) -> Any:
-        if not (no_prompt or sql or _at_a_terminal()):
-            raise CommandError(
-                "A downgrade removes tables or columns, and there is no terminal to ask at; nothing was changed. "
-                "Add --no-prompt to confirm it."
-            )
-        return callback(*args, no_prompt=no_prompt or sql, sql=sql, **options)
-
-    return downgrade
-
-
-def _at_a_terminal() -> bool:
-    """Whether somebody can be asked. Python has no `sys.stdin` at all where standard input is closed."""
-    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _refused(_callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,6 +76,5 @@ def _refused(_callback: Callable[..., Any]) -> Callable[..., Any]:
 
 _CHANGED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "upgrade": _without_question_unless_terminal,
-    "downgrade": _never_unasked,
     "drop-all": _refused,
 }

@@ -14,18 +14,17 @@ from gasket.migrator.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """`what` is "was edited" or "is gone"; the rest says when it was applied, and by which release."""
+    """An applied file that differs, or is gone; when it was applied, and by which release."""
 
     revision: str
-    what: str
+    gone: bool
     applied_at: str
     applied_by: str | None
 
     def __str__(self) -> str:
-        return (
-            f"the file of revision {self.revision} {self.what} since release {self.applied_by or '(unknown)'} "
-            f"applied it at {self.applied_at}"
-        )
+        what = "is gone" if self.gone else "was edited"
+        by = self.applied_by or "(unknown)"
+        return f"the file of revision {self.revision} {what} since release {by} applied it at {self.applied_at}"
 
 
 async def find_edits(
@@ -38,10 +37,10 @@ async def find_edits(
         for file in plan.changed
         if file.revision in applied and applied[file.revision] != digest(file.path.read_bytes())
     ]
-    found = [(revision, "was edited") for revision in edited] + [(e.revision, "is gone") for e in plan.missing]
+    found = [(revision, False) for revision in edited] + [(entry.revision, True) for entry in plan.missing]
     return tuple(
-        Edit(revision, what, database.ledger[revision].started_at, database.ledger[revision].release)
-        for revision, what in found
+        Edit(revision, gone, database.ledger[revision].started_at, database.ledger[revision].release)
+        for revision, gone in found
     )
 
 
@@ -55,7 +54,7 @@ def check_edits(plan: Plan, edits: tuple[Edit, ...]) -> None:
         edit = edits[0]
         raise EditedRevisionError(
             revision=edit.revision,
-            what=edit.what,
+            gone=edit.gone,
             applied_at=edit.applied_at,
             applied_by=edit.applied_by,
             pending=[file.revision for file in plan.pending],

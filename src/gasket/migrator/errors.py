@@ -120,7 +120,7 @@ class SchemaAheadError(MigratorError):
             f"The database is at revision {revision}, {origin}; this release {release} does not have it, and "
             f"{why}; nothing was changed. Deploy "
             f"{f'release {applied_by}' if applied_by else 'the release that has it'} or a later one, or "
-            f"downgrade the schema with that release first."
+            f"roll the schema back to this one: litestar database rollback"
         )
 
 
@@ -160,13 +160,13 @@ class EditedRevisionError(MigratorError):
     """An applied file was edited or is gone, and something is pending."""
 
     def __init__(
-        self, *, revision: str, what: str, applied_at: str, applied_by: str | None, pending: Sequence[str]
+        self, *, revision: str, gone: bool, applied_at: str, applied_by: str | None, pending: Sequence[str]
     ) -> None:
+        mend = "" if gone else f", or, if the edit was reviewed, run: litestar database accept {revision}"
         super().__init__(
-            f"The file of revision {revision} {what} since release {applied_by or '(unknown)'} applied it "
-            f"at {applied_at}, and {', '.join(pending)} would be applied on top; nothing was changed. "
-            f"Put the file back as it was, or, if the edit was reviewed, run: "
-            f"litestar database accept {revision}"
+            f"The file of revision {revision} {'is gone' if gone else 'was edited'} since release "
+            f"{applied_by or '(unknown)'} applied it at {applied_at}, and {', '.join(pending)} would be applied on "
+            f"top; nothing was changed. Put the file back as it was{mend}"
         )
 
 

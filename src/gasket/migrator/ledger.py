@@ -222,6 +222,7 @@ class StoredRevision:
 
     revision: str
     release: str | None
+    digest: str | None
     script: dict[str, Any]
     downgrade_sql: str | None
 
@@ -229,12 +230,12 @@ class StoredRevision:
 async def read_stored(connection: asyncpg.Connection, schema: str) -> dict[str, StoredRevision]:
     """Every revision that was ever applied or stamped with its script, by revision."""
     rows = await connection.fetch(
-        "SELECT DISTINCT ON (revision) revision, release, script::text, downgrade_sql::text "
+        "SELECT DISTINCT ON (revision) revision, release, digest, script::text, downgrade_sql::text "
         f"FROM {_qualified(schema, LEDGER)} WHERE script IS NOT NULL ORDER BY revision, id DESC"
     )
     return {
         row["revision"]: StoredRevision(
-            row["revision"], row["release"], json.loads(row["script"]), row["downgrade_sql"]
+            row["revision"], row["release"], row["digest"], json.loads(row["script"]), row["downgrade_sql"]
         )
         for row in rows
     }
@@ -245,6 +246,16 @@ async def read_history(connection: asyncpg.Connection, schema: str, limit: int) 
     rows = await connection.fetch(
         f"SELECT id, {', '.join(_COLUMNS)} FROM {_qualified(schema, LEDGER)} ORDER BY id DESC LIMIT $1",
         limit,
+    )
+    return [dict(row) for row in rows]
+
+
+async def read_failures(connection: asyncpg.Connection, schema: str, limit: int) -> list[dict[str, Any]]:
+    """The newest failed tries first; none where the table is not there yet."""
+    if await connection.fetchval("SELECT to_regclass($1) IS NULL", _qualified(schema, FAILURES)):
+        return []
+    rows = await connection.fetch(
+        f"SELECT id, {', '.join(_FAILURE_COLUMNS)} FROM {_qualified(schema, FAILURES)} ORDER BY id DESC LIMIT $1", limit
     )
     return [dict(row) for row in rows]
 

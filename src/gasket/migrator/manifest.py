@@ -263,7 +263,7 @@ def _has_manifest(connection: Connection, schema: str) -> bool:
 
 def _query(schema: str, condition: str) -> str:
     columns = ", ".join(f"{name}::text" if kind.startswith("jsonb") else name for name, kind in _COLUMNS.items())
-    size = "coalesce(pg_total_relation_size(to_regclass(format('%I.%I', {}, stored_in))), 0) AS size"
+    size = "coalesce(pg_total_relation_size(to_regclass(quote_ident({}) || '.' || quote_ident(stored_in))), 0) AS size"
     schema_literal = "'" + archive_schema(schema).replace("'", "''") + "'"
     return (
         f"SELECT id, {columns}, {size.format(schema_literal)} FROM {_manifest(schema)} "

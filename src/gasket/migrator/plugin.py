@@ -37,7 +37,7 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
 
     def on_cli_init(self, cli: Group) -> None:
         """Adapt `litestar database`."""
-        adapt_database_commands()
+        adapt_database_commands(self._config)
 
     async def _bring_to_head(self, _app: Litestar) -> None:
         await until_signalled(bring_to_head(self._config), pass_on=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -19,13 +20,9 @@ from sqlalchemy import Connection, text
 
 from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
 from gasket.migrator.edits import check_edits, find_edits
-from gasket.migrator.errors import (
-    LockLostError,
-    NotMigratedError,
-    SchemaAheadError,
-)
+from gasket.migrator.errors import LockLostError, NotMigratedError, RevisionFileError, SchemaAheadError
+from gasket.migrator.graft import check_replayable, graft
 from gasket.migrator.ledger import (
-    OWN_TABLES_PREFIX,
     VERSION_TABLE,
     DatabaseState,
     read_applier,
@@ -36,7 +33,7 @@ from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, m
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
-from gasket.migrator.steps import StepRecorder, command_that_writes
+from gasket.migrator.steps import StepOptions, StepRecorder, command_that_writes, is_ours_to_compare
 
 log = logging.getLogger("gasket.migrator")
 
@@ -44,6 +41,8 @@ _FRESH_TRIES = 3
 _POLL = 0.5
 _CLOSE_TIMEOUT = 2.0
 _IN_PROCESS = "gasket_migration"
+OPTIONS = "gasket_options"
+"""The attribute of Alembic's configuration that holds the StepOptions of a command."""
 
 
 async def bring_to_head(config: MigratorConfig) -> Plan:
@@ -172,27 +171,92 @@ async def _with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> No
 
 def upgrade_in_process(session: MigrationSession, connection: Connection, revision: str) -> None:
     """Alembic's upgrade to `revision`, inside of `session.run`, over the connection that holds the lock."""
-    alembic_config = Config(str(session.config.ini), attributes={_IN_PROCESS: (session, connection)})
-    command.upgrade(alembic_config, revision)
+    command.upgrade(_alembic_config(session, connection), revision)
+
+
+def _alembic_config(session: MigrationSession, connection: Connection) -> Config:
+    """Alembic's configuration, with which env.py runs on the session's connection instead of one of its own."""
+    return Config(str(session.config.ini), attributes={_IN_PROCESS: (session, connection)})
+
+
+async def accept(config: MigratorConfig, revision: str) -> None:
+    """Record that the edited file of an applied revision was reviewed: it counts as what was applied from now on.
+
+    Raises:
+        RevisionFileError: there is no such file, or it is not applied.
+    """
+    revisions = read_revisions(migrations_directory(config.ini))
+    async with _locked(config, revisions) as session:
+        plan = make_plan(revisions, await session.read_state())
+        if revision not in revisions or revision in {file.revision for file in plan.pending}:
+            raise RevisionFileError(file=revision, problem="is not the revision of a file that is applied")
+        await session.prepare()
+        await session.accept(revision)
+
+
+async def rollback(config: MigratorConfig, target: str | None, options: StepOptions) -> list[str]:
+    """Bring a newer schema back, to `target` or to this release's own head, from what the ledger keeps.
+
+    Returns the revisions that were taken back.
+
+    Raises:
+        NotReplayableError: one of them cannot be taken back without its file; nothing was changed.
+        MigratorError: as for any downgrade.
+    """
+    revisions = read_revisions(migrations_directory(config.ini))
+    async with _locked(config, revisions) as session:
+        plan = make_plan(revisions, await session.read_state())
+        if not plan.unknown:
+            return []
+        stored = await session.read_stored()
+        unknown = [revision.revision for revision in plan.unknown]
+        check_replayable(unknown, stored)
+        session.steps.options, session.steps.grafts = options, {revision: stored[revision] for revision in unknown}
+        if not options.discard_data:
+            await session.check_archive_rights()
+        await session.prepare()
+        goal = target or plan.head or "base"
+        await session.run(lambda connection: command.downgrade(_alembic_config(session, connection), goal))
+        return session.steps.applied
+
+
+@asynccontextmanager
+async def _locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
+    """A session for a command: it needs the lock, whatever others have done meanwhile."""
+    application_role = (await _first_look(config)).role if config.migration_database_url else None
+    async with migration_session(config, revisions, application_role=application_role, not_needed=_never) as session:
+        assert session is not None
+        yield session
 
 
 async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
     """upgrade, downgrade and stamp from a command line: under the lock, each step on the ledger."""
     revisions = read_revisions(migrations_directory(config.ini))
-    application_role = (await _first_look(config)).role if config.migration_database_url else None
+    options = _options_of(context)
 
     async def once() -> None:
-        async with migration_session(
-            config, revisions, application_role=application_role, not_needed=_never
-        ) as session:
-            assert session is not None
+        async with _locked(config, revisions) as session:
             database = await session.read_state()
             if not await _runs_here(writes, session, revisions, database):
                 return
+            session.steps.options = options
+            if writes == "downgrade" and not options.discard_data:
+                await session.check_archive_rights()
             await session.prepare()
             await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
 
     await _with_fresh_tries(once)
+
+
+def _options_of(context: Any) -> StepOptions:
+    """Of `litestar database ...`, or of plain Alembic's `-x discard_data=yes` and `-x restore=no`."""
+    given: StepOptions | None = context.config.attributes.get(OPTIONS)
+    if given is not None:
+        return given
+    named: dict[str, str] = context.get_x_argument(as_dictionary=True)
+    return StepOptions(
+        discard_data=named.get("discard_data", "no") == "yes", restore=named.get("restore", "yes") != "no"
+    )
 
 
 async def _runs_here(writes: str, session: MigrationSession, revisions: Revisions, database: DatabaseState) -> bool:
@@ -210,7 +274,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
             revision=unknown[0],
             applied_by=entry.release if entry else None,
             release=session.config.release,
-            why="only a release that has it can take it back",
+            why="a downgrade needs its file",
         )
     return True
 
@@ -238,6 +302,7 @@ def _run_migrations(context: Any, config: MigratorConfig, connection: Connection
         **_options(config),
     )
     if steps:
+        graft(context.script, steps.grafts)
         steps.attach(context.get_context())
     with context.begin_transaction():
         context.run_migrations()
@@ -258,13 +323,8 @@ def _options(config: MigratorConfig) -> dict[str, Any]:
         "transaction_per_migration": True,
         "compare_type": True,
         "compare_server_default": True,
-        "include_name": _is_ours_to_compare,
+        "include_name": is_ours_to_compare,
     }
-
-
-def _is_ours_to_compare(name: str | None, kind: str, _parents: object) -> bool:
-    """Whether autogenerate and `check` may see it: the migrator's own tables are no part of the models."""
-    return kind != "table" or name is None or not (name == VERSION_TABLE or name.startswith(OWN_TABLES_PREFIX))
 
 
 async def _never(_connection: asyncpg.Connection) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from gasket.migrator.archive_schema import check_archive_rights
 from gasket.migrator.connection import (
     MigratorConfig,
     connect,
@@ -34,7 +35,7 @@ from gasket.migrator.errors import (
     TransactionPoolerError,
 )
 from gasket.migrator.grants import grant_to_application
-from gasket.migrator.ledger import DatabaseState, ensure_tables, read_state
+from gasket.migrator.ledger import DatabaseState, StoredRevision, ensure_tables, read_state, read_stored
 from gasket.migrator.lock import migration_lock
 from gasket.migrator.plan import Plan
 from gasket.migrator.revisions import Revisions
@@ -66,6 +67,22 @@ class MigrationSession:
     async def find_edits(self, plan: Plan, database: DatabaseState) -> tuple[Edit, ...]:
         """Applied files that are no longer what was applied."""
         return await find_edits(self._connection, self.config.schema, plan, database)
+
+    async def read_stored(self) -> dict[str, StoredRevision]:
+        """What the ledger keeps of every revision."""
+        return await read_stored(self._connection, self.config.schema)
+
+    async def check_archive_rights(self) -> None:
+        """Refuse a downgrade whose rows could not be kept, before any of it starts.
+
+        Raises:
+            MissingPrivilegeError: the role may not make the archive.
+        """
+        await check_archive_rights(self._connection, self.config.schema)
+
+    async def accept(self, revision: str) -> None:
+        """Write down that the file of an applied revision, as it is now, was reviewed."""
+        await self.steps.record(revision, "accept")
 
     async def prepare(self) -> None:
         """Make sure of the rights, the schema and the migrator's own tables, before anything is applied.

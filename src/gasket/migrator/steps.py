@@ -1,32 +1,40 @@
 """Alembic's run, step by step: what is recorded of each revision, and which one failed.
 
-The one file that uses names of Alembic's that are not public (`_migrations_fn`, `_proxy`, the command's
-function); `tests/integration/test_alembic_names.py` fails when Alembic changes them.
+Names of Alembic's that are not public (`_migrations_fn`, `_proxy`, `_downgrade_revs`, the command's function) are
+used here alone, and in `render`; `tests/integration/test_alembic_names.py` fails when Alembic changes them.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep, StampStep
+from alembic.script import Script, ScriptDirectory
 from asyncpg.prepared_stmt import PreparedStatement
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
+from gasket.migrator.archive import archive_before_downgrade, check_after_downgrade
 from gasket.migrator.attempts import Attempts
 from gasket.migrator.connection import MigratorConfig, describe
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
-from gasket.migrator.ledger import insert_statement, record_failure
+from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, StoredRevision, insert_statement, record_failure
 from gasket.migrator.lock import LOCK_CLASS, lock_key
+from gasket.migrator.manifest import archived_revisions
+from gasket.migrator.render import Rendering, from_json, render, to_json
+from gasket.migrator.restore import upgrade_restoring
 from gasket.migrator.revisions import Revisions
 
 log = logging.getLogger("gasket.migrator")
@@ -41,6 +49,32 @@ def command_that_writes(environment: Any) -> str | None:
     """
     proxied: EnvironmentContext = environment._proxy
     return _COMMANDS.get(proxied.context_opts["fn"].__name__)
+
+
+def is_ours_to_compare(name: str | None, kind: str, _parents: object) -> bool:
+    """Alembic's `include_name`: the migrator's own tables are no part of the models."""
+    return kind != "table" or name is None or not (name == VERSION_TABLE or name.startswith(OWN_TABLES_PREFIX))
+
+
+def downgrade_steps(directory: ScriptDirectory, target: str, heads: tuple[str, ...]) -> list[RevisionStep]:
+    """The steps that Alembic would take from `heads` down to `target`.
+
+    Raises:
+        CommandError: there is no such revision.
+    """
+    steps: list[RevisionStep] = directory._downgrade_revs(target, heads)  # type: ignore[arg-type]  # as Alembic's command
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What a command may ask for.
+
+    `discard_data`: a downgrade does not archive what it takes away. `restore`: an upgrade puts it back.
+    """
+
+    discard_data: bool = False
+    restore: bool = True
 
 
 class StepRecorder:
@@ -62,6 +96,8 @@ class StepRecorder:
         self.current: str | None = None
         self.direction = "upgrade"
         self.partly = False
+        self.options = StepOptions()
+        self.grafts: Mapping[str, StoredRevision] = {}
         self._config = config
         self._revisions = revisions
         self._connection = connection
@@ -70,6 +106,7 @@ class StepRecorder:
         self._attempts = Attempts(config, connection, self._record_failed_try)
         self._started = time.monotonic()
         self._before: set[str] = set()
+        self._archived: frozenset[str] = frozenset()
         self._insert: PreparedStatement[asyncpg.Record] | None = None
 
     async def start(self) -> None:
@@ -82,6 +119,8 @@ class StepRecorder:
         assert find_steps is not None
 
         def followed(heads: tuple[str, ...], ctx: MigrationContext) -> Iterator[RevisionStep | StampStep]:
+            assert ctx.connection is not None
+            self._archived = archived_revisions(ctx.connection, self._config.schema)
             self._before = self._revisions.with_ancestors(heads)
             yield from self._follow(ctx, list(find_steps(heads, ctx)))
 
@@ -100,7 +139,8 @@ class StepRecorder:
         else:
             rows, direction = list(step.up_revision_ids), self.direction
         for revision in rows:
-            await_only(self._record(revision, direction))
+            script = None if revision == "base" else step.revision_map.get_revision(revision)
+            await_only(self.record(revision, direction, script if isinstance(script, Script) else None))
         if self._application_role:
             await_only(grant_to_application(self._connection, self._config.schema, self._application_role))
 
@@ -135,34 +175,84 @@ class StepRecorder:
 
     def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
         migrate: Callable[..., None] = step.migration_fn
+        script: Script = step.revision
 
         @functools.wraps(migrate)
         def tried(**arguments: Any) -> None:
-            self._attempts.run(context, name, lambda _try: migrate(**arguments), may_retry=lambda: not self.partly)
+            run = functools.partial(migrate, **arguments)
+            attempt = self._upgrade if step.is_upgrade else self._downgrade
+            copies = _Copies()
+            self._attempts.run(
+                context, name, lambda _try: attempt(context, script, run, copies), may_retry=lambda: not self.partly
+            )
 
         step.migration_fn = tried
 
-    async def _record(self, revision: str, direction: str) -> None:
+    def _upgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: _Copies) -> None:
+        if script.revision not in self._archived or not self.options.restore:
+            run()
+            return
+        with copies.counted():
+            upgrade_restoring(
+                context,
+                schema=self._config.schema,
+                revision=script.revision,
+                digest=self._digest(script.revision),
+                run_upgrade=run,
+                strong=copies.strong,
+            )
+
+    def _downgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: _Copies) -> None:
+        grafted = self.grafts.get(script.revision)
+        report = archive_before_downgrade(
+            context,
+            schema=self._config.schema,
+            revision=script.revision,
+            digest=grafted.digest if grafted else self._digest(script.revision),
+            release=self._config.release,
+            rendering=from_json(grafted.downgrade_sql or "{}") if grafted else self._render(script),
+            run_downgrade=run,
+            discard=self.options.discard_data,
+            strong=copies.strong,
+        )
+        with copies.counted():
+            run()
+        check_after_downgrade(context, self._config.schema, report)
+
+    async def record(self, revision: str, direction: str, script: Script | None = None) -> None:
+        """Write one row of the ledger; with `script`, also what a release that lacks the file needs to take it back.
+
+        Raises:
+            LockLostError: this session does not hold the lock any more.
+        """
         if self._insert is None:
             self._insert = await self._connection.prepare(insert_statement(self._config.schema))
         file = self._revisions.get(revision)
+        keep = script if script and direction in ("upgrade", "stamp") else None
         row_id = await self._insert.fetchval(
             revision,
-            ", ".join(file.down_revisions) or None if file else None,
+            ", ".join(_down_revisions(script)) or None if script else None,
             direction,
             file.sha256 if file else None,
             self._config.release,
             self._host,
             round((time.monotonic() - self._started) * 1000),
             file.backward_compatible if file else None,
-            digest(file.path.read_bytes()) if file and direction != "downgrade" else None,
-            None,
-            None,
+            self._digest(revision) if direction != "downgrade" else None,
+            _describe_script(keep) if keep else None,
+            to_json(self._render(keep)) if keep else None,
             LOCK_CLASS,
             lock_key(self._config.schema),
         )
         if row_id is None:
             raise LockLostError(reason="this session no longer holds it", applied=self.applied)
+
+    def _digest(self, revision: str) -> str | None:
+        file = self._revisions.get(revision)
+        return digest(file.path.read_bytes()) if file else None
+
+    def _render(self, script: Script) -> Rendering:
+        return render(script.module.downgrade, metadata=self._config.metadata)
 
     def _record_failed_try(self, error: BaseException) -> None:
         await_only(self.record_failure(describe(error)))
@@ -178,3 +268,37 @@ class StepRecorder:
                 yield
 
         context.autocommit_block = watched  # type: ignore[method-assign]
+
+
+class _Copies:
+    """How often rows were copied in vain, because the real step then found a lock taken.
+
+    After the second time the next try takes its strong lock first: readers wait, and the copy is not made again and
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+
+    @property
+    def strong(self) -> bool:
+        return self._in_vain >= 2
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError:
+            self._in_vain += 1
+            raise
+
+
+def _down_revisions(script: Script) -> tuple[str, ...]:
+    down = script.down_revision
+    return () if down is None else (down,) if isinstance(down, str) else tuple(down)
+
+
+def _describe_script(script: Script) -> str:
+    """What Alembic's module says of the revision's place, as JSON."""
+    names = ("down_revision", "depends_on", "branch_labels")
+    return json.dumps({**{name: getattr(script.module, name, None) for name in names}, "doc": script.doc})

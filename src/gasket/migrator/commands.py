@@ -1,0 +1,209 @@
+"""Commands that the migrator adds to `litestar database`, or puts in the place of Advanced Alchemy's."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+import alembic.command
+import click
+import msgspec
+from alembic.config import Config
+
+from gasket.migrator.connection import MigratorConfig, connect
+from gasket.migrator.errors import NotConfirmedError
+from gasket.migrator.manifest import drop_archive, list_archives, show_archive
+from gasket.migrator.preview import Preview, preview_downgrade
+from gasket.migrator.report import StatusReport, read_report
+from gasket.migrator.runner import OPTIONS, accept, rollback
+from gasket.migrator.signals import until_signalled
+from gasket.migrator.steps import StepOptions
+
+T = TypeVar("T")
+
+
+def run(config: MigratorConfig, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a command's coroutine with the database up, until it ends or SIGTERM does."""
+    with config.start_database():
+        return asyncio.run(until_signalled(work(), pass_on=False))
+
+
+def added_commands(config: MigratorConfig) -> list[click.Command]:
+    """The commands, for the database that `config` names."""
+
+    @click.command("status", help="Show how the schema stands: in one word, one sentence, and all that is known.")
+    @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+    def status(as_json: bool) -> None:
+        report = run(config, lambda: read_report(config))
+        click.echo(msgspec.json.encode(report).decode() if as_json else format_status(report))
+
+    @click.command("accept", help="Record that the edited file of an applied REVISION was reviewed and is right.")
+    @click.argument("revision")
+    def accept_edit(revision: str) -> None:
+        run(config, lambda: accept(config, revision))
+        click.echo(f"The file of revision {revision}, as it is now, counts as what was applied.")
+
+    @click.command("downgrade", help="Take revisions back, down to REVISION; rows that would go are archived.")
+    @click.argument("revision", default="-1")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; REVISION is from:to.")
+    @click.option("--tag", help="Handed to env.py.")
+    @_confirmations
+    def downgrade(revision: str, sql: bool, tag: str | None, **answers: bool) -> None:
+        if sql:
+            alembic.command.downgrade(Config(str(config.ini)), revision, sql=True, tag=tag)
+            return
+        options = _confirm(config, lambda: preview_downgrade(config, revision, from_ledger=False), **answers)
+        alembic.command.downgrade(Config(str(config.ini), attributes={OPTIONS: options}), revision, tag=tag)
+
+    @click.command(
+        "rollback",
+        help="Bring a schema that a newer release has migrated back to this release's head, or to REVISION, from the "
+        "SQL that the ledger keeps. For revisions that this release has no files for.",
+    )
+    @click.argument("revision", required=False)
+    @_confirmations
+    def roll_back(revision: str | None, **answers: bool) -> None:
+        options = _confirm(config, lambda: preview_downgrade(config, revision, from_ledger=True), **answers)
+        taken_back = run(config, lambda: rollback(config, revision, options))
+        click.echo(f"Taken back: {', '.join(taken_back)}" if taken_back else "Nothing to take back.")
+
+    @click.command("stamp", help="Say that the schema is at REVISION, without running anything.")
+    @click.argument("revision")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
+    @click.option("--tag", help="Handed to env.py.")
+    @click.option("--purge", is_flag=True, help="Empty the version table first.")
+    @click.option("--no-prompt", is_flag=True, help="Do not ask.")
+    def stamp(revision: str, sql: bool, tag: str | None, purge: bool, no_prompt: bool) -> None:
+        if not sql:
+            current = ", ".join(run(config, lambda: read_report(config)).current) or "no revision"
+            click.echo(f"The schema is recorded at {current}, and would be at {revision}. No table is touched.")
+            _ask("Is the schema what that revision builds?", no_prompt=no_prompt)
+        alembic.command.stamp(Config(str(config.ini)), revision, sql=sql, tag=tag, purge=purge)
+
+    @click.group("archive", help="What downgrades have taken away and kept.")
+    def archive() -> None:
+        pass
+
+    @archive.command("list", help="Every archive: revision, time, tables and rows.")
+    def archive_list() -> None:
+        found = run(config, lambda: _with_connection(config, list_archives))
+        click.echo("\n".join(str(one) for one in found) or "The archive is empty.")
+
+    @archive.command("show", help="What archive NUMBER keeps, and what has come back of it.")
+    @click.argument("number", type=int)
+    def archive_show(number: int) -> None:
+        one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
+        click.echo(msgspec.json.format(msgspec.json.encode(one)).decode())
+
+    @archive.command("drop", help="Drop archive NUMBER for good.")
+    @click.argument("number", type=int)
+    @click.option("--no-prompt", is_flag=True, help="Do not ask.")
+    def archive_drop(number: int, no_prompt: bool) -> None:
+        one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
+        click.echo(str(one))
+        _ask("Drop it for good?", no_prompt=no_prompt)
+        run(config, lambda: _with_connection(config, partial(drop_archive, number=number)))
+
+    for command in (downgrade, roll_back):
+        command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
+    return [status, accept_edit, downgrade, roll_back, stamp, archive]
+
+
+def _confirmations(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that takes revisions back."""
+    for option, text in (
+        ("--discard-data", "With --no-archive and --no-prompt: yes, the rows are lost."),
+        ("--no-archive", "Do not keep the rows that go."),
+        ("--no-prompt", "Do not ask."),
+    ):
+        command = click.option(option, is_flag=True, help=text)(command)
+    return command
+
+
+def _confirm(
+    config: MigratorConfig,
+    preview: Callable[[], Coroutine[Any, Any, Preview]],
+    *,
+    no_prompt: bool,
+    no_archive: bool,
+    discard_data: bool,
+) -> StepOptions:
+    """Show what would happen, and ask; a second time where rows would be lost.
+
+    Raises:
+        NotConfirmedError: there is nobody to ask, or the answer was no.
+    """
+    if no_prompt and no_archive and not discard_data:
+        raise NotConfirmedError(
+            "--no-archive loses the rows that go, and --no-prompt says not to ask; nothing was changed. "
+            "Add --discard-data to confirm that."
+        )
+    if not (no_prompt or at_a_terminal()):
+        raise NotConfirmedError(_NOBODY_TO_ASK)
+    click.echo(str(run(config, preview)))
+    _ask("Go on?", no_prompt=no_prompt)
+    if no_archive:
+        _ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
+    return StepOptions(discard_data=no_archive)
+
+
+def _ask(question: str, *, no_prompt: bool) -> None:
+    if no_prompt:
+        return
+    if not at_a_terminal():
+        raise NotConfirmedError(_NOBODY_TO_ASK)
+    if not click.confirm(question):
+        raise NotConfirmedError("Not confirmed; nothing was changed.")
+
+
+_NOBODY_TO_ASK = (
+    "This has to be confirmed, and there is no terminal to ask at; nothing was changed. Add --no-prompt to confirm it."
+)
+
+
+async def _with_connection(config: MigratorConfig, ask: Callable[..., Awaitable[T]]) -> T:
+    connection = await connect(config, migrating=True)
+    try:
+        return await ask(connection, config.schema)
+    finally:
+        await connection.close(timeout=2)
+
+
+def format_status(report: StatusReport) -> str:
+    """The report as lines for a terminal; what is empty is left out."""
+    lines = [f"{report.state}: {report.sentence}", f"  current    {', '.join(report.current) or '(none)'}"]
+    lines.append(f"  head       {report.head or '(none)'}")
+    for label, values in (
+        ("pending", report.pending),
+        ("ahead", report.ahead),
+        ("edited", report.edited),
+        ("drift", report.drift),
+    ):
+        lines += [f"  {label if first else '':<10} {value}" for first, value in _marked(values)]
+    if report.lock_holder:
+        lines.append(f"  lock       {report.lock_holder}")
+    if report.archive_bytes:
+        lines.append(f"  archive    {report.archive_bytes / 1_000_000:.1f} MB")
+    for first, row in _marked(report.last_runs):
+        lines.append(
+            f"  {'last runs' if first else '':<10} {row['started_at']:%Y-%m-%d %H:%M:%S} {row['direction']} "
+            f"{row['revision']} by release {row['release']} in {row['duration_ms']} ms"
+        )
+    for first, row in _marked(report.last_failures):
+        lines.append(
+            f"  {'failures' if first else '':<10} {row['failed_at']:%Y-%m-%d %H:%M:%S} {row['direction']} "
+            f"{row['revision']} by release {row['release']}: {row['error']}"
+        )
+    return "\n".join(lines)
+
+
+def _marked(values: list[Any]) -> list[tuple[bool, Any]]:
+    return [(index == 0, value) for index, value in enumerate(values)]
+
+
+def at_a_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin is not None and sys.stdin.isatty()
