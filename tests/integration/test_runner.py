@@ -17,6 +17,7 @@ from gasket.migrator.errors import (
     DatabaseUnavailableError,
     EditedRevisionError,
     HeldRevisionError,
+    InvalidIndexError,
     LockLostError,
     LocksNotGrantedError,
     LockTimeoutError,
@@ -454,3 +455,37 @@ async def test_a_file_gone_from_the_middle_is_served_on_and_never_built_upon(
     project.add()
     with pytest.raises(EditedRevisionError, match="revision r2 is gone"):
         await bring_to_head(project.config(database_url))
+
+
+CONCURRENTLY = (
+    "with op.get_context().autocommit_block():\n"
+    '        op.execute("CREATE {unique} INDEX CONCURRENTLY IF NOT EXISTS by_v ON t1 (v)")'
+)
+
+
+async def test_an_invalid_index_that_an_earlier_try_left_behind_is_built_anew(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add('op.execute("CREATE TABLE t1 (v int)"); op.execute("INSERT INTO t1 VALUES (7), (7)")')
+    project.add(CONCURRENTLY.format(unique="UNIQUE"), 'op.execute("DROP INDEX by_v")')
+    for _ in range(2):
+        with pytest.raises(MigrationFailedError, match=r"r2 failed: could not create unique .*Key \(v\)=\(7\) is dupl"):
+            await bring_to_head(project.config(database_url))
+    assert not await observer.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_v'::regclass")
+    await observer.execute("DELETE FROM t1")
+    await bring_to_head(project.config(database_url))
+    assert await observer.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_v'::regclass")
+
+
+async def test_an_invalid_index_that_may_be_somebody_elses_is_refused_by_name(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add('op.execute("CREATE TABLE t1 (v int)")')
+    await bring_to_head(project.config(database_url))
+    await observer.execute("CREATE TABLE other (v int); INSERT INTO other VALUES (1), (1)")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await observer.execute("CREATE UNIQUE INDEX CONCURRENTLY by_v ON other (v)")
+    project.add(CONCURRENTLY.format(unique=""), 'op.execute("DROP INDEX by_v")')
+    with pytest.raises(InvalidIndexError, match="index by_v, .* on table other, not on t1"):
+        await bring_to_head(project.config(database_url))
+    assert await observer.fetchval("SELECT to_regclass('by_v') IS NOT NULL")

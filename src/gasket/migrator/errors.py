@@ -12,6 +12,7 @@ MigratorError
 ├── LockTimeoutError             another process holds the migration lock for longer than the wait
 ├── LockLostError                the connection that held the lock is gone
 ├── LocksNotGrantedError         a revision did not get its table locks in time
+├── InvalidIndexError            an INVALID index stands where one is to be built, and may be somebody's
 ├── EditedRevisionError          an applied file was edited or is gone, and something is pending
 ├── HeldRevisionError            this release's head was taken back; a start does not apply it again
 ├── NotReplayableError           a revision cannot be taken back without its file
@@ -153,6 +154,17 @@ class LocksNotGrantedError(MigratorError):
             f"what came before it stays. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
             f"Let those finish or end them with pg_terminate_backend(pid), then start again, or raise "
             f"GASKET_MIGRATION_DDL_WAIT."
+        )
+
+
+class InvalidIndexError(MigratorError):
+    """An INVALID index stands where one is to be built, and may be somebody's."""
+
+    def __init__(self, *, revision: str, index: str, doubt: str) -> None:
+        super().__init__(
+            f"Revision {revision} is to build index {index}, and an INVALID index of that name is there that this "
+            f"release did not leave behind ({doubt}); nothing of the revision was changed. Look at it, drop it if it "
+            f"is of no use, and start again."
         )
 
 

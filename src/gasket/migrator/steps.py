@@ -31,6 +31,7 @@ from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, StoredRevision, insert_statement, record_failure
+from gasket.migrator.leftovers import drop_invalid_indexes
 from gasket.migrator.lock import LOCK_CLASS, lock_key
 from gasket.migrator.manifest import archived_revisions
 from gasket.migrator.render import Rendering, from_json, render, to_json
@@ -159,6 +160,8 @@ class StepRecorder:
     def _follow(
         self, context: MigrationContext, steps: list[RevisionStep | StampStep]
     ) -> Iterator[RevisionStep | StampStep]:
+        assert context.connection is not None
+        context.connection.commit()  # Alembic has only looked so far: each step begins without a transaction
         for number, step in enumerate(steps, start=1):
             info = step.info
             name = info.up_revision_id or "base"
@@ -168,10 +171,17 @@ class StepRecorder:
             self._started = time.monotonic()
             if not info.is_stamp:
                 log.info("%s of revision %s (%d of %d)", self.direction, name, number, len(steps))
+                self._clear_leftovers(step, name)
                 self._try_until_granted(context, step, name)
             yield step
             self.applied.append(name)
             self.current = None
+
+    def _clear_leftovers(self, step: Any, name: str) -> None:
+        file = self._revisions.get(name)
+        if step.is_upgrade and file and b"concurrently" in file.path.read_bytes().lower():
+            statements = render(step.revision.module.upgrade, metadata=self._config.metadata).statements
+            await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
         migrate: Callable[..., None] = step.migration_fn
