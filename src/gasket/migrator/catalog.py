@@ -98,12 +98,25 @@ _KINDS = {
         FROM pg_description AS d
         JOIN relations ON relations.oid = d.objoid AND d.classoid = 'pg_class'::regclass
         LEFT JOIN pg_attribute AS a ON a.attrelid = d.objoid AND a.attnum = d.objsubid AND d.objsubid > 0""",
+    # By grantee, whoever granted it; the owner is not named, for it is another on each database. What is not granted
+    # at all counts as the owner's default, which is what it means.
     "privileges": """
-        SELECT id, (SELECT string_agg(item::text, ',' ORDER BY item::text) FROM unnest(relacl) AS item)
-        FROM relations WHERE relacl IS NOT NULL
-        UNION ALL
-        SELECT id || '.' || quote_ident(a.attname), a.attacl::text
-        FROM relations JOIN pg_attribute AS a ON a.attrelid = relations.oid AND a.attacl IS NOT NULL""",
+        SELECT granted.id || ' to ' || CASE granted.grantee WHEN granted.owner THEN 'its owner' WHEN 0 THEN 'PUBLIC'
+                ELSE granted.grantee::regrole::text END,
+            string_agg(DISTINCT granted.privilege, ', ' ORDER BY granted.privilege)
+        FROM (
+            SELECT id, relowner AS owner, acl.grantee,
+                acl.privilege_type || CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS privilege
+            FROM relations CROSS JOIN LATERAL aclexplode(
+                coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))) AS acl
+            WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+            UNION ALL
+            SELECT id || '.' || quote_ident(a.attname), relowner, acl.grantee,
+                acl.privilege_type || CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+            FROM relations JOIN pg_attribute AS a ON a.attrelid = relations.oid
+            CROSS JOIN LATERAL aclexplode(a.attacl) AS acl
+        ) AS granted
+        GROUP BY granted.id, granted.owner, granted.grantee""",
 }
 
 

@@ -71,7 +71,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The effects of each revision that was run, and why the next one could not be."""
+    """The effects of each revision that went through, and why the next one did not."""
 
     effects: dict[str, Effects]
     failure: str | None
@@ -84,6 +84,7 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
         MigrationFailedError: the applied revisions cannot be built there.
     """
     watcher: _Watcher | None = None
+    failure: str | None = None
 
     def watched(session: MigrationSession, connection: Connection) -> None:
         nonlocal watcher
@@ -96,9 +97,9 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
     except MigrationFailedError as error:
         if watcher is None:
             raise
-        return Observation(watcher.effects, failure=str(error))
+        failure = str(error)
     assert watcher is not None
-    return Observation(watcher.effects, failure=None)
+    return Observation(watcher.complete(), failure)
 
 
 async def read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, Relation]:
@@ -116,8 +117,9 @@ class _Watcher:
     """Looks before each revision and after each statement; the look after one is the look before the next."""
 
     def __init__(self, steps: StepRecorder, connection: Connection, schema: str) -> None:
-        self.effects: dict[str, Effects] = {}
+        self._effects: dict[str, Effects] = {}
         self._steps = steps
+        self._built = len(steps.applied)
         self._schema = schema
         self._connection = connection
         driver_connection = connection.connection.driver_connection
@@ -134,6 +136,10 @@ class _Watcher:
         event.listen(self._connection, "before_cursor_execute", self._look_before)
         event.listen(self._connection, "after_cursor_execute", self._look_after)
 
+    def complete(self) -> dict[str, Effects]:
+        """Of the revisions that went through, those without a statement too."""
+        return {revision: self._effects.get(revision, Effects()) for revision in self._steps.applied[self._built :]}
+
     def _look_before(self, _c: object, _cursor: object, statement: str, *_rest: object) -> None:
         if self._is_watched(statement) and self._steps.current != self._revision:
             self._revision = self._steps.current
@@ -144,7 +150,7 @@ class _Watcher:
         if not self._is_watched(statement):
             return
         assert self._revision is not None
-        effects = self.effects.setdefault(self._revision, Effects())
+        effects = self._effects.setdefault(self._revision, Effects())
         in_transaction = self._driver.is_in_transaction()
         effects.statements.append(Statement(_with_parameters(statement, parameters), autocommit=not in_transaction))
         now = await_only(read_relations(self._driver, self._schema))

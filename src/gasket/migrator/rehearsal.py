@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,15 @@ from contextvars import ContextVar
 import asyncpg
 from sqlalchemy import Connection
 
+from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch import Scratch
 from gasket.migrator.session import MigrationSession, migration_session
 
 log = logging.getLogger("gasket.migrator")
+
+_LIMIT = 300.0
 
 _trying_out: ContextVar[bool] = ContextVar("trying_out", default=False)
 
@@ -30,21 +34,39 @@ async def build(
 
     Raises:
         MigrationFailedError: a revision fails on the scratch database.
+        ScratchDatabaseError: it takes too long.
     """
-    with _without_news():
-        async with migration_session(scratch.config, revisions, application_role=None, not_needed=_never) as session:
-            assert session is not None  # it waits for nothing but the lock
-            trying = session
+    try:
+        async with asyncio.timeout(_LIMIT) as limit:
+            with _without_news():
+                await _build(scratch, revisions, versions, then)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ScratchDatabaseError(
+            reason=f"the revisions took longer on it than {_LIMIT:.0f} s", mend="Look for one that waits or loops."
+        ) from None
 
-            def work(connection: Connection) -> None:
-                for version in versions:
-                    upgrade_in_process(trying, connection, version)
-                    connection.rollback()  # Alembic leaves a transaction behind, in which it has looked around
-                if then:
-                    then(trying, connection)
 
-            await session.prepare()
-            await session.run(work)
+async def _build(
+    scratch: Scratch,
+    revisions: Revisions,
+    versions: Iterable[str],
+    then: Callable[[MigrationSession, Connection], None] | None,
+) -> None:
+    async with migration_session(scratch.config, revisions, application_role=None, not_needed=_never) as session:
+        assert session is not None  # it waits for nothing but the lock
+        trying = session
+
+        def work(connection: Connection) -> None:
+            for version in versions:
+                upgrade_in_process(trying, connection, version)
+                connection.rollback()  # Alembic leaves a transaction behind, in which it has looked around
+            if then:
+                then(trying, connection)
+
+        await session.prepare()
+        await session.run(work)
 
 
 class _NoNews(logging.Filter):

@@ -8,44 +8,37 @@ from __future__ import annotations
 
 import re
 
-_PART = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-NAME = rf"{_PART}(?:\s?\.\s?{_PART})*"
-"""A regular expression for a name in squeezed SQL, qualified or not (PostgreSQL manual, "Lexical Structure")."""
+from gasket.migrator.connection import quote_identifier
+from gasket.migrator.lexer import Kind, first_word, tokens
 
-_IGNORED = re.compile(
-    r"""(?P<comment>--[^\n]*|/\*.*?\*/)
-    |(?P<string>(?:\b[eE]'(?:\\.|''|[^'\\])*'|'(?:''|[^'])*'))
-    |(?P<body>\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
-    |(?P<quoted>"(?:""|[^"])*")
-    |(?P<space>\s+)""",
-    re.DOTALL | re.VERBOSE,
-)
-_TEMPORARY = re.compile(r"\bTEMP(?:ORARY)?\b", re.IGNORECASE)
-_CREATE = re.compile(
-    rf"\bCREATE (?:OR REPLACE )?(?P<how>(?:GLOBAL |LOCAL )?(?:TEMP |TEMPORARY |UNLOGGED )?)"
-    rf"(?:TABLE|TYPE|DOMAIN|SEQUENCE|(?:RECURSIVE )?VIEW|MATERIALIZED VIEW|FOREIGN TABLE) "
-    rf"(?:IF NOT EXISTS )?(?P<name>{NAME})"
-    rf"|\bALTER (?:TABLE|TYPE|DOMAIN|SEQUENCE|VIEW|MATERIALIZED VIEW) (?:IF EXISTS )?(?:ONLY )?{NAME} "
-    rf"RENAME TO (?P<new>{NAME})",
+_PART = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
+NAME = rf"{_PART}(?:\.{_PART})*"
+"""A regular expression for a name in squeezed SQL, qualified or not."""
+
+_RELATIONS = r"TABLE|FOREIGN TABLE|SEQUENCE|(?:RECURSIVE )?VIEW|MATERIALIZED VIEW"
+_CREATED = re.compile(
+    rf"CREATE (?:OR REPLACE )?(?:UNLOGGED )?(?:{_RELATIONS}|TYPE|DOMAIN) (?:IF NOT EXISTS )?(?P<name>{NAME})"
+    rf"|ALTER (?:{_RELATIONS}|TYPE|DOMAIN) (?:IF EXISTS )?(?:ONLY )?{NAME} RENAME TO (?P<new>{NAME})",
     re.IGNORECASE,
 )
 
 
-def squeeze(sql: str, *, keep_bodies: bool = False) -> str:
-    """The SQL on one line, without comments and without what its string constants say.
-
-    `keep_bodies` leaves the text between dollar quotes in: the statements of a DO block.
-    """
-
-    def replace(match: re.Match[str]) -> str:
-        if match["string"]:
-            return "''"
-        if match["body"]:
-            return squeeze(match["body"].strip("$"), keep_bodies=True) if keep_bodies else "''"
-        return str(match["quoted"] or " ")
-
-    # Twice, for a comment leaves its own space beside others.
-    return re.sub(r" {2,}", " ", _IGNORED.sub(replace, sql)).strip(" ;")
+def squeeze(sql: str) -> str:
+    """The statement on one line, single spaces between its tokens, without comments and without what its texts say."""
+    line = ""
+    for kind, text in tokens(sql):
+        match kind:
+            case Kind.NAME:
+                word = quote_identifier(text)
+            case Kind.STRING:
+                word = "''"
+            case Kind.PARAMETER:
+                word = f"${text}"
+            case _:
+                word = text
+        touching = not line or word in {".", ",", ")"} or line[-1] in ".("
+        line += word if touching else f" {word}"
+    return line.rstrip("; ")
 
 
 def plain_name(name: str, schema: str) -> str:
@@ -57,10 +50,11 @@ def plain_name(name: str, schema: str) -> str:
 
 
 def created_names(sql: str, schema: str) -> list[str]:
-    """The tables, views, types and sequences that a statement makes in `schema`, or gives a new name there."""
-    names = [
-        plain_name(match["name"] or match["new"], schema)
-        for match in _CREATE.finditer(squeeze(sql, keep_bodies=True))
-        if not (match["how"] and _TEMPORARY.search(match["how"]))
-    ]
+    """The tables, views, types and sequences that a statement makes in `schema`, or gives a new name there.
+
+    Of a DO statement those that its body makes.
+    """
+    bodies = [text for kind, text in tokens(sql) if kind is Kind.STRING] if first_word(sql) == "do" else []
+    found = [match for text in [sql, *bodies] for match in _CREATED.finditer(squeeze(text))]
+    names = [plain_name(match["name"] or match["new"], schema) for match in found]
     return [name for name in names if "." not in name]
