@@ -17,19 +17,18 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.render import Rendering
+from gasket.migrator.sqltext import squeeze
 
 _ACTIVE_SQL_TRANSACTION = "25001"
-_HEAD = r"\A(?:\s+|--[^\n]*\n|/\*.*?\*/)*"
-# Each is the only form that PostgreSQL has for it; DROP INDEX CONCURRENTLY knows no CASCADE.
-_INDEX_CONCURRENTLY = re.compile(
-    rf"({_HEAD}(?:CREATE(?:\s+UNIQUE)?|DROP)\s+INDEX)\s+CONCURRENTLY\b", re.IGNORECASE | re.DOTALL
-)
-_REINDEX = re.compile(rf"{_HEAD}REINDEX\b", re.IGNORECASE | re.DOTALL)
-_NOT_IN_TRANSACTION = re.compile(rf"{_HEAD}(?:VACUUM|REINDEX)\b", re.IGNORECASE | re.DOTALL)
-_DETACH_CONCURRENTLY = re.compile(r"(\bDETACH\s+PARTITION\s.*?)\s+CONCURRENTLY(\s*;?\s*)\Z", re.IGNORECASE | re.DOTALL)
+_GAP = r"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
+# Each is the only form that PostgreSQL has for it.
+_INDEX_CONCURRENTLY = re.compile(rf"\bINDEX{_GAP}CONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+_DETACH_CONCURRENTLY = re.compile(rf"(\bDETACH{_GAP}PARTITION\b.*?){_GAP}CONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
+# These over squeezed SQL. DROP INDEX CONCURRENTLY knows no CASCADE, so none of the first takes data away.
+_ONLY_INDEXES = re.compile(r"(?:(?:CREATE (?:UNIQUE )?|DROP )INDEX CONCURRENTLY|REINDEX)\b", re.IGNORECASE)
+_NOT_IN_TRANSACTION = re.compile(r"(?:VACUUM|REINDEX)\b", re.IGNORECASE)
 _TRANSACTION_CONTROL = re.compile(
-    rf"{_HEAD}(?:BEGIN|START|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (?:WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
 )
 
 
@@ -45,8 +44,7 @@ def touches_only_indexes(rendering: Rendering) -> bool:
     Tried out, it would hold writers off for as long as the index takes.
     """
     return rendering.reason is None and all(
-        statement.autocommit and (_INDEX_CONCURRENTLY.match(statement.sql) or _REINDEX.match(statement.sql))
-        for statement in rendering.statements
+        statement.autocommit and _ONLY_INDEXES.match(squeeze(statement.sql)) for statement in rendering.statements
     )
 
 
@@ -57,7 +55,10 @@ def taken_back(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        savepoint.rollback()
+        if savepoint.is_active:
+            savepoint.rollback()
+        else:  # somebody ended the transaction, and SQLAlchemy takes it for ended; the server must too
+            connection.connection.rollback()
 
 
 def try_downgrade(
@@ -83,7 +84,7 @@ def try_downgrade(
 
 
 def _without_concurrently(sql: str) -> str:
-    return _DETACH_CONCURRENTLY.sub(r"\1\2", _INDEX_CONCURRENTLY.sub(r"\1", sql, count=1), count=1)
+    return _DETACH_CONCURRENTLY.sub(r"\1", _INDEX_CONCURRENTLY.sub("INDEX", sql, count=1), count=1)
 
 
 def _try_alone(connection: Connection, sql: str) -> None:
@@ -116,10 +117,10 @@ def _contained(context: MigrationContext, revision: str) -> Iterator[list[str]]:
     def rewrite(
         _connection: object, _cursor: object, sql: str, parameters: Any, _context: object, _many: bool
     ) -> tuple[str, Any]:
-        if _TRANSACTION_CONTROL.match(sql):
+        if _TRANSACTION_CONTROL.match(squeeze(sql)):
             refuse()
         if blocks:
-            sql = "SELECT" if _NOT_IN_TRANSACTION.match(sql) else _without_concurrently(sql)
+            sql = "SELECT" if _NOT_IN_TRANSACTION.match(squeeze(sql)) else _without_concurrently(sql)
         return sql, parameters
 
     context.autocommit_block = no_block  # type: ignore[method-assign,assignment]
