@@ -13,16 +13,25 @@ import click
 import msgspec
 from alembic.config import Config
 
+from gasket.migrator.adopt import compare_with_revision
 from gasket.migrator.connection import MigratorConfig, connect
-from gasket.migrator.errors import NotConfirmedError
+from gasket.migrator.edits import check_edits, find_edits
+from gasket.migrator.errors import AdoptionError, NotConfirmedError
+from gasket.migrator.forecast import Forecast, forecast, format_plan
+from gasket.migrator.ledger import read_state
 from gasket.migrator.manifest import drop_archive, list_archives, show_archive
+from gasket.migrator.plan import check_upgrade, make_plan
 from gasket.migrator.preview import Preview, preview_downgrade
 from gasket.migrator.report import StatusReport, read_report
+from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.runner import OPTIONS, accept, rollback
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
 
 T = TypeVar("T")
+
+PENDING = 3
+"""The exit code of `plan` when something is pending."""
 
 
 def run(config: MigratorConfig, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -83,6 +92,33 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
             _ask("Is the schema what that revision builds?", no_prompt=no_prompt)
         alembic.command.stamp(Config(str(config.ini)), revision, sql=sql, tag=tag, purge=purge)
 
+    @click.command(
+        "plan",
+        help="What an upgrade would do: SQL, locks, rewrites. Ends with 0: nothing to do, 3: pending, 1: refused.",
+    )
+    @click.option("--sql", is_flag=True, help="Show the statements too.")
+    @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+    def plan(sql: bool, as_json: bool) -> None:
+        found = run(config, lambda: _forecast(config))
+        click.echo(msgspec.json.encode(found).decode() if as_json else format_plan(found, sql=sql))
+        sys.exit(PENDING if found.revisions else 0)
+
+    @click.command(
+        "adopt",
+        help="Take over a database that has the tables but no version table: compare it with what REVISION builds, "
+        "and stamp it when nothing is missing or different.",
+    )
+    @click.argument("revision")
+    @click.option("--force", is_flag=True, help="Stamp it in spite of differences.")
+    def adopt(revision: str, force: bool) -> None:
+        revisions = read_revisions(migrations_directory(config.ini))
+        found = run(config, lambda: compare_with_revision(config, revisions, revision))
+        click.echo("\n".join(found.lines()) or f"The live schema is what revision {revision} builds.")
+        if not (found.fits or force):
+            raise AdoptionError(revision=revision)
+        alembic.command.stamp(Config(str(config.ini)), revision)
+        click.echo(f"The schema is recorded at {revision}.")
+
     @click.group("archive", help="What downgrades have taken away and kept.")
     def archive() -> None:
         pass
@@ -109,7 +145,7 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
 
     for command in (downgrade, roll_back):
         command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
-    return [status, accept_edit, downgrade, roll_back, stamp, archive]
+    return [status, plan, adopt, accept_edit, downgrade, roll_back, stamp, archive]
 
 
 def _confirmations(command: Callable[..., None]) -> Callable[..., None]:
@@ -162,6 +198,20 @@ def _ask(question: str, *, no_prompt: bool) -> None:
 _NOBODY_TO_ASK = (
     "This has to be confirmed, and there is no terminal to ask at; nothing was changed. Add --no-prompt to confirm it."
 )
+
+
+async def _forecast(config: MigratorConfig) -> Forecast:
+    """Refuses what an upgrade would refuse."""
+    revisions = read_revisions(migrations_directory(config.ini))
+    connection = await connect(config, migrating=False)
+    try:
+        database = await read_state(connection, config.schema)
+        plan = make_plan(revisions, database)
+        check_upgrade(plan, config.release)
+        check_edits(plan, await find_edits(connection, config.schema, plan, database))
+    finally:
+        await connection.close(timeout=2)
+    return await forecast(config, revisions, applied=database.versions & revisions.keys(), pending=plan.pending)
 
 
 async def _with_connection(config: MigratorConfig, ask: Callable[..., Awaitable[T]]) -> T:

@@ -205,10 +205,19 @@ class NotReplayableError(MigratorError):
 
 
 class AdoptionError(MigratorError):
-    """There are tables of ours but no version table, or they differ."""
+    """There are tables of ours but no version table, or they are not what the revisions build."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, *, found: Sequence[str] = (), revision: str | None = None) -> None:
+        if revision is None:
+            what = (
+                f"There is no alembic_version, but {', '.join(found)}, which the revisions would make, "
+                f"{'is' if len(found) == 1 else 'are'} there already: which revision that is would be a guess"
+            )
+            mend = "To take it over, find out which revision it equals: litestar database adopt REVISION"
+        else:
+            what = f"The live schema is not what revision {revision} builds"
+            mend = "Mend what is missing or different, name another revision, or add --force"
+        super().__init__(f"{what}; nothing was changed. {mend}")
 
 
 class NotConfirmedError(MigratorError):

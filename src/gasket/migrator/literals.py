@@ -13,7 +13,7 @@ changes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
@@ -24,6 +24,16 @@ from sqlalchemy.dialects.postgresql.base import PGCompiler
 from sqlalchemy.types import TypeEngine
 
 _NETWORK = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+
+# What asyncpg makes of the ends of Python's calendar.
+_INFINITE: dict[date, str] = {
+    date.min: "-infinity",
+    datetime.min: "-infinity",
+    datetime.min.replace(tzinfo=UTC): "-infinity",
+    date.max: "infinity",
+    datetime.max: "infinity",
+    datetime.max.replace(tzinfo=UTC): "infinity",
+}
 
 
 class UnwritableError(Exception):
@@ -79,7 +89,8 @@ class _Compiler(PGCompiler):
         elif driver_type.render_bind_cast and isinstance(driver_value, int) and driver_value >= 0:
             literal = str(driver_value).lower()  # a number, true or false
         else:
-            literal = quote(_input_text(driver_value, getattr(type_, "timezone", False)))
+            item_type = getattr(driver_type, "item_type", driver_type)
+            literal = quote(_input_text(driver_value, getattr(item_type, "timezone", False)))
         if not driver_type.render_bind_cast:
             return literal
         return str(self.render_bind_cast(type_, driver_type, literal))  # type: ignore[no-untyped-call]
@@ -99,6 +110,8 @@ def _input_text(value: Any, with_timezone: bool) -> str:
     match value:
         case bytes() | bytearray() | memoryview():
             return f"\\x{bytes(value).hex()}"
+        case date() if value in _INFINITE:
+            return _INFINITE[value]
         case datetime():
             # asyncpg takes a time without zone for one of this machine's.
             return (value.astimezone() if with_timezone else value).isoformat(" ")

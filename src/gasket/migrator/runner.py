@@ -130,11 +130,13 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
     async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
         if session is None:
             return
-        plan = make_plan(revisions, await session.read_state())
+        database = await session.read_state()
+        plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
         check_hold(plan, release=config.release, applied_by=None)  # taken back while this one waited
         if plan.serves:
             return
+        await session.refuse_to_guess(revisions, database)
         log.info("applying %d revisions up to %s", len(plan.pending), plan.head)
         await session.prepare()
         await session.run(lambda connection: upgrade_in_process(session, connection, "head"))
@@ -265,6 +267,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
         plan = make_plan(revisions, database)
         check_upgrade(plan, session.config.release)
         check_edits(plan, await session.find_edits(plan, database))
+        await session.refuse_to_guess(revisions, database)
         if plan.state is SchemaState.AHEAD:
             log.info("nothing to do: the schema is ahead of this release and compatible with it")
             return False

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gasket.migrator.archive_schema import check_archive_rights
+from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import (
     MigratorConfig,
     connect,
@@ -27,6 +28,7 @@ from gasket.migrator.connection import (
 )
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import (
+    AdoptionError,
     LockLostError,
     MigrationFailedError,
     MigratorError,
@@ -67,6 +69,17 @@ class MigrationSession:
     async def find_edits(self, plan: Plan, database: DatabaseState) -> tuple[Edit, ...]:
         """Applied files that are no longer what was applied."""
         return await find_edits(self._connection, self.config.schema, plan, database)
+
+    async def refuse_to_guess(self, revisions: Revisions, database: DatabaseState) -> None:
+        """Refuse to build beside tables that the revisions would make, where nothing says at which revision they are.
+
+        Raises:
+            AdoptionError: there are such tables, and no version table.
+        """
+        if not database.has_version_table:
+            found = await collisions_with_revisions(self._connection, self.config, revisions)
+            if found:
+                raise AdoptionError(found=found)
 
     async def read_stored(self) -> dict[str, StoredRevision]:
         """What the ledger keeps of every revision."""
