@@ -18,7 +18,7 @@ async def test_what_came_before_the_failing_revision_stays(installation: Install
     third = project.add_revision("third", _BROKEN, 'op.drop_table("third")')
     project.add_table("fourth")
     project.add_table("fifth")
-    said = await installation.replica(cold=True).refused()
+    said = await installation.replica().refused()
     assert "revision third" in said
     assert "division by zero" in said
     assert "22012" in said

@@ -91,7 +91,7 @@ async def test_a_secret_key_is_replaced_without_losing_a_credential(installation
     both = f"{new_key},{SECRET_KEY}"
     assert await _unreadable(installation, both) == {"one": False, "two": False}
     reencrypt = ("gasket", "backends", "reencrypt")
-    done = await installation.run(*reencrypt, settings={"GASKET_SECRET_KEY": both}, cold=True)
+    done = await installation.run(*reencrypt, settings={"GASKET_SECRET_KEY": both})
     assert done.exit_code == 0, done.output
     assert "2" in done.output
     assert await _opened(look, new_key) == {"one": "sk-one", "two": "sk-two"}

@@ -38,7 +38,7 @@ async def pooled(installation: Installation, pgbouncer: tuple[int, Path]) -> Ins
 
 
 async def test_a_pending_migration_is_refused_with_the_way_out(pooled: Installation) -> None:
-    said = await pooled.replica(cold=True).refused()
+    said = await pooled.replica().refused()
     assert "GASKET_MIGRATION_DATABASE_URL" in said
     assert "pooler" in said
     command = await pooled.run("alembic", "upgrade", "head")

@@ -102,7 +102,7 @@ async def test_a_role_for_the_schema_and_a_role_for_the_rows(installation: Insta
     ddl_role, ddl_url = await make_role(installation, "GRANT CREATE ON SCHEMA public TO {role}")
     app_role, app_url = await make_role(installation, "SELECT")
     installation.settings |= {"DATABASE_URL": app_url, "GASKET_MIGRATION_DATABASE_URL": ddl_url}
-    replica = installation.replica(cold=True)
+    replica = installation.replica()
     await replica.ready()
     await installation.assert_migrated_once()
     look = await installation.look()
