@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from ipaddress import ip_network
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -232,6 +233,7 @@ class Mood(enum.Enum):
         ({"a": ["it's", 1, None]}, postgresql.JSONB(), """'{"a": ["it''s", 1, null]}'::JSONB"""),
         (None, sa.JSON(), "'null'::JSON"),
         (None, sa.JSON(none_as_null=True), "NULL::JSON"),
+        (ip_network("10.0.0.0/8"), postgresql.CIDR(), "'10.0.0.0/8'"),
         (Mood.ok, sa.Enum(Mood, name="mood"), "'ok'::mood"),
         (["a", 'b"\\,{}', None], postgresql.ARRAY(sa.Text()), 'E\'{"a","b\\x5c"\\x5c\\x5c,{}",NULL}\'::TEXT[]'),
         ([[1, 2], [3, 4]], postgresql.ARRAY(sa.Integer()), """'{{"1","2"},{"3","4"}}'::INTEGER[]"""),
