@@ -119,7 +119,7 @@ async def program(*command: str | Path, folder: Path | None = None, **settings: 
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a program: these settings of Gasket's, and none that whoever measures has for himself."""
+    """The environment of a program: these settings of Gasket's, and none of those that happen to be set here."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GASKET_", "LITESTAR_"))}
     return {**own, **settings}
 
