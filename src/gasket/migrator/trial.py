@@ -19,6 +19,7 @@ from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.render import Rendering
 from gasket.migrator.sqltext import squeeze
 
+_SAVEPOINT = "gasket_trial"
 _ACTIVE_SQL_TRANSACTION = "25001"
 _GAP = r"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
 # Each is the only form that PostgreSQL has for it.
@@ -50,13 +51,19 @@ def touches_only_indexes(rendering: Rendering) -> bool:
 
 @contextmanager
 def taken_back(connection: Connection) -> Iterator[None]:
-    """A savepoint that is rolled back in every case; the locks taken in it are free again afterwards."""
-    savepoint = connection.begin_nested()
+    """A savepoint that is rolled back in every case; the locks taken in it are free again afterwards.
+
+    And released: SQLAlchemy's own leaves a subtransaction open, and the rows that the real step then writes would not
+    bear the number of its transaction, by which they are told from rows that somebody else changed.
+    """
+    connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
+    transaction = connection.get_transaction()
     try:
         yield
     finally:
-        if savepoint.is_active:
-            savepoint.rollback()
+        if transaction is not None and transaction.is_active:
+            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
         else:  # somebody ended the transaction, and SQLAlchemy takes it for ended; the server must too
             connection.connection.rollback()
 
