@@ -81,12 +81,23 @@ async def test_an_undecided_compatibility(installation: Installation) -> None:
     assert not await installation.has_table("alembic_version")
 
 
-async def test_a_file_that_is_not_python(installation: Installation) -> None:
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        ("def upgrade() -> None:", "def upgrade() ->"),
+        ("import sqlalchemy as sa", "import sqlalchemy_of_tomorrow as sa"),
+    ],
+)
+async def test_a_file_that_cannot_be_loaded(installation: Installation, there: str, instead: str) -> None:
     path = installation.project.add_table("broken")
-    path.write_text(path.read_text().replace("def upgrade() -> None:", "def upgrade() ->"))
+    path.write_text(path.read_text().replace(there, instead))
     said = await installation.replica().refused()
-    assert path.name in said
-    assert "nothing was changed" in said
+    command = await installation.run("alembic", "upgrade", "head")
+    assert command.exit_code > 0
+    assert "Traceback" not in command.output
+    for message in (said, command.line):
+        assert path.name in message
+        assert "nothing was changed" in message
     assert not await installation.has_table("alembic_version")
 
 

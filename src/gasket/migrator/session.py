@@ -34,6 +34,7 @@ from gasket.migrator.errors import (
     MigratorError,
     MissingPrivilegeError,
     ReadOnlyServerError,
+    RevisionFileError,
     TransactionPoolerError,
 )
 from gasket.migrator.grants import grant_to_application
@@ -140,6 +141,10 @@ class MigrationSession:
             if self._connection.is_closed():
                 raise LockLostError(reason=describe(cause), applied=self.steps.applied) from error
             if self.steps.current is None:
+                if place := _place(error):  # Alembic loads all files before the first step
+                    raise RevisionFileError(
+                        file=place[0], problem=f"cannot be loaded: {_where(error, cause)}"
+                    ) from error
                 raise
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await self.steps.record_failure(_where(error, cause))
@@ -253,6 +258,15 @@ def _where(error: Exception, cause: BaseException) -> str:
     """The error in one line; for one of Python's, also the line of the migration that raised it."""
     if isinstance(error, DBAPIError | asyncpg.PostgresError | MigratorError):
         return describe(cause)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent.name == "versions"]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {describe(error)}{place}"
+    what = error.msg if isinstance(error, SyntaxError) else describe(error)
+    place = _place(error)
+    return f"{type(error).__name__}: {what}" + (f" ({place[0]}, line {place[1]})" if place else "")
+
+
+def _place(error: Exception) -> tuple[str, int | None] | None:
+    """File and line of the migration that raised it, or that is no Python."""
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((Path(error.filename), error.lineno))
+    found = [(path.name, line) for path, line in places if path.parent.name == "versions"]
+    return found[-1] if found else None
