@@ -124,11 +124,12 @@ async def test_check_tells_models_from_schema(installation: Installation, handle
 @EVERY
 async def test_stamp_is_recorded(installation: Installation, handle: tuple[str, ...]) -> None:
     shipped = installation.project.shipped
-    await _done(installation, *handle, "stamp", "head")
+    confirm = () if handle == ALEMBIC else ("--no-prompt",)
+    await _done(installation, *handle, "stamp", *confirm, "head")
     assert await installation.versions() == [shipped[-1]]
     assert not await installation.has_table("api_keys")
     assert [direction for _, direction in await installation.ledger()] == ["stamp"] * len(shipped)
-    await _done(installation, *handle, "stamp", shipped[1])
+    await _done(installation, *handle, "stamp", *confirm, shipped[1])
     assert await installation.versions() == [shipped[1]]
     assert (await installation.ledger())[-1] == (shipped[1], "stamp")
     assert await installation.holder() is None
@@ -245,10 +246,8 @@ async def test_drop_all_is_refused(installation: Installation, handle: tuple[str
 async def test_an_unknown_revision_is_one_line(installation: Installation, handle: tuple[str, ...]) -> None:
     await installation.migrate()
     confirm = () if handle == ALEMBIC else ("--no-prompt",)
-    refused: list[tuple[str, str]] = [("upgrade", "nonsense"), ("downgrade", "nonsense"), ("stamp", "nonsense")]
-    for words in (*refused, ("downgrade", "-99")):
-        options = confirm if words[0] in ("upgrade", "downgrade") else ()
-        done = await _refused(installation, *handle, words[0], *options, words[1])
+    for words in (("upgrade", "nonsense"), ("downgrade", "nonsense"), ("downgrade", "-99"), ("stamp", "nonsense")):
+        done = await _refused(installation, *handle, words[0], *confirm, words[1])
         assert words[1] in done.line or "-99" in words, done.output
     assert await installation.versions() == installation.project.shipped[-1:]
     await installation.assert_migrated_once()
