@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
 
+import alembic.command
 import asyncpg
 import pytest
+from alembic.config import Config
 from sqlalchemy import MetaData
 
 from gasket.migrator.connection import MigratorConfig
@@ -35,7 +38,7 @@ ENV = """
 from alembic import context
 from gasket.migrator.runner import run_environment
 
-run_environment(context, read_config=None)
+run_environment(context, context.config.attributes.get("read_config"))
 """
 FILE = '''"""{revision}"""
 from alembic import op
@@ -246,6 +249,25 @@ async def test_a_terminated_holder_starts_afresh_from_the_lock(
     await bring_to_head(project.config(database_url))
     assert await observer.fetchval("SELECT count(*) FROM runs") == 2
     assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+
+
+@pytest.mark.parametrize(("target", "left"), [("-2", "r3"), ("r2", "r2")])
+async def test_after_a_lost_connection_only_a_named_target_is_tried_afresh(
+    project: Project, database_url: str, observer: asyncpg.Connection, target: str, left: str
+) -> None:
+    """`-2`, done again after one of its steps, would take back three. The second step loses the connection once."""
+    await observer.execute("CREATE SEQUENCE tries")
+    for _ in range(2):
+        project.add()
+    once = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('public.tries') = 1"
+    project.add(downgrade=f'op.execute("{once}"); op.execute("DROP TABLE t3")')
+    project.add()
+    config = project.config(database_url)
+    await bring_to_head(config)
+    command = Config(str(project.ini), attributes={"read_config": lambda: config})
+    with contextlib.nullcontext() if target == "r2" else pytest.raises(LockLostError, match="r4"):
+        await asyncio.to_thread(alembic.command.downgrade, command, target)
+    assert [row[0] for row in await observer.fetch("SELECT version_num FROM alembic_version")] == [left]
 
 
 async def test_a_newer_schema_is_refused_or_served_on_as_recorded(

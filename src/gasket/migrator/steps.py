@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,12 @@ def command_that_writes(environment: Any) -> str | None:
     """
     proxied: EnvironmentContext = environment._proxy
     return _COMMANDS.get(proxied.context_opts["fn"].__name__)
+
+
+def counts_from_here(environment: Any) -> bool:
+    """Whether the command's target is a number of steps (`-1`, `+2`): done again, it would go that much further."""
+    proxied: EnvironmentContext = environment._proxy
+    return bool(re.fullmatch(r"(?:[^@]*@)?[+-]\d+", str(proxied.context_opts.get("destination_rev"))))
 
 
 def is_ours_to_compare(name: str | None, kind: str, _parents: object) -> bool:
