@@ -14,12 +14,14 @@ import msgspec
 from alembic.config import Config
 
 from gasket.migrator.adopt import compare_with_revision
+from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import MigratorConfig, connect
 from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import AdoptionError, NotConfirmedError
 from gasket.migrator.forecast import Forecast, forecast, format_plan
+from gasket.migrator.inventory import LossKind
 from gasket.migrator.ledger import read_state
-from gasket.migrator.manifest import drop_archive, list_archives, show_archive
+from gasket.migrator.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
 from gasket.migrator.plan import check_upgrade, make_plan
 from gasket.migrator.preview import Preview, preview_downgrade
 from gasket.migrator.report import StatusReport, read_report
@@ -126,7 +128,7 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
     @archive.command("list", help="Every archive: revision, time, tables and rows.")
     def archive_list() -> None:
         found = run(config, lambda: _with_connection(config, list_archives))
-        click.echo("\n".join(str(one) for one in found) or "The archive is empty.")
+        click.echo("\n".join(map(format_archive, found)) or "The archive is empty.")
 
     @archive.command("show", help="What archive NUMBER keeps, and what has come back of it.")
     @click.argument("number", type=int)
@@ -139,9 +141,10 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
     @click.option("--no-prompt", is_flag=True, help="Do not ask.")
     def archive_drop(number: int, no_prompt: bool) -> None:
         one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
-        click.echo(str(one))
+        click.echo(format_archive(one))
         _ask("Drop it for good?", no_prompt=no_prompt)
         run(config, lambda: _with_connection(config, partial(drop_archive, number=number)))
+        click.echo(f"Dropped archive {number}.")
 
     for command in (downgrade, roll_back):
         command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
@@ -179,7 +182,7 @@ def _confirm(
         )
     if not (no_prompt or at_a_terminal()):
         raise NotConfirmedError(_NOBODY_TO_ASK)
-    click.echo(str(run(config, preview)))
+    click.echo(run(config, preview).text(archived=not no_archive))
     _ask("Go on?", no_prompt=no_prompt)
     if no_archive:
         _ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
@@ -209,6 +212,8 @@ async def _forecast(config: MigratorConfig) -> Forecast:
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
         check_edits(plan, await find_edits(connection, config.schema, plan, database))
+        if not database.has_version_table and (found := await collisions_with_revisions(connection, config, revisions)):
+            raise AdoptionError(found=found)
     finally:
         await connection.close(timeout=2)
     return await forecast(config, revisions, applied=database.versions & revisions.keys(), pending=plan.pending)
@@ -248,6 +253,21 @@ def format_status(report: StatusReport) -> str:
             f"{row['revision']} by release {row['release']}: {row['error']}"
         )
     return "\n".join(lines)
+
+
+def format_archive(archive: Archive) -> str:
+    """One line: number, when, what was taken back by whom, which rows were kept, and how many of them still are."""
+    kept = [entry for entry in archive.entries if entry.kind not in (NOTE, LossKind.SEQUENCE)]
+    notes = [entry.problem for entry in archive.entries if entry.problem]
+    left = archive.rows_left
+    parts = [
+        f"{archive.number:>5}  {archive.archived_at:%Y-%m-%d %H:%M:%S}  revision {archive.revision}, taken back by "
+        f"release {archive.release} ({archive.role}): {archive.rows} rows of "
+        f"{', '.join(entry.name for entry in kept) or 'nothing'}",
+        f"{left} still here, {archive.size / 1000:.0f} kB" if left else "none here any more",
+        *notes,
+    ]
+    return "; ".join(parts)
 
 
 def _marked(values: list[Any]) -> list[tuple[bool, Any]]:

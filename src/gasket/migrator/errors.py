@@ -118,7 +118,7 @@ class SchemaAheadError(MigratorError):
     def __init__(self, *, revision: str, applied_by: str | None, release: str, why: str) -> None:
         origin = f"applied by release {applied_by}" if applied_by else "which the ledger does not know"
         super().__init__(
-            f"The database is at revision {revision}, {origin}; this release {release} does not have it, and "
+            f"The database has revision {revision}, {origin}; this release {release} does not have it, and "
             f"{why}; nothing was changed. Deploy "
             f"{f'release {applied_by}' if applied_by else 'the release that has it'} or a later one, or "
             f"roll the schema back to this one: litestar database rollback"
@@ -199,7 +199,7 @@ class NotReplayableError(MigratorError):
 
     def __init__(self, *, revision: str, applied_by: str | None, reason: str) -> None:
         super().__init__(
-            f"Revision {revision} cannot be taken back from the ledger: {reason}; nothing of it was changed. "
+            f"Revision {revision} cannot be taken back from the ledger: {reason}; nothing was changed. "
             f"Downgrade with release {applied_by or 'that has its file'}."
         )
 

@@ -33,7 +33,7 @@ def check_replayable(revisions: Iterable[str], stored: Mapping[str, StoredRevisi
                 revision=revision, applied_by=record.release, reason="the SQL of its downgrade was not stored"
             )
         if reason := from_json(record.downgrade_sql).reason:
-            raise NotReplayableError(revision=revision, applied_by=record.release, reason=reason)
+            raise NotReplayableError(revision=revision, applied_by=record.release, reason=f"its downgrade {reason}")
 
 
 def graft(directory: ScriptDirectory, stored: Mapping[str, StoredRevision]) -> None:

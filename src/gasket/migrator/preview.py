@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alembic.config import Config
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
@@ -39,7 +40,8 @@ class Preview:
     estimate: Estimate | None
     unknown: str | None = None
 
-    def __str__(self) -> str:
+    def text(self, *, archived: bool) -> str:
+        """For whoever is asked; `archived` is whether what goes is kept."""
         if not self.steps:
             return "Nothing would be taken back."
         lines = []
@@ -59,7 +61,10 @@ class Preview:
                 note = f" ({loss.problem})" if loss.problem else ""
                 lines.append(f"{what}: about {loss.rows} rows, {loss.size / 1e6:.1f} MB{note}")
             lines += self.estimate.not_archived
-            lines.append(f"Copying them into the archive takes about {max(0.1, self.estimate.seconds):.1f} s.")
+            if archived:
+                lines.append(f"Copying them into the archive takes about {max(0.1, self.estimate.seconds):.1f} s.")
+            else:
+                lines.append("None of it is archived.")
         return "\n".join(lines)
 
 
@@ -78,7 +83,9 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         grafts: dict[str, StoredRevision] = {}
-        if from_ledger and plan.unknown:
+        if from_ledger and not plan.unknown:
+            return Preview((), None)
+        if from_ledger:
             stored = await read_stored(connection, config.schema)
             unknown = [revision.revision for revision in plan.unknown]
             check_replayable(unknown, stored)
@@ -120,9 +127,12 @@ def _try_out(
     )
     context = MigrationContext.configure(connection, opts={"version_table_schema": config.schema})
     try:
-        estimate = estimate_downgrade(context, schema=config.schema, steps=trials)
+        with Operations.context(context):
+            estimate = estimate_downgrade(context, schema=config.schema, steps=trials)
     except DBAPIError as error:
         return Preview(tuple(steps), None, str(error.orig).splitlines()[0])
+    except Exception as error:  # of the migration's own Python: the real step will say it better, and where
+        return Preview(tuple(steps), None, f"it fails when it is tried out ({type(error).__name__}: {error})")
     finally:
         connection.rollback()
     return Preview(tuple(steps), estimate)
