@@ -167,6 +167,33 @@ async def test_at_head_the_lock_is_not_asked_for(
     assert await tables(observer) == [*BOOKS, "t1"]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "RESET ALL",
+        "SELECT pg_catalog.set_config('search_path', '', false)",
+        "SET statement_timeout = 1000",
+        "SET ROLE {}",
+    ],
+)
+async def test_what_a_step_sets_ends_with_it(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str], statement: str
+) -> None:
+    """pg_dump's output begins with such statements, and ends up in migrations."""
+    role, _ = role_url
+    database = await observer.fetchval("SELECT quote_ident(current_database())")
+    await observer.execute(f"CREATE SCHEMA hostile; ALTER DATABASE {database} SET search_path = hostile")
+    project.add()
+    project.add(
+        f'op.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"); op.execute("{statement.format(role)}")',
+        "pass",
+    )
+    project.add('op.execute("SELECT pg_sleep(1.1)"); op.execute("CREATE TABLE t3 AS SELECT current_user AS role")')
+    await bring_to_head(project.config(database_url))
+    assert await tables(observer) == [*BOOKS, "t1", "t3"]
+    assert await observer.fetchval("SELECT role = current_user FROM t3")
+
+
 async def test_a_failure_keeps_what_came_before_and_the_mended_file_goes_on(
     project: Project, database_url: str, observer: asyncpg.Connection
 ) -> None:

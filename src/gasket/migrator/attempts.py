@@ -77,7 +77,8 @@ class Attempts:
         self._lock_timeout = 0
 
     async def start(self) -> None:
-        """Limit what every step waits for a lock from here on. No transaction is open yet."""
+        """Limit what every step waits for a lock from here on. No transaction is open; the session is prepared."""
+        self._lock_timeout = 0
         await self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS)
 
     @contextmanager

@@ -64,6 +64,10 @@ _SESSION_SETTINGS = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
+PINNED = "concat_ws('|', {}, current_user)".format(
+    ", ".join(f"current_setting('{name}', true)" for name in ("search_path", *_SESSION_SETTINGS))
+)
+"""SQL text: what `prepare_session` has set, and the role, as one value in which a change shows."""
 
 
 @dataclass(frozen=True, kw_only=True)

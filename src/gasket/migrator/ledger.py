@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from gasket.migrator.connection import quote_identifier
+from gasket.migrator.connection import PINNED, quote_identifier
 
 VERSION_TABLE = "alembic_version"
 OWN_TABLES_PREFIX = "migration_"
@@ -164,7 +164,8 @@ def insert_statement(schema: str) -> str:
     """The INSERT of one ledger row, which inserts nothing unless this very backend holds the migration lock.
 
     Parameters: revision, down_revision, direction, file_sha256, release, host, duration_ms,
-    backward_compatible, digest, script, downgrade SQL (both as JSON text), lock class, lock key. Returns the new id.
+    backward_compatible, digest, script, downgrade SQL (both as JSON text), lock class, lock key. Returns PINNED as it
+    is after the step.
     """
     return (
         f"INSERT INTO {_qualified(schema, LEDGER)} (revision, down_revision, direction, file_sha256, release, role, "
@@ -173,7 +174,8 @@ def insert_statement(schema: str) -> str:
         "clock_timestamp() - $7::bigint * interval '1 millisecond', $7::bigint, $8::boolean, $9::text, "
         "$10::text::jsonb, $11::text::jsonb "
         "WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 "
-        "AND classid = $12::oid AND objid = $13::oid AND granted AND pid = pg_backend_pid()) RETURNING id"
+        "AND classid = $12::oid AND objid = $13::oid AND granted AND pid = pg_backend_pid()) "
+        f"RETURNING {PINNED}"
     )
 
 

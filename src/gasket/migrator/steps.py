@@ -27,7 +27,7 @@ from sqlalchemy.util import await_only
 
 from gasket.migrator.archive import archive_before_downgrade, check_after_downgrade
 from gasket.migrator.attempts import Attempts
-from gasket.migrator.connection import MigratorConfig, describe
+from gasket.migrator.connection import PINNED, MigratorConfig, describe, prepare_session
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
@@ -116,10 +116,13 @@ class StepRecorder:
         self._before: set[str] = set()
         self._archived: frozenset[str] = frozenset()
         self._insert: PreparedStatement[asyncpg.Record] | None = None
+        self._pinned = ""
+        self._pinned_after_step = ""
 
     async def start(self) -> None:
         """What has to be set on the connection before Alembic gets it."""
         await self._attempts.start()
+        self._pinned = self._pinned_after_step = await self._connection.fetchval(f"SELECT {PINNED}")
 
     def attach(self, context: MigrationContext) -> None:
         """Follow the steps that `context` is going to run."""
@@ -176,6 +179,7 @@ class StepRecorder:
             self.direction = "stamp" if info.is_stamp else "upgrade" if info.is_upgrade else "downgrade"
             self.partly = False
             self._started = time.monotonic()
+            await_only(self._pin_again())
             if not info.is_stamp:
                 log.info("%s of revision %s (%d of %d)", self.direction, name, number, len(steps))
                 self._clear_leftovers(step, name)
@@ -183,6 +187,14 @@ class StepRecorder:
             yield step
             self.applied.append(name)
             self.current = None
+
+    async def _pin_again(self) -> None:
+        """A step that sets `search_path`, a timeout or the role, or resets all, must not decide for those after it."""
+        if self._pinned_after_step != self._pinned:
+            log.warning("revision %s changed settings of the session; they are put back", self.applied[-1])
+            await self._connection.execute("RESET ROLE")
+            await prepare_session(self._connection, self._config)
+            await self.start()
 
     def _clear_leftovers(self, step: Any, name: str) -> None:
         file = self._revisions.get(name)
@@ -246,7 +258,7 @@ class StepRecorder:
             self._insert = await self._connection.prepare(insert_statement(self._config.schema))
         file = self._revisions.get(revision)
         keep = script if script and direction in ("upgrade", "stamp") else None
-        row_id = await self._insert.fetchval(
+        pinned = await self._insert.fetchval(
             revision,
             ", ".join(_down_revisions(script)) or None if script else None,
             direction,
@@ -261,8 +273,9 @@ class StepRecorder:
             LOCK_CLASS,
             lock_key(self._config.schema),
         )
-        if row_id is None:
+        if pinned is None:
             raise LockLostError(reason="this session no longer holds it", applied=self.applied)
+        self._pinned_after_step = pinned
 
     def _digest(self, revision: str) -> str | None:
         file = self._revisions.get(revision)
