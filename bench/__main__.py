@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 import time
 
 from bench import apply_migrations, import_time, start_to_ready, up_to_date_check
@@ -32,4 +34,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - _BENCHMARKS.keys():
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
-    asyncio.run(_run(arguments.names or list(_BENCHMARKS), arguments.repeats))
+    # A run that is ended early takes its processes and its server along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        asyncio.run(_run(arguments.names or list(_BENCHMARKS), arguments.repeats))
+    except KeyboardInterrupt:
+        sys.exit("ended early")
