@@ -301,6 +301,20 @@ async def test_concurrently(project: Project, database_url: str) -> None:
         assert in_words(effects) == "item ACCESS EXCLUSIVE, rewrites item"
 
 
+async def test_scans_outside_a_transaction_are_told_by_messages(project: Project, database_url: str) -> None:
+    """The server may have given its counters away by the end of the statement: it does so once a second."""
+    outside = (
+        " import time\n"
+        "    with op.get_context().autocommit_block():\n"
+        "        for change in ('part VALIDATE CONSTRAINT fk', 'item ALTER name SET NOT NULL'):\n"
+        "            time.sleep(1.1)\n"
+        "            op.execute(f'ALTER TABLE {change}')"
+    )
+    foreign_key = "ALTER TABLE part ADD CONSTRAINT fk FOREIGN KEY (item_id) REFERENCES item NOT VALID"
+    observation = await observed(project, database_url, [TABLES[0], TABLES[2], foreign_key, outside], built=3)
+    assert observation.effects["r4"].scans == ["part", "item"]
+
+
 async def test_several_statements_share_the_strongest_lock_and_new_tables_are_left_out(
     project: Project, database_url: str
 ) -> None:
@@ -353,6 +367,19 @@ async def test_a_revision_that_fails_is_named_and_those_before_it_are_kept(proje
     assert "revision r4 failed: division by zero" in str(observation.failure)
     with pytest.raises(MigrationFailedError, match="revision r4 failed"):
         await observed(project, database_url, ["CREATE TABLE never ()"], built=4)
+
+
+async def test_a_try_that_was_rolled_back_does_not_count(project: Project, database_url: str) -> None:
+    taken = "DO $$ BEGIN RAISE EXCEPTION 'taken' USING ERRCODE = 'lock_not_available'; END $$"
+    again = (
+        " tries = globals().setdefault('tries', [])\n"
+        "    tries.append(1)\n"
+        "    op.execute('ALTER TABLE item ADD COLUMN x int')\n"
+        f"    if len(tries) == 1: op.execute({taken!r})\n"
+    )
+    observation = await observed(project, database_url, [TABLES[0], again], built=1)
+    assert observation.effects["r2"].statements == [Statement("ALTER TABLE item ADD COLUMN x int")]
+    assert in_words(observation.effects["r2"]) == "item ACCESS EXCLUSIVE"
 
 
 async def test_another_schema_and_a_table_elsewhere(project: Project, database_url: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -253,12 +254,14 @@ async def test_what_may_be_somebody_elses_stays(
     key = lock_key(locked)
     await observer.execute(f"SELECT pg_advisory_lock({LOCK_CLASS}, {key - 2**32 if key >= 2**31 else key})")
     user = await asyncpg.connect(with_database(database_url, connected))
+    started = time.monotonic()
     try:
         async with scratch_database(config(database_url), NONE):
             stay = [await exists(observer, name) for name in (filled, locked, connected, idle)]
     finally:
         await user.close()
     assert stay == [True, True, True, False]
+    assert time.monotonic() - started < 5  # for so long DROP DATABASE waits for others to leave
 
 
 async def test_two_plans_at_once_leave_each_other_alone(database_url: str, observer: asyncpg.Connection) -> None:
@@ -308,6 +311,34 @@ async def test_revisions_are_built_in_lives_schema_and_nothing_is_logged_as_if_i
     assert "second.t2" not in built
     assert await tables(database_url) == []
     assert [record.message for record in caplog.records if "r1" in record.message] == []
+
+
+async def test_a_revision_that_does_not_end_ends_the_trying_out(
+    database_url: str, observer: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    project.add('op.execute("SELECT pg_sleep(60)")')
+    revisions = read_revisions(migrations_directory(project.ini))
+    monkeypatch.setattr("gasket.migrator.rehearsal._LIMIT", 1.0)
+    started = time.monotonic()
+    async with scratch_database(config(database_url, ini=project.ini), revisions) as scratch:
+        name = await name_of(scratch)
+        with pytest.raises(ScratchDatabaseError, match="took longer on it than 1 s"):
+            await build(scratch, revisions, ["r1"])
+    assert not await exists(observer, name)
+    assert time.monotonic() - started < 30
+
+
+async def test_several_hosts(database_url: str, observer: asyncpg.Connection) -> None:
+    scheme, _, rest = database_url.partition("://")
+    who, _, place = rest.partition("@")
+    if place.startswith("/"):
+        pytest.skip("this server has no TCP")
+    several = f"{scheme}://{who}@127.0.0.1:1,{place}"
+    async with scratch_database(config(several), NONE) as scratch:
+        name = await name_of(scratch)
+        assert scratch.config.migration_url.startswith(f"{scheme}://{who}@127.0.0.1:1,")
+    assert not await exists(observer, name)
 
 
 async def test_the_given_database_is_used_and_empty_afterwards(

@@ -12,7 +12,12 @@ from alembic.script import ScriptDirectory
 
 from gasket.migrator.connection import MigratorConfig, connect
 from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement
-from gasket.migrator.errors import LockTimeoutError, MigrationFailedError, ScratchDatabaseError
+from gasket.migrator.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    MigratorError,
+)
 from gasket.migrator.estimate import estimate
 from gasket.migrator.observe import Observation, observe, parts, read_relations
 from gasket.migrator.render import render
@@ -199,11 +204,13 @@ async def _try_out(
         async with scratch_database(config, revisions) as scratch:
             notes = scratch.notes
             return await observe(scratch, revisions, applied, target), None, notes
-    except (ScratchDatabaseError, LockTimeoutError) as error:
-        return Observation({}, failure=None), str(error), notes
+    except (DatabaseUnavailableError, DatabaseRefusedError):
+        raise
     except MigrationFailedError as error:
         reason = f"The revisions that are applied cannot be built on a scratch database: {error}"
-        return Observation({}, failure=None), reason, notes
+    except MigratorError as error:
+        reason = str(error)
+    return Observation({}, failure=None), reason, notes
 
 
 async def _estimate(

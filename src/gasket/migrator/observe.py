@@ -1,8 +1,9 @@
 """What each pending revision does to the tables, found by running it on a scratch database.
 
 Locks are seen in `pg_locks` after each statement, for they are held to the end of the transaction; a statement of an
-autocommit block has given its locks back by then, so those are told from its text. What is done to the rows PostgreSQL
-says itself, at `client_min_messages = debug1`: those messages are not translated.
+autocommit block has given its locks back by then, so those are told from its text. A rewritten table has another file.
+What is read and what is built PostgreSQL says itself: its counters of scans, which may be given away at the end of a
+transaction, and its messages at `client_min_messages = debug1`, which are not translated.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ GROUP BY relation
 """
 _OF_CONSTRAINT = "SELECT conrelid::bigint FROM pg_constraint WHERE contype = 'f' AND conname = $1"
 
-_REWRITING = re.compile(r'rewriting table "(.+)"')
 _VERIFYING = re.compile(r'verifying table "(.+)"')
 _BUILDING = re.compile(r'building index "(.+)" on table "(.+?)"')
 _VALIDATING = re.compile(r'validating foreign key constraint "(.+)"')
@@ -135,10 +135,17 @@ class _Watcher:
         self._driver.add_log_listener(lambda _connection, message: self._messages.append(message.message))
         event.listen(self._connection, "before_cursor_execute", self._look_before)
         event.listen(self._connection, "after_cursor_execute", self._look_after)
+        event.listen(self._connection, "rollback", self._forget)
 
     def complete(self) -> dict[str, Effects]:
         """Of the revisions that went through, those without a statement too."""
         return {revision: self._effects.get(revision, Effects()) for revision in self._steps.applied[self._built :]}
+
+    def _forget(self, _connection: object) -> None:
+        """What was rolled back has done nothing, and may be tried again."""
+        if self._steps.current is not None:
+            self._effects.pop(self._steps.current, None)
+        self._revision = None
 
     def _look_before(self, _c: object, _cursor: object, statement: str, *_rest: object) -> None:
         if self._is_watched(statement) and self._steps.current != self._revision:
@@ -191,9 +198,7 @@ class _Watcher:
             b.name.rpartition(".")[2]: self._known[oid].name for oid, b in self._before.items() if oid in self._known
         }
         for message in self._messages:
-            if (match := _REWRITING.match(message)) and match[1] in by_name:
-                effects.add_rewrite(by_name[match[1]])
-            elif (match := _VERIFYING.match(message)) and match[1] in by_name:
+            if (match := _VERIFYING.match(message)) and match[1] in by_name:
                 effects.add_scan(by_name[match[1]])
             elif (match := _BUILDING.match(message)) and match[2] in by_name:
                 effects.index_builds.append(IndexBuild(match[1], by_name[match[2]]))
