@@ -27,12 +27,14 @@ from gasket.migrator.errors import (
     MigrationFailedError,
     MissingPrivilegeError,
     NotMigratedError,
+    NotReplayableError,
     ReadOnlyServerError,
     SchemaAheadError,
 )
 from gasket.migrator.lock import LOCK_CLASS, lock_key
 from gasket.migrator.plan import SchemaState
-from gasket.migrator.runner import bring_to_head
+from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.steps import StepOptions
 
 ENV = """
 from alembic import context
@@ -402,6 +404,23 @@ async def test_a_ledger_of_an_older_release_is_extended_and_kept(
     await bring_to_head(project.config(database_url))
     assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
     assert await observer.fetchval("SELECT count(host) FROM migration_ledger") == 1
+
+
+async def test_a_ledger_without_digests_says_nothing_of_edits(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    path = project.add()
+    await bring_to_head(project.config(database_url))
+    await observer.execute("ALTER TABLE migration_ledger DROP digest, DROP script, DROP downgrade_sql")
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
+    project.add()
+    await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+    path.unlink()
+    (project.versions / "2026_0002.py").unlink()
+    with pytest.raises(NotReplayableError, match="r1"):
+        await rollback(project.config(database_url), "base", StepOptions())
 
 
 async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(

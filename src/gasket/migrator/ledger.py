@@ -206,9 +206,11 @@ async def read_applier(connection: asyncpg.Connection, schema: str, revision: st
 
 async def read_digests(connection: asyncpg.Connection, schema: str, revisions: list[str]) -> dict[str, str]:
     """The digest of each revision's file as it was applied, stamped, or accepted after a review."""
+    # Through to_jsonb, because the ledger of an older release has no such column until somebody migrates.
     rows = await connection.fetch(
-        f"SELECT DISTINCT ON (revision) revision, digest FROM {_qualified(schema, LEDGER)} "
-        "WHERE revision = ANY ($1) AND digest IS NOT NULL ORDER BY revision, id DESC",
+        f"SELECT DISTINCT ON (revision) revision, to_jsonb(l) ->> 'digest' AS digest "
+        f"FROM {_qualified(schema, LEDGER)} AS l "
+        "WHERE revision = ANY ($1) AND to_jsonb(l) ->> 'digest' IS NOT NULL ORDER BY revision, id DESC",
         revisions,
     )
     return {row["revision"]: row["digest"] for row in rows}
@@ -231,9 +233,10 @@ class StoredRevision:
 
 async def read_stored(connection: asyncpg.Connection, schema: str) -> dict[str, StoredRevision]:
     """Every revision that was ever applied or stamped with its script, by revision."""
+    kept = ", ".join(f"to_jsonb(l) ->> '{name}' AS {name}" for name in _ADDED_COLUMNS)  # as in read_digests
     rows = await connection.fetch(
-        "SELECT DISTINCT ON (revision) revision, release, digest, script::text, downgrade_sql::text "
-        f"FROM {_qualified(schema, LEDGER)} WHERE script IS NOT NULL ORDER BY revision, id DESC"
+        f"SELECT DISTINCT ON (revision) revision, release, {kept} FROM {_qualified(schema, LEDGER)} AS l "
+        "WHERE to_jsonb(l) ->> 'script' IS NOT NULL ORDER BY revision, id DESC"
     )
     return {
         row["revision"]: StoredRevision(
