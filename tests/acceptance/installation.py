@@ -43,6 +43,7 @@ branch_labels: str | tuple[str, ...] | None = None
 depends_on: str | tuple[str, ...] | None = None
 
 backward_compatible: bool = {backward_compatible}
+downgrade_is_empty: str = "many a test has no need of it"
 
 
 def upgrade() -> None:

@@ -29,6 +29,7 @@ from gasket.migrator.errors import (
     NotMigratedError,
     NotReplayableError,
     ReadOnlyServerError,
+    RuleBrokenError,
     SchemaAheadError,
 )
 from gasket.migrator.lock import LOCK_CLASS, lock_key
@@ -557,3 +558,22 @@ async def test_an_invalid_index_that_may_be_somebody_elses_is_refused_by_name(
     with pytest.raises(InvalidIndexError, match="index by_v, .* on table other, not on t1"):
         await bring_to_head(project.config(database_url))
     assert await observer.fetchval("SELECT to_regclass('by_v') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("def downgrade", "def takeback", "does not define downgrade"),
+        ("backward_compatible: bool = True", "backward_compatible: bool", "is not decided"),
+        ('op.execute("DROP TABLE t2")', "pass", "downgrade\\(\\) does nothing"),
+    ],
+)
+async def test_a_pending_file_that_breaks_a_rule_keeps_everything_from_being_applied(
+    project: Project, database_url: str, observer: asyncpg.Connection, old: str, new: str, problem: str
+) -> None:
+    project.add()
+    path = project.add()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(RuleBrokenError, match=f"2026_0002.py is not applied.*{problem}"):
+        await bring_to_head(project.config(database_url))
+    assert await tables(observer) == []

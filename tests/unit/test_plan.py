@@ -101,13 +101,6 @@ def test_a_compatible_branch_beside_our_head_is_refused() -> None:
         check_upgrade(plan, "1.0")
 
 
-def test_an_undecided_pending_revision_is_refused_before_anything_is_applied() -> None:
-    revisions = Revisions([file("a"), file("b", "a", compatible=None)])
-    with pytest.raises(RevisionFileError, match=r"b\.py has not decided `backward_compatible`"):
-        check_upgrade(make_plan(revisions, database()), "1.0")
-    check_upgrade(make_plan(revisions, database("b")), "1.0")
-
-
 def test_a_file_that_stands_on_nothing_known_is_refused() -> None:
     with pytest.raises(RevisionFileError, match=r"b\.py stands on revision gone"):
         make_plan(Revisions([file("b", "gone")]), database())

@@ -12,6 +12,7 @@ import alembic.command
 import click
 import msgspec
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from gasket.migrator.adopt import compare_with_revision
 from gasket.migrator.collisions import collisions_with_revisions
@@ -26,6 +27,7 @@ from gasket.migrator.plan import check_upgrade, make_plan
 from gasket.migrator.preview import Preview, preview_downgrade
 from gasket.migrator.report import StatusReport, read_report
 from gasket.migrator.revisions import migrations_directory, read_revisions
+from gasket.migrator.rules import check_revision, refuse_broken
 from gasket.migrator.runner import OPTIONS, accept, rollback
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
@@ -216,7 +218,19 @@ async def _forecast(config: MigratorConfig) -> Forecast:
             raise AdoptionError(found=found)
     finally:
         await connection.close(timeout=2)
-    return await forecast(config, revisions, applied=database.versions & revisions.keys(), pending=plan.pending)
+    refuse_broken(plan.pending)
+    directory = ScriptDirectory.from_config(Config(str(config.ini)))
+    findings = {
+        file.revision: [
+            f"{finding.rule}: {finding.message}" + (f" (allowed: {finding.allowed})" if finding.allowed else "")
+            for finding in check_revision(
+                file, directory.get_revision(file.revision).module.upgrade, metadata=config.metadata
+            )
+        ]
+        for file in plan.pending
+    }
+    applied = database.versions & revisions.keys()
+    return await forecast(config, revisions, applied=applied, pending=plan.pending, findings=findings)
 
 
 async def _with_connection(config: MigratorConfig, ask: Callable[..., Awaitable[T]]) -> T:

@@ -7,6 +7,7 @@ MigratorError
 ├── ReadOnlyServerError          something is pending and the server takes no writes
 ├── MissingPrivilegeError        the migration role may not do what is needed
 ├── RevisionFileError            a file in migrations/versions cannot be what Alembic needs
+├── RuleBrokenError              a pending file breaks a rule that every migration keeps
 ├── MultipleHeadsError           the files have more than one head
 ├── SchemaAheadError             the database has revisions that this release lacks and cannot run on
 ├── LockTimeoutError             another process holds the migration lock for longer than the wait
@@ -88,10 +89,7 @@ class MissingPrivilegeError(MigratorError):
     """The migration role may not do what is needed."""
 
     def __init__(self, *, role: str, need: str, statement: str) -> None:
-        super().__init__(
-            f"The schema has to change, but role {role} may not {need}; nothing was changed. "
-            f"As an administrator run: {statement};"
-        )
+        super().__init__(f"Role {role} may not {need}; nothing was changed. As an administrator run: {statement};")
 
 
 class RevisionFileError(MigratorError):
@@ -99,6 +97,13 @@ class RevisionFileError(MigratorError):
 
     def __init__(self, *, file: str, problem: str) -> None:
         super().__init__(f"Migration file {file} {problem}; nothing was changed. Correct the file.")
+
+
+class RuleBrokenError(MigratorError):
+    """A pending file breaks a rule that every migration keeps."""
+
+    def __init__(self, *, file: str, finding: str) -> None:
+        super().__init__(f"Migration file {file} is not applied, and nothing was changed. {finding}")
 
 
 class MultipleHeadsError(MigratorError):

@@ -96,7 +96,6 @@ def check_upgrade(plan: Plan, release: str) -> None:
 
     Raises:
         SchemaAheadError: the database has revisions that this release lacks and cannot run on.
-        RevisionFileError: the author of a pending revision has not decided `backward_compatible`.
     """
     if plan.state is SchemaState.INCOMPATIBLE:
         worst = next((r for r in plan.unknown if not r.backward_compatible), plan.unknown[0])
@@ -107,11 +106,6 @@ def check_upgrade(plan: Plan, release: str) -> None:
         else:
             why = "it is recorded as not backward compatible"
         raise SchemaAheadError(revision=worst.revision, applied_by=worst.release, release=release, why=why)
-    for file in plan.pending:
-        if file.backward_compatible is None:
-            raise RevisionFileError(
-                file=file.path.name, problem="has not decided `backward_compatible`: write True or False"
-            )
 
 
 def check_hold(plan: Plan, *, release: str, applied_by: str | None) -> None:

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Dialect, MetaData
 
+from gasket.migrator.errors import RuleBrokenError
 from gasket.migrator.render import render
 from gasket.migrator.revisions import RevisionFile
 from gasket.migrator.rulebook import SQL_RULES
 from gasket.migrator.sql_rules import find_problems
+
+SQUAWK = "squawk/"
+"""What the names of the linter's rules begin with in `allowed_findings`; CI runs it (`.ci/squawk`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,16 @@ def check_files(files: Iterable[RevisionFile]) -> list[Finding]:
     ]
 
 
+def refuse_broken(files: Iterable[RevisionFile]) -> None:
+    """Refuse to apply files of which one breaks a rule.
+
+    Raises:
+        RuleBrokenError: the first of `check_files`.
+    """
+    for finding in check_files(files):
+        raise RuleBrokenError(file=finding.file, finding=finding.message)
+
+
 def check_revision(
     file: RevisionFile,
     upgrade: Callable[[], object],
@@ -58,13 +72,25 @@ def check_revision(
     findings = check_files([file])
     if any(finding.rule == "not-python" for finding in findings):
         return findings
-    allowed = _allowed(ast.parse(file.path.read_bytes()))
+    allowed = allowed_findings(file)
     rendering = render(upgrade, dialect, metadata=metadata)
     problems = find_problems(rendering, compatible=file.backward_compatible is True)
     return findings + [
         Finding(rule, file.revision, file.path.name, message, allowed.get(rule), SQL_RULES[rule].warning)
         for rule, message in problems
     ]
+
+
+def allowed_findings(file: RevisionFile) -> dict[str, str]:
+    """What the revision allows: names of rules with the reasons.
+
+    Raises:
+        SyntaxError, ValueError: the file is not Python.
+    """
+    declared = _constant(ast.parse(file.path.read_bytes()), "allowed_findings")
+    if not isinstance(declared, dict):
+        return {}
+    return {rule: reason for rule, reason in declared.items() if isinstance(reason, str) and reason.strip()}
 
 
 def _file_problems(file: RevisionFile) -> Iterator[tuple[str, str]]:
@@ -110,18 +136,11 @@ def _wrongly_allowed(module: ast.Module) -> Iterator[tuple[str, str]]:
         yield "allowed-findings", "`allowed_findings` has to be written out: a dict of rule names and reasons."
         return
     for rule, reason in declared.items():
-        if rule not in SQL_RULES:
-            known = ", ".join(sorted(SQL_RULES))
+        if rule not in SQL_RULES and not str(rule).startswith(SQUAWK):
+            known = ", ".join([*sorted(SQL_RULES), f"{SQUAWK}<rule>"])
             yield "allowed-findings", f"`allowed_findings` names {rule!r}; what can be allowed is {known}."
         elif not (isinstance(reason, str) and reason.strip()):
             yield "allowed-findings", f"`allowed_findings` gives no reason for {rule}. Write one."
-
-
-def _allowed(module: ast.Module) -> dict[str, str]:
-    declared = _constant(module, "allowed_findings")
-    if not isinstance(declared, dict):
-        return {}
-    return {rule: reason for rule, reason in declared.items() if isinstance(reason, str) and reason.strip()}
 
 
 def _functions(node: ast.stmt) -> Iterator[tuple[str, list[ast.stmt] | None]]:

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
-from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
+from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
 from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import LockLostError, NotMigratedError, RevisionFileError, SchemaAheadError
 from gasket.migrator.graft import check_replayable, graft
@@ -31,6 +31,7 @@ from gasket.migrator.ledger import (
 )
 from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
+from gasket.migrator.rules import refuse_broken
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions, StepRecorder, command_that_writes, counts_from_here, is_ours_to_compare
@@ -55,8 +56,7 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
     """
     started = time.monotonic()
     revisions = read_revisions(migrations_directory(config.ini))
-    connection = await connect(config, migrating=False)
-    try:
+    async with looking(config) as connection:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
@@ -65,8 +65,6 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
         if plan.held and config.migrate_on_startup:
             applied_by = await read_applier(connection, config.schema, plan.held.revision)
             check_hold(plan, release=config.release, applied_by=applied_by)
-    finally:
-        await connection.close(timeout=_CLOSE_TIMEOUT)
     for edit in edits:
         log.warning("%s; nothing is pending, so this release serves", edit)
     if plan.state is SchemaState.BEHIND:
@@ -112,15 +110,6 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
         asyncio.run(until_signalled(work, pass_on=False))
 
 
-async def _first_look(config: MigratorConfig) -> DatabaseState:
-    """The state over the application's own URL, which may be a pooler's."""
-    connection = await connect(config, migrating=False)
-    try:
-        return await read_state(connection, config.schema)
-    finally:
-        await connection.close(timeout=_CLOSE_TIMEOUT)
-
-
 async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_role: str) -> None:
     """Take the lock, look again, and bring the schema to head."""
 
@@ -136,6 +125,7 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
         check_hold(plan, release=config.release, applied_by=None)  # taken back while this one waited
         if plan.serves:
             return
+        refuse_broken(plan.pending)
         await session.refuse_to_guess(revisions, database)
         log.info("applying %d revisions up to %s", len(plan.pending), plan.head)
         await session.prepare()
@@ -147,7 +137,8 @@ async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
     started = time.monotonic()
     log.info("GASKET_MIGRATE_ON_STARTUP is false: waiting up to %.0f s for the schema", config.lock_wait)
     while True:
-        database = await _first_look(config)
+        async with looking(config) as connection:
+            database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
         if plan.serves:
@@ -225,7 +216,10 @@ async def rollback(config: MigratorConfig, target: str | None, options: StepOpti
 @asynccontextmanager
 async def _locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
     """A session for a command: it needs the lock, whatever others have done meanwhile."""
-    application_role = (await _first_look(config)).role if config.migration_database_url else None
+    application_role: str | None = None
+    if config.migration_database_url:
+        async with looking(config) as connection:
+            application_role = await connection.fetchval("SELECT current_user::text")
     async with migration_session(config, revisions, application_role=application_role, not_needed=_never) as session:
         assert session is not None
         yield session
@@ -270,6 +264,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
         plan = make_plan(revisions, database)
         check_upgrade(plan, session.config.release)
         check_edits(plan, await session.find_edits(plan, database))
+        refuse_broken(plan.pending)
         await session.refuse_to_guess(revisions, database)
         if plan.state is SchemaState.AHEAD:
             log.info("nothing to do: the schema is ahead of this release and compatible with it")
