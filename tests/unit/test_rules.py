@@ -54,7 +54,7 @@ def rules(found: list[Finding]) -> list[str]:
         HEAD + "def upgrade(): pass\ndef downgrade(): pass",
         HEAD + "from .other import upgrade, take_back as downgrade",
         HEAD + "upgrade = downgrade = None",
-        HEAD + BOTH + 'allowed_findings: dict[str, str] = {"drops": "nobody used it"}',
+        HEAD + BOTH + 'allowed_findings: dict[str, str] = {"drops": "nobody used it", "squawk/ban-char-field": "x"}',
         HEAD + 'downgrade_is_empty = "rows alone"\ndef upgrade():\n    op.x()\ndef downgrade():\n    """So."""\n',
     ],
 )
