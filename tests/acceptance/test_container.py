@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import environment, free_port
+from tests.acceptance.processes import Programs, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -120,41 +120,34 @@ def test_the_health_check_tells_well_from_ill(image: dict[str, str], status: int
             assert (exit_code(port) == 0) is healthy
 
 
-def test_the_commands_work_as_written_in_the_image(
-    image: dict[str, str], variables: dict[str, str], database_url: str, tmp_path: Path
+async def test_the_commands_work_as_written_in_the_image(
+    image: dict[str, str], variables: dict[str, str], database_url: str, programs: Programs, tmp_path: Path
 ) -> None:
     """In a copy of the image's folder, with the image's environment."""
     workdir = tmp_path / image["WORKDIR"].strip("/")
     workdir.mkdir()
     shutil.copy(REPOSITORY / "alembic.ini", workdir)
     shutil.copytree(REPOSITORY / "migrations", workdir / "migrations")
-    variables = {name: value.replace(image["WORKDIR"], str(workdir)) for name, value in variables.items()}
-    assert Path(variables["ALEMBIC_CONFIG"]) == workdir / "alembic.ini"
-    del variables["PATH"]
+    settings = {name: value.replace(image["WORKDIR"], str(workdir)) for name, value in variables.items()}
+    assert Path(settings["ALEMBIC_CONFIG"]) == workdir / "alembic.ini"
+    del settings["PATH"]
 
-    def run(command: str, folder: Path = workdir) -> str:
-        settings = environment(tmp_path) | variables | {"DATABASE_URL": database_url}
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=folder,
-            env=settings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
+    async def run(command: str, folder: Path = workdir) -> str:
+        started = programs.start(
+            *shlex.split(command), settings=settings | {"DATABASE_URL": database_url}, folder=folder
         )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        assert await started.exited(within=60) == 0, str(started)
+        return started.output
 
-    run("litestar database upgrade --no-prompt")
-    current = run("alembic current")
-    assert "(head)" in current
+    await run("litestar database upgrade --no-prompt")
+    assert "(head)" in await run("alembic current")
     # `docker exec --workdir` and a shell that changed its folder find the migrations too.
-    assert current.split()[0] in run("alembic history --verbose", folder=tmp_path)
-    run("alembic downgrade -1")
-    assert "(head)" not in run("alembic current")
+    history = await run("alembic history --verbose", folder=tmp_path)
+    assert str(workdir / "migrations" / "versions") in history
+    await run("alembic downgrade -1")
+    assert "(head)" not in await run("alembic current")
 
     before = set((workdir / "migrations" / "versions").iterdir())
-    run('alembic revision -m "add_something"')
+    await run('alembic revision -m "add_something"')
     [written] = set((workdir / "migrations" / "versions").glob("*.py")) - before
     assert re.fullmatch(r"\d{4}_\d\d_\d\d_\d{4}_add_something\.py", written.name)
