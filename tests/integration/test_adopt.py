@@ -96,6 +96,14 @@ async def test_what_is_missing_extra_or_different_is_said_line_by_line(
     ]
 
 
+async def test_one_difference_is_enough(project: Project, database_url: str, live: asyncpg.Connection) -> None:
+    for statement in [*OURS, "ALTER TABLE item ALTER mood SET DEFAULT 'bad'"]:
+        await live.execute(statement)
+    found = await against(project, database_url)
+    assert (found.fits, found.missing, found.extra) == (False, (), ())
+    assert [(entry.kind, entry.name) for entry in found.different] == [("column", "public.item.mood")]
+
+
 async def test_extra_objects_and_rights_of_others_are_no_reason_to_refuse(
     project: Project, database_url: str, live: asyncpg.Connection, role: str
 ) -> None:
