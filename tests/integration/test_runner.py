@@ -17,6 +17,7 @@ from sqlalchemy import MetaData
 
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.errors import (
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     EditedRevisionError,
     HeldRevisionError,
@@ -349,6 +350,42 @@ async def test_a_role_without_rights_is_told_the_grant(
     with pytest.raises(MissingPrivilegeError, match=f'CREATE SCHEMA "second" AUTHORIZATION "{role}"'):
         await bring_to_head(project.config(url, schema="second"))
     assert await tables(observer) == []
+
+
+async def test_a_role_that_may_not_read_the_books_is_told_the_grant(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    role, url = role_url
+    project.add()
+    await bring_to_head(project.config(database_url))
+    grant = f'GRANT USAGE ON SCHEMA "public" TO "{role}"; GRANT SELECT ON ALL TABLES IN SCHEMA "public" TO "{role}"'
+    with pytest.raises(MissingPrivilegeError, match=grant):
+        await bring_to_head(project.config(url))
+    await observer.execute(grant)
+    assert (await bring_to_head(project.config(url))).serves
+
+
+async def test_an_upgrade_by_command_gives_the_application_role_what_it_lacks(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    """Also where nothing is pending, and the role cannot read the books yet."""
+    role, url = role_url
+    project.add()
+    await bring_to_head(project.config(database_url))
+    config = project.config(url, migration_database_url=database_url)
+    command = Config(str(project.ini), attributes={"read_config": lambda: config})
+    await asyncio.to_thread(alembic.command.upgrade, command, "head")
+    assert await observer.fetchval("SELECT has_table_privilege($1, 't1', 'INSERT')", role)
+    assert (await bring_to_head(config)).serves
+
+
+@pytest.mark.parametrize("parameter", ["statement_timeout=soon", "options=-c%20statement_timeout"])
+async def test_a_parameter_that_the_server_refuses_is_named(
+    project: Project, database_url: str, parameter: str
+) -> None:
+    url = f"{database_url}{'&' if '?' in database_url else '?'}{parameter}"
+    with pytest.raises(DatabaseRefusedError, match="statement_timeout.*Correct DATABASE_URL"):
+        await bring_to_head(project.config(url))
 
 
 async def test_the_application_role_gets_dml_and_the_books_are_read_only_to_it(

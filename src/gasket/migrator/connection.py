@@ -12,15 +12,15 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 from sqlalchemy import MetaData
 
-from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError
+from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MissingPrivilegeError
 
 log = logging.getLogger("gasket.migrator")
 
@@ -35,7 +35,7 @@ _AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.PostgresConnectionError,
     asyncpg.TargetServerAttributeNotMatched,
     asyncpg.ProtocolViolationError,  # PgBouncer's word for "I cannot reach the server"
 )
@@ -47,6 +47,8 @@ _REFUSED = (
     asyncpg.CantChangeRuntimeParamError,
     asyncpg.UndefinedObjectError,  # an unknown parameter in the URL
     asyncpg.FeatureNotSupportedError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.PostgresSyntaxError,  # of `options`
     ValueError,
 )
 
@@ -138,6 +140,36 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
                     describe(error),
                 )
         await asyncio.sleep(_RETRY_PAUSE)
+
+
+@asynccontextmanager
+async def looking(config: MigratorConfig) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the application's role, to look at the books with: every wait has its limit.
+
+    Raises:
+        DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
+        MissingPrivilegeError: the role may not read the books.
+    """
+    started = time.monotonic()
+    connection = await connect(config, migrating=False)
+    try:
+        async with asyncio.timeout(max(_SHORTEST_TRY, config.database_wait)):
+            yield connection
+    except asyncpg.InsufficientPrivilegeError as error:
+        role = quote_identifier(await connection.fetchval("SELECT current_user", timeout=_SHORTEST_TRY))
+        schema = quote_identifier(config.schema)
+        raise MissingPrivilegeError(
+            role=role,
+            need=f"look at the schema's state ({describe(error)})",
+            statement=f"GRANT USAGE ON SCHEMA {schema} TO {role}; "
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
+        ) from None
+    except _AWAY as error:
+        waited = time.monotonic() - started
+        raise DatabaseUnavailableError(setting="DATABASE_URL", waited=waited, reason=describe(error)) from None
+    finally:
+        with suppress(*_AWAY):
+            await connection.close(timeout=_SHORTEST_TRY)
 
 
 async def open_connection(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connection:
