@@ -50,6 +50,7 @@ from alembic import op
 revision: str = "{revision}"
 down_revision: str | None = {down!r}
 backward_compatible: bool = {compatible}
+downgrade_is_empty: str = "where it is"
 
 
 def upgrade() -> None:
@@ -219,7 +220,7 @@ async def test_a_failure_keeps_what_came_before_and_the_mended_file_goes_on(
 
 async def test_an_error_of_pythons_names_the_file_and_the_line(project: Project, database_url: str) -> None:
     project.add("raise KeyError('colour')")
-    with pytest.raises(MigrationFailedError, match=r"KeyError: 'colour' \(2026_0001\.py, line 10\)"):
+    with pytest.raises(MigrationFailedError, match=r"KeyError: 'colour' \(2026_0001\.py, line 11\)"):
         await bring_to_head(project.config(database_url))
 
 
@@ -610,7 +611,7 @@ async def test_a_pending_file_that_breaks_a_rule_keeps_everything_from_being_app
 ) -> None:
     project.add()
     path = project.add()
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text().replace("downgrade_is_empty", "nothing").replace(old, new))
     with pytest.raises(RuleBrokenError, match=f"2026_0002.py is not applied.*{problem}"):
         await bring_to_head(project.config(database_url))
     assert await tables(observer) == []
