@@ -584,6 +584,42 @@ async def test_an_invalid_index_that_an_earlier_try_left_behind_is_built_anew(
     assert await observer.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_v'::regclass")
 
 
+async def test_an_invalid_index_is_dropped_under_traffic(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """Longer than a step waits for a lock otherwise: nobody queues behind DROP INDEX CONCURRENTLY."""
+    project.add('op.execute("CREATE TABLE t1 (v int)"); op.execute("INSERT INTO t1 VALUES (7), (7)")')
+    project.add(CONCURRENTLY.format(unique="UNIQUE"), 'op.execute("DROP INDEX by_v")')
+    with pytest.raises(MigrationFailedError):
+        await bring_to_head(project.config(database_url))
+    await observer.execute("DELETE FROM t1")
+    writer = await asyncpg.connect(database_url)
+    await writer.execute("BEGIN; INSERT INTO t1 VALUES (7)")
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP INDEX%' AND now() - query_start > '0.5 s'"
+    async with asyncio.timeout(10):
+        while not (migrating.done() or await observer.fetchval(waiting)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await writer.execute("COMMIT")
+    await writer.close()
+    await migrating
+    assert await observer.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_v'::regclass")
+
+
+async def test_who_is_asked_to_stop_in_an_autocommit_block_does_not_start_afresh(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add('with op.get_context().autocommit_block():\n        op.execute("SELECT pg_sleep(20)")', "pass")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'"
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+    async with asyncio.timeout(10):
+        while not await observer.fetchval(sleeping):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    migrating.cancel()
+    await asyncio.wait({migrating}, timeout=3)
+    assert migrating.cancelled()
+
+
 async def test_an_invalid_index_that_may_be_somebody_elses_is_refused_by_name(
     project: Project, database_url: str, observer: asyncpg.Connection
 ) -> None:

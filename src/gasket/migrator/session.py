@@ -137,9 +137,11 @@ class MigrationSession:
         except CommandError:
             raise
         except Exception as error:
+            if _asked_to_stop():
+                raise asyncio.CancelledError from error
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             if self._connection.is_closed():
-                raise LockLostError(reason=describe(cause), applied=self.steps.applied) from error
+                raise LockLostError(reason=describe(_first(error)), applied=self.steps.applied) from error
             if self.steps.current is None:
                 if place := _place(error):  # Alembic loads all files before the first step
                     raise RevisionFileError(
@@ -252,6 +254,19 @@ def engine_over(connection: asyncpg.Connection) -> AsyncEngine:
         poolclass=StaticPool,
         creator=lambda: driver.connect(async_creator_fn=existing, prepared_statement_cache_size=0),
     )
+
+
+def _asked_to_stop() -> bool:
+    """Whether this task is cancelled: on its way out of an autocommit block another error may hide that."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """What the others came of: SQLAlchemy's way out of a lost connection raises errors of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _where(error: Exception, cause: BaseException) -> str:

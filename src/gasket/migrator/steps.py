@@ -200,7 +200,8 @@ class StepRecorder:
         file = self._revisions.get(name)
         if step.is_upgrade and file and b"concurrently" in file.path.read_bytes().lower():
             statements = render(step.revision.module.upgrade, metadata=self._config.metadata).statements
-            await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
+            with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
+                await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
         migrate: Callable[..., None] = step.migration_fn
