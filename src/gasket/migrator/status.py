@@ -108,7 +108,7 @@ class SchemaMonitor:
         Raises:
             OSError, asyncpg.PostgresError: the database is away.
         """
-        async with self._using, asyncio.timeout(_REPORT_TIMEOUT):
+        async with asyncio.timeout(_REPORT_TIMEOUT), self._using:
             try:
                 connection = await self._connected()
                 database = await read_state(connection, self._config.schema)
