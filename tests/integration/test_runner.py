@@ -252,6 +252,19 @@ async def test_a_failure_behind_an_autocommit_block_says_what_is_committed(
     assert await ledger(observer) == []
 
 
+async def test_two_applications_of_one_process_migrate_their_own_schemas(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection
+) -> None:
+    projects = [Project(tmp_path / schema) for schema in ("one", "two")]
+    for project in projects:
+        for number in (1, 2):
+            project.add(f'op.execute("SELECT pg_sleep(0.05)"); op.execute("CREATE TABLE t{number} (id int)")')
+    configs = [p.config(database_url, schema=p.ini.parent.name, lock_wait=10) for p in projects]
+    await asyncio.gather(*map(bring_to_head, configs))
+    for schema in ("one", "two"):
+        assert await tables(observer, schema) == [*BOOKS, "t1", "t2"]
+
+
 async def test_a_step_that_gives_the_lock_away_is_rolled_back(
     project: Project, database_url: str, observer: asyncpg.Connection
 ) -> None:

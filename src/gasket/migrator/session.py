@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,6 +31,7 @@ from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import (
     AdoptionError,
     LockLostError,
+    LockTimeoutError,
     MigrationFailedError,
     MigratorError,
     MissingPrivilegeError,
@@ -46,6 +48,8 @@ from gasket.migrator.steps import StepRecorder
 
 _CLOSE_TIMEOUT = 2.0
 _RECOVERY_POLL = 0.5
+_ALEMBIC = threading.Lock()
+_ALEMBIC_POLL = 0.05
 
 
 class MigrationSession:
@@ -131,9 +135,10 @@ class MigrationSession:
             CommandError: Alembic's own refusals, as they are.
         """
         try:
-            await self.steps.start()
-            async with engine_over(self._connection).connect() as sqlalchemy_connection:
-                await sqlalchemy_connection.run_sync(work)
+            async with _alembic(self.config.lock_wait):
+                await self.steps.start()
+                async with engine_over(self._connection).connect() as sqlalchemy_connection:
+                    await sqlalchemy_connection.run_sync(work)
         except CommandError:
             raise
         except Exception as error:
@@ -254,6 +259,24 @@ def engine_over(connection: asyncpg.Connection) -> AsyncEngine:
         poolclass=StaticPool,
         creator=lambda: driver.connect(async_creator_fn=existing, prepared_statement_cache_size=0),
     )
+
+
+@asynccontextmanager
+async def _alembic(wait: float) -> AsyncIterator[None]:
+    """One run at a time in this process, whatever the loop or the thread.
+
+    Alembic's `context` and `op` are the module's own: two runs at once would work on each other's database.
+    """
+    started = time.monotonic()
+    while not _ALEMBIC.acquire(blocking=False):
+        waited = time.monotonic() - started
+        if waited >= wait:
+            raise LockTimeoutError(waited=waited, holder="this process migrates another schema")
+        await asyncio.sleep(_ALEMBIC_POLL)
+    try:
+        yield
+    finally:
+        _ALEMBIC.release()
 
 
 def _asked_to_stop() -> bool:
