@@ -136,7 +136,8 @@ async def test_without_a_key_that_stays_rows_are_kept_whole(
     project: ArchiveProject, observer: asyncpg.Connection
 ) -> None:
     project.step(
-        "CREATE TABLE keyless (a int, b int, c int UNIQUE);\nCREATE UNIQUE INDEX ON keyless (a) WHERE b > 0;\n"
+        "CREATE TABLE keyless (a int NOT NULL, b int, c int UNIQUE);\nCREATE UNIQUE INDEX ON keyless (a) WHERE a > 0;\n"
+        "CREATE UNIQUE INDEX ON keyless (abs(a));\n"
         "CREATE TABLE doomed (a int, b int PRIMARY KEY);\n"
         "CREATE TABLE second (a int PRIMARY KEY, b int NOT NULL UNIQUE, c int);\n"
         "CREATE TABLE late (a int PRIMARY KEY DEFERRABLE, b int)",

@@ -252,6 +252,7 @@ async def test_a_row_that_nobody_changed_gets_its_values_back_whatever_upgrade_c
         "text",
         "text DEFAULT 'x'",
         "text DEFAULT 'x;\nALTER TABLE t ALTER v DROP DEFAULT",
+        "text;\nALTER TABLE t ALTER v SET DEFAULT 'x';\nUPDATE t SET v = 'x",
         "text[] DEFAULT '{a,b}'",
         "varchar(9) NOT NULL DEFAULT 'it''s'",
         "jsonb DEFAULT '{\"a\": [1]}'",
@@ -260,7 +261,7 @@ async def test_a_row_that_nobody_changed_gets_its_values_back_whatever_upgrade_c
 async def test_a_row_that_was_changed_gets_its_value_back_where_nothing_else_is(
     project: ArchiveProject, observer: asyncpg.Connection, column: str
 ) -> None:
-    column = column.replace("'x;", "'x';")
+    column = column.replace("'x;", "'x';") + ("'" if column.endswith("'x") else "")
     project.step("CREATE TABLE t (id int PRIMARY KEY, name text)", "DROP TABLE t")
     project.step(f"ALTER TABLE t ADD v {column}", "ALTER TABLE t DROP v")
     await project.up()
@@ -277,7 +278,10 @@ async def test_a_column_of_another_type_comes_back_only_into_rows_that_nobody_ch
     project: ArchiveProject, observer: asyncpg.Connection
 ) -> None:
     project.step("CREATE TABLE t (id int PRIMARY KEY, v varchar(3))", "DROP TABLE t")
-    project.step("ALTER TABLE t ALTER v TYPE text", "ALTER TABLE t ALTER v TYPE varchar(3) USING left(v, 3)")
+    project.step(
+        "ALTER TABLE t ALTER v TYPE text, ALTER v SET DEFAULT 'xyz'",
+        "ALTER TABLE t ALTER v TYPE varchar(3) USING left(v, 3)",
+    )
     await project.up()
     await observer.execute("INSERT INTO t SELECT id, 'abcdef' FROM generate_series(1, 4) AS id")
     await project.down()
@@ -293,12 +297,12 @@ async def test_a_unique_value_that_another_row_has_now_stays(
     project.step("CREATE TABLE t (id int PRIMARY KEY, name text)", "DROP TABLE t")
     project.step("ALTER TABLE t ADD handle text UNIQUE;\nUPDATE t SET handle = name", "ALTER TABLE t DROP handle")
     await project.up()
-    await observer.execute("INSERT INTO t VALUES (1, 'a', 'free'), (2, 'b', 'taken')")
+    await observer.execute("INSERT INTO t VALUES (1, 'a', 'free'), (2, 'b', 'taken'), (4, 'd', 'd')")
     await project.down()
     await observer.execute("INSERT INTO t VALUES (3, 'taken')")
     [result] = (await project.up()).put_back
-    assert (result.rows, dict(result.left)) == (1, {EXISTS: 1})
-    assert await rows(observer, "SELECT handle FROM t ORDER BY id") == [("free",), ("b",), ("taken",)]
+    assert (result.rows, dict(result.left)) == (2, {EXISTS: 1})
+    assert await rows(observer, "SELECT handle FROM t ORDER BY id") == [("free",), ("b",), ("taken",), ("d",)]
 
 
 async def test_an_autocommit_block_in_between_makes_every_row_a_changed_one(
@@ -331,7 +335,8 @@ async def test_triggers_are_off_and_then_as_they_were(project: ArchiveProject, o
         for table in ("t", "kept", "p1")
     )
     project.step(
-        "CREATE TABLE t (id int PRIMARY KEY);\nCREATE TABLE p (id int) PARTITION BY LIST (id);\n"
+        "CREATE TABLE t (id int PRIMARY KEY REFERENCES kept DEFERRABLE INITIALLY DEFERRED);\n"
+        "CREATE TABLE p (id int) PARTITION BY LIST (id);\n"
         "CREATE TABLE p1 PARTITION OF p DEFAULT;\nALTER TABLE kept ADD v int;\n"
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''a trigger fired''; END';\n"
         + triggers
@@ -341,8 +346,8 @@ async def test_triggers_are_off_and_then_as_they_were(project: ArchiveProject, o
     await project.up()
     await observer.execute(
         "SET session_replication_role = local; ALTER TABLE t DISABLE TRIGGER USER; ALTER TABLE p1 DISABLE TRIGGER USER;"
-        "ALTER TABLE kept DISABLE TRIGGER USER; INSERT INTO t VALUES (1); INSERT INTO p VALUES (1);"
-        "INSERT INTO kept VALUES (1, 2)"
+        "ALTER TABLE kept DISABLE TRIGGER USER; INSERT INTO kept VALUES (1, 2); INSERT INTO t VALUES (1);"
+        "INSERT INTO p VALUES (1)"
     )
     await project.down()
     report = await project.up()
@@ -391,15 +396,18 @@ async def test_a_table_that_is_not_there_and_a_failing_insert_are_written_down(
 
 async def test_what_did_not_fit_once_is_not_tried_again(project: ArchiveProject, observer: asyncpg.Connection) -> None:
     """Somebody may have deleted, on purpose, the row that stood in its way."""
-    project.step("CREATE TABLE t (id int PRIMARY KEY, v text);\nINSERT INTO t VALUES (1, 'seed')", "DROP TABLE t")
+    project.step("CREATE TABLE seeds (id int);\nINSERT INTO seeds VALUES (1)", "DROP TABLE seeds")
+    project.step(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);\nINSERT INTO t SELECT id, 'seed' FROM seeds", "DROP TABLE t"
+    )
     await project.up()
     await observer.execute("UPDATE t SET v = 'mine'")
     await project.down()
     assert dict((await project.up()).put_back[0].left) == {EXISTS: 1}
-    await observer.execute("DELETE FROM t")
+    await observer.execute("DELETE FROM t; DELETE FROM seeds")
     await project.down()
     await project.up()
-    assert await rows(observer, "SELECT * FROM t") == [(1, "seed")]
+    assert await rows(observer, "SELECT * FROM t") == []
     [old, new] = [row for row in await manifest(observer) if row["object_name"] == "t"]
     assert (old["archive"] != new["archive"], old["stored_in"], new["row_count"]) == (True, f"a{old['id']}", 0)
 
@@ -459,6 +467,23 @@ async def test_a_lock_that_is_not_free_in_time_is_no_reason_to_leave_rows_behind
     await observer.execute("COMMIT")
     assert (await project.up(lock_timeout="50ms")).complete
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1), (2, None)]
+
+
+async def test_nor_is_one_of_a_table_that_upgrade_leaves_alone(
+    project: ArchiveProject, observer: asyncpg.Connection
+) -> None:
+    project.step("CREATE TABLE t (id int PRIMARY KEY)", "DROP TABLE t")
+    project.step("SELECT 1", "TRUNCATE t")
+    await project.up()
+    await observer.execute("INSERT INTO t VALUES (1)")
+    await project.down()
+    await observer.execute("BEGIN; INSERT INTO t VALUES (2)")
+    with pytest.raises(DBAPIError) as refusal:
+        await project.up(lock_timeout="50ms")
+    assert getattr(refusal.value.orig, "sqlstate", None) == "55P03"
+    await observer.execute("COMMIT")
+    assert (await project.up(lock_timeout="50ms")).complete
+    assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1,), (2,)]
 
 
 async def test_a_migration_role_of_its_own_gets_everything_back(

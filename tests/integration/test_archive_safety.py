@@ -159,6 +159,21 @@ async def test_a_writer_between_trial_and_copy_is_waited_for_no_longer_than_the_
     assert await kept(observer, "t") == [(1,)]
 
 
+async def test_what_others_drop_meanwhile_is_none_of_the_steps(
+    project: ArchiveProject, observer: asyncpg.Connection, another: asyncpg.Connection
+) -> None:
+    project.step("CREATE TABLE t (id int);\nCREATE TABLE of_others (id int)", "DROP TABLE t;\nSELECT pg_sleep(0.4)")
+    await project.up()
+    downgrade = asyncio.create_task(project.down())
+    locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'AccessExclusiveLock')"
+    async with asyncio.timeout(DEADLINE):
+        while not await observer.fetchval(locked):
+            pass
+        await another.execute("DROP TABLE of_others")
+        await downgrade
+    assert [row["object_name"] for row in await manifest(observer)] == ["t"]
+
+
 async def test_an_old_snapshot_is_refused(project: ArchiveProject, observer: asyncpg.Connection) -> None:
     project.step("CREATE TABLE t (id int)", "DROP TABLE t")
     await project.up()
@@ -309,6 +324,9 @@ async def test_the_archive_is_the_migration_roles_alone(
     await observer.execute("INSERT INTO t VALUES (1)")
     await project.down()
     assert not await observer.fetchval("SELECT has_schema_privilege($1, 'gasket_archive', 'USAGE, CREATE')", role)
+    await observer.execute("GRANT USAGE ON SCHEMA gasket_archive TO PUBLIC")
+    await project.up()
+    await project.down()
     application = await asyncpg.connect(url_with(project.url, user=role, password="secret-word"))
     for table in ("manifest", "a1"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
