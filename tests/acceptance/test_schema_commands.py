@@ -16,6 +16,7 @@ from tests.acceptance.processes import at_most
 from tests.acceptance.terminal import run_at_terminal
 
 GASKET = ("gasket", "database")
+_NEED_ALL = ("downgrade --no-prompt -1", "rollback --no-prompt", "stamp --no-prompt after", "adopt after")
 _SCRATCHES = "SELECT datname FROM pg_database WHERE datname LIKE 'gasket_scratch%'"
 
 
@@ -149,6 +150,14 @@ async def test_a_file_that_is_gone_from_the_middle(installation: Installation) -
     assert "revision gone is gone" in edit
     answer = await installation.replica().ready()
     assert "revision gone is gone" in answer["detail"]
+    await _done(installation, "upgrade")
+    needs_all_files = ("alembic current", "alembic downgrade -1", *(f"gasket database {words}" for words in _NEED_ALL))
+    for words in needs_all_files:
+        refused = await installation.run(*words.split())
+        assert refused.exit_code > 0, words
+        assert "Traceback" not in refused.output, refused.output
+        assert "stands on revision gone, whose file is gone" in refused.line, words
+        assert "Put the file of revision gone back" in refused.line, words
     put_by.rename(newer)
     said = await installation.replica().refused()
     for part in ("revision gone is gone", "newer", "nothing was changed", "Put the file back"):

@@ -95,8 +95,8 @@ class MissingPrivilegeError(MigratorError):
 class RevisionFileError(MigratorError):
     """A file in migrations/versions cannot be what Alembic needs."""
 
-    def __init__(self, *, file: str, problem: str) -> None:
-        super().__init__(f"Migration file {file} {problem}; nothing was changed. Correct the file.")
+    def __init__(self, *, file: str, problem: str, mend: str = "Correct the file.") -> None:
+        super().__init__(f"Migration file {file} {problem}; nothing was changed. {mend}")
 
 
 class RuleBrokenError(MigratorError):

@@ -74,6 +74,19 @@ class Revisions(Mapping[str, RevisionFile]):
         """Parents that no file defines, each with a file that stands on it."""
         return {p: file for file in self._files.values() for p in file.parents if p not in self._files}
 
+    def refuse_gaps(self) -> None:
+        """Refuse what has to load all files with Alembic, which cannot while one that others stand on is gone.
+
+        Raises:
+            RevisionFileError: a file stands on one that is gone.
+        """
+        for parent, file in self.without_file.items():
+            raise RevisionFileError(
+                file=file.path.name,
+                problem=f"stands on revision {parent}, whose file is gone",
+                mend=f"Put the file of revision {parent} back.",
+            )
+
     def with_ancestors(self, revisions: Iterable[str]) -> set[str]:
         """The given revisions, as far as there are files for them, and everything they stand on."""
         reached: set[str] = set()

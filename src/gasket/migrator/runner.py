@@ -182,7 +182,11 @@ async def accept(config: MigratorConfig, revision: str) -> None:
     async with _locked(config, revisions) as session:
         plan = make_plan(revisions, await session.read_state())
         if revision not in revisions or revision in {file.revision for file in plan.pending}:
-            raise RevisionFileError(file=revision, problem="is not the revision of a file that is applied")
+            raise RevisionFileError(
+                file=f"of revision {revision}",
+                problem="is not there, or not applied",
+                mend="Which files were edited says: litestar database status",
+            )
         await session.prepare()
         await session.accept(revision)
 
@@ -197,6 +201,7 @@ async def rollback(config: MigratorConfig, target: str | None, options: StepOpti
         MigratorError: as for any downgrade.
     """
     revisions = read_revisions(migrations_directory(config.ini))
+    revisions.refuse_gaps()
     async with _locked(config, revisions) as session:
         plan = make_plan(revisions, await session.read_state())
         if not plan.unknown:
@@ -229,6 +234,8 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
     """upgrade, downgrade and stamp from a command line: under the lock, each step on the ledger."""
     revisions = read_revisions(migrations_directory(config.ini))
     options = _options_of(context)
+    if writes != "upgrade":
+        revisions.refuse_gaps()
 
     async def once() -> None:
         async with _locked(config, revisions) as session:
@@ -269,6 +276,9 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
         if plan.state is SchemaState.AHEAD:
             log.info("nothing to do: the schema is ahead of this release and compatible with it")
             return False
+        if plan.missing:  # and nothing pending, or that would have been refused
+            log.warning("nothing to do: the schema is at head, but files of applied revisions are gone")
+            return False
     elif writes == "downgrade" and (unknown := sorted(database.versions - revisions.keys())):
         entry = database.ledger.get(unknown[0])
         raise SchemaAheadError(
@@ -282,6 +292,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
 
 async def _look(context: Any, config: MigratorConfig) -> None:
     """current, check, revision: one transaction, no lock, nothing set that a pooler could hand to others."""
+    read_revisions(migrations_directory(config.ini)).refuse_gaps()
     connection = await connect(config, migrating=True)
     try:
         async with engine_over(connection).begin() as sqlalchemy_connection:
