@@ -241,6 +241,14 @@ class Installation:
         )
         return pid
 
+    async def until_unlocked(self, within: float = 3.0) -> None:
+        """Wait until the server has noticed that the holder is gone."""
+
+        async def free() -> bool:
+            return await self.holder() is None
+
+        await until(free, within, "the migration lock free")
+
     @property
     def lock(self) -> tuple[int, int]:
         """The two keys of the migration lock as `pg_locks` shows them."""

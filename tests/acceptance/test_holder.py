@@ -79,6 +79,23 @@ async def test_without_its_connection_a_holder_applies_nothing_more(installation
     await installation.assert_migrated_once()
 
 
+async def test_a_revision_that_gives_the_lock_away_is_rolled_back(installation: Installation) -> None:
+    installation.project.add_pause("long_step")
+    giving = 'op.create_table("giving", sa.Column("id", sa.Integer()))\nop.execute("SELECT pg_advisory_unlock_all()")'
+    installation.project.add_revision("giving", giving)
+    await installation.pause(1.5)
+    holder = installation.replica()
+    await installation.pausing()
+    # Ready to take the lock the moment it is given away, so that somebody holds it in any case.
+    rival = await installation.connect()
+    await rival.execute("SELECT pg_advisory_lock($1, $2)", *installation.lock_arguments, timeout=20)
+    assert not await installation.has_table("giving")
+    await rival.close()
+    assert "no longer holds it" in await holder.refused()
+    assert await installation.versions() == ["long_step"]
+    assert not await installation.has_table("giving")
+
+
 async def _somebody_queues(installation: Installation) -> bool:
     found = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::oid AND NOT granted"
     return bool(await (await installation.look()).fetchval(found, installation.lock[0]))
@@ -110,6 +127,23 @@ async def test_a_waiter_that_is_asked_to_stop_leaves_at_once(
         with at_most(2):
             await waiter.refused()
     assert not await installation.has_table("alembic_version")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"DATABASE_URL": "postgresql://gasket@127.0.0.1:1/gasket"}, "waiting up to 30 s for the database"),
+        ({"GASKET_MIGRATE_ON_STARTUP": "false"}, "GASKET_MIGRATE_ON_STARTUP is false"),
+    ],
+)
+async def test_who_waits_for_something_else_leaves_at_once_too(
+    installation: Installation, settings: dict[str, str | None], says: str
+) -> None:
+    waiter = installation.replica(settings)
+    await waiter.says(says)
+    waiter.signal(signal.SIGTERM)
+    with at_most(2):
+        await waiter.refused()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -56,12 +56,12 @@ async def test_limits_and_search_path_of_the_role_do_not_reach_a_migration(
     installation.settings["DATABASE_URL"] = url
     project = installation.project
     project.add_pause("slow_statement")
-    project.add_revision("slow_python", "import time\ntime.sleep(1.5)")
+    project.add_revision("idle_session", "import time\ntime.sleep(1.5)")
+    project.add_revision("idle_transaction", 'import time\nop.execute("SELECT 1")\ntime.sleep(1.5)')
     await installation.pause(5)
     await (await installation.look()).execute(
         f"GRANT USAGE ON SCHEMA test_control TO {role}; GRANT SELECT ON test_control.pause TO {role}"
     )
-    # A waiter idles between its polls, and must live through those limits as well.
     replicas = [installation.replica() for _ in range(2)]
     for replica in replicas:
         await replica.ready()
