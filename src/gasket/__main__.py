@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
-from litestar.__main__ import run_cli
+# The kernel drops a signal to PID 1 that has no handler. Until the server has its own, which takes a second of imports,
+# SIGTERM would be lost, and the container killed at the end of its grace period.
+if os.getpid() == 1:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+from litestar.__main__ import run_cli  # noqa: E402
 
 
 def main() -> None:
