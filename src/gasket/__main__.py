@@ -11,7 +11,7 @@ import sys
 if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-from litestar.__main__ import run_cli  # noqa: E402
+from litestar.__main__ import run_cli
 
 
 def main() -> None:
