@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -343,6 +344,15 @@ def test_a_refusal_that_is_caught_still_counts() -> None:
         op.execute(f"SELECT {len(names)}")
 
     assert str(render(downgrade).reason).startswith("inspects the database")
+
+
+def test_the_first_reason_counts() -> None:
+    def downgrade() -> None:
+        with contextlib.suppress(Exception):
+            read().all()
+        raise ValueError("because of that")
+
+    assert render(downgrade).reason == "uses the result of a statement"
 
 
 def test_what_was_noted_before_the_refusal_is_there() -> None:

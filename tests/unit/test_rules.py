@@ -416,6 +416,7 @@ def test_a_wider_type(was: str, now: str, free_of_rewriting: bool) -> None:
         ("char(10)", "char(20)"),
         ("numeric(10,2)", "numeric(10,4)"),
         ("numeric(10,2)", "numeric(9,2)"),
+        ("numeric(10,4)", "numeric(12,2)"),
         ("numeric", "numeric(9,2)"),
         ("integer", "numeric"),
         ("integer", "text"),
