@@ -18,6 +18,7 @@ from gasket.migrator.trial import connection_of, taken_back, touches_only_indexe
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3
 _BYTES_A_SECOND = 50e6
+_COUNTED = 1_000_000  # bytes: before its first ANALYZE the planner takes an empty table for ten pages full of rows
 _ROW_OVERHEAD = 28  # bytes: header and line pointer (PostgreSQL manual, "Database Page Layout")
 
 
@@ -34,8 +35,8 @@ class TrialStep:
 class EstimatedLoss:
     """What one step would take away of one table.
 
-    `columns` are those that go, none for whole rows; `rows` is the planner's estimate, `size` the bytes of the copy;
-    `problem` says why it could not be put back by itself.
+    `columns` are those that go, none for whole rows; `rows` is counted in a small table and else the planner's
+    estimate, `size` the bytes of the copy; `problem` says why it could not be put back by itself.
     """
 
     revision: str
@@ -111,6 +112,9 @@ def _estimate(connection: Connection, revision: str, loss: Loss) -> EstimatedLos
     answer = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {plan.select}").scalar_one()
     [explained] = json.loads(answer) if isinstance(answer, str) else answer
     rows, width = explained["Plan"]["Plan Rows"], explained["Plan"]["Plan Width"]
+    size = _table_size(connection, loss.relation.oid)
+    if size <= _COUNTED:
+        rows = connection.exec_driver_sql(f"SELECT count(*) FROM ({plan.select}) AS kept").scalar_one()
     keyed = any(column.key for column in plan.columns)
     names = {number: column.name for number, column in loss.relation.columns.items()}
     return EstimatedLoss(
@@ -119,7 +123,7 @@ def _estimate(connection: Connection, revision: str, loss: Loss) -> EstimatedLos
         table=str(loss.relation),
         columns=tuple(names[number] for number in sorted(loss.columns) if number in names),
         rows=rows,
-        size=rows * (width + _ROW_OVERHEAD) if keyed else _table_size(connection, loss.relation.oid),
+        size=rows * (width + _ROW_OVERHEAD) if keyed else size,
         problem=plan.problem,
     )
 
