@@ -664,3 +664,19 @@ async def test_a_pending_file_that_breaks_a_rule_keeps_everything_from_being_app
     with pytest.raises(RuleBrokenError, match=f"2026_0002.py is not applied.*{problem}"):
         await bring_to_head(project.config(database_url))
     assert await tables(observer) == []
+
+
+async def test_a_migrating_role_that_may_not_read_the_books_is_told_what_to_run(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    role, url = role_url
+    project.add()
+    await bring_to_head(project.config(database_url))
+    project.add()
+    with pytest.raises(MissingPrivilegeError, match=f'ALTER TABLE "public".alembic_version OWNER TO "{role}"'):
+        await bring_to_head(project.config(database_url, migration_database_url=url))
+
+
+async def test_what_is_returned_is_the_schema_after_the_migration(project: Project, database_url: str) -> None:
+    project.add()
+    assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD

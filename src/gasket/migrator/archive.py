@@ -19,17 +19,18 @@ from gasket.migrator.copies import Book, Kept, exact_settings
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.inventory import (
     Inventory,
-    Losses,
+    Loss,
     LossKind,
     Relation,
     emptied,
     find_losses,
     locked_relations,
-    take_inventory,
+    read_marks,
+    read_relations,
 )
 from gasket.migrator.manifest import ensure_manifest
 from gasket.migrator.render import Rendering
-from gasket.migrator.trial import connection_of, taken_back, touches_only_indexes, try_downgrade
+from gasket.migrator.trial import Tried, connection_of, touches_only_indexes, try_out
 
 log = logging.getLogger("gasket.migrator")
 
@@ -44,8 +45,7 @@ class ArchiveReport:
     not_archived: tuple[str, ...] = ()
     discarded: bool = False
     seconds: float = 0.0
-    losses: Losses | None = field(default=None, repr=False)
-    before: Inventory | None = field(default=None, repr=False)
+    tried: Tried | None = field(default=None, repr=False)
 
     @property
     def copied(self) -> bool:
@@ -89,15 +89,11 @@ def archive_before_downgrade(
         return ArchiveReport(revision)
     connection = connection_of(context)
     _refuse_old_snapshot(connection, revision)
-    before = take_inventory(connection, schema)
-    with taken_back(connection):
-        in_parts = try_downgrade(context, revision, rendering, run_downgrade)
-        losses = compare_inventories(connection, before, take_inventory(connection, schema))
-        locked = locked_relations(connection) & before.keys()
-    to_check = None if in_parts else before
+    [tried] = try_out(context, schema, [(revision, rendering, run_downgrade)])
+    losses = tried.losses
     if not losses.found and not losses.not_copied:
-        return ArchiveReport(revision, losses=losses, before=to_check)
-    if losses.found and in_parts:
+        return ArchiveReport(revision, tried=tried)
+    if losses.found and tried.in_parts:
         raise NotArchivedError(
             revision=revision,
             reason=f"it takes data of {', '.join(str(loss.relation) for loss in losses.found)} away and has an "
@@ -106,8 +102,10 @@ def archive_before_downgrade(
         )
     started = time.monotonic()
     ensure_manifest(connection, schema)
+    relations = tried.before.relations
     lost = {loss.relation.oid for loss in losses.found}
-    _lock(connection, [before[oid] for oid in sorted(locked if strong else lost)], strong=strong)
+    to_lock = tried.locked & relations.keys() if strong else lost
+    _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=strong)
     book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
         kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
@@ -119,8 +117,7 @@ def archive_before_downgrade(
         kept=kept,
         not_archived=tuple(words for _, words in losses.not_copied),
         seconds=time.monotonic() - started,
-        losses=losses,
-        before=to_check,
+        tried=tried,
     )
     log.info("downgrade of revision %s: %s (%.1f s)", revision, report, report.seconds)
     return report
@@ -132,24 +129,36 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
     Raises:
         NotArchivedError: it did (it depends on the clock, the environment, chance): let nothing be committed.
     """
-    if report.losses is None or report.before is None:
+    tried = report.tried
+    if tried is None or tried.in_parts:
         return
     connection = connection_of(context)
-    kept = {loss.relation.oid: loss for loss in report.losses.found}
-    for loss in compare_inventories(connection, report.before, take_inventory(connection, schema)).found:
-        copy = kept.get(loss.relation.oid)
-        whole = copy is not None and copy.kind is not LossKind.COLUMNS
-        if not whole and (copy is None or loss.kind is not LossKind.COLUMNS or not loss.columns <= copy.columns):
-            raise NotArchivedError(
-                revision=report.revision,
-                reason=f"it took data of {loss.relation} away, and had not done so when it was tried out",
-                mend="Let downgrade() do the same every time.",
-            )
+    locked = locked_relations(connection)
+    after = Inventory(read_relations(connection, schema, locked), read_marks(connection))
+    empty = emptied(connection, tried.before.marks, after)
+    kept = {loss.relation.oid: loss for loss in tried.losses.found}
+    more = [
+        str(loss.relation)
+        for loss in find_losses(tried.before, after, locked=locked, empty=empty).found
+        if not _is_kept(loss, kept.get(loss.relation.oid))
+    ]
+    # Of what it did not lock before, nothing is known but that it was there.
+    more += [
+        str(after.relations.get(oid, f"a relation that is gone (oid {oid})"))
+        for oid in locked & tried.before.marks.keys() - tried.locked
+    ]
+    if more:
+        raise NotArchivedError(
+            revision=report.revision,
+            reason=f"it has changed {', '.join(more)}, and had not done so when it was tried out",
+            mend="Let downgrade() do the same every time.",
+        )
 
 
-def compare_inventories(connection: Connection, before: Inventory, after: Inventory) -> Losses:
-    """What this transaction has taken away between the two."""
-    return find_losses(before, after, locked=locked_relations(connection), empty=emptied(connection, before, after))
+def _is_kept(loss: Loss, copy: Loss | None) -> bool:
+    if copy is None:
+        return False
+    return copy.kind is not LossKind.COLUMNS or (loss.kind is LossKind.COLUMNS and loss.columns <= copy.columns)
 
 
 def _refuse_old_snapshot(connection: Connection, revision: str) -> None:

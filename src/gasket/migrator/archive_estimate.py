@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.archive import compare_inventories
 from gasket.migrator.copies import plan_copy
-from gasket.migrator.inventory import Loss, Losses, LossKind, take_inventory
+from gasket.migrator.inventory import Loss, LossKind, read_relations
 from gasket.migrator.render import Rendering
-from gasket.migrator.trial import connection_of, taken_back, touches_only_indexes, try_downgrade
+from gasket.migrator.trial import connection_of, touches_only_indexes, try_out
 
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3
@@ -81,18 +80,11 @@ def estimate_downgrade(context: MigrationContext, *, schema: str, steps: Sequenc
         NotArchivedError: a step commits by itself.
     """
     connection = connection_of(context)
-    found: list[tuple[str, Losses]] = []
-    with taken_back(connection):
-        before = take_inventory(connection, schema)
-        for step in steps:
-            if touches_only_indexes(step.rendering):
-                continue
-            try_downgrade(context, step.revision, step.rendering, step.run_downgrade)
-            after = take_inventory(connection, schema)
-            found.append((step.revision, compare_inventories(connection, before, after)))
-            before = after
+    to_try = [step for step in steps if not touches_only_indexes(step.rendering)]
+    tried = try_out(context, schema, [(step.revision, step.rendering, step.run_downgrade) for step in to_try])
+    found = [(step.revision, outcome.losses) for step, outcome in zip(to_try, tried, strict=True)]
     # A step may take away what an earlier one has just made: of that there is nothing yet. Or what it has renamed.
-    present = take_inventory(connection, schema)
+    present = read_relations(connection, schema, {loss.relation.oid for _, losses in found for loss in losses.found})
     losses = (
         _estimate(connection, revision, replace(loss, relation=present[loss.relation.oid]))
         for revision, losses in found

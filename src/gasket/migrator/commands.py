@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 
 from gasket.migrator.adopt import compare_with_revision
 from gasket.migrator.collisions import collisions_with_revisions
-from gasket.migrator.connection import MigratorConfig, connect
+from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import AdoptionError, NotConfirmedError
 from gasket.migrator.forecast import Forecast, forecast, format_plan
@@ -209,16 +209,13 @@ _NOBODY_TO_ASK = (
 async def _forecast(config: MigratorConfig) -> Forecast:
     """Refuses what an upgrade would refuse."""
     revisions = read_revisions(migrations_directory(config.ini))
-    connection = await connect(config, migrating=False)
-    try:
+    async with looking(config) as connection:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
         check_edits(plan, await find_edits(connection, config.schema, plan, database))
         if not database.has_version_table and (found := await collisions_with_revisions(connection, config, revisions)):
             raise AdoptionError(found=found)
-    finally:
-        await connection.close(timeout=2)
     refuse_broken(plan.pending)
     directory = ScriptDirectory.from_config(Config(str(config.ini)))
     findings = {
@@ -235,11 +232,8 @@ async def _forecast(config: MigratorConfig) -> Forecast:
 
 
 async def _with_connection(config: MigratorConfig, ask: Callable[..., Awaitable[T]]) -> T:
-    connection = await connect(config, migrating=True)
-    try:
+    async with looking(config, migrating=True) as connection:
         return await ask(connection, config.schema)
-    finally:
-        await connection.close(timeout=2)
 
 
 def format_status(report: StatusReport) -> str:

@@ -61,6 +61,7 @@ _SESSION_SETTINGS = {
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
+    "standard_conforming_strings": "on",
     "client_connection_check_interval": "500ms",
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
@@ -143,15 +144,15 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
 
 
 @asynccontextmanager
-async def looking(config: MigratorConfig) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the application's role, to look at the books with: every wait has its limit.
+async def looking(config: MigratorConfig, *, migrating: bool = False) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the application's role, or the migrating one, to look at the books: every wait has its limit.
 
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
         MissingPrivilegeError: the role may not read the books.
     """
     started = time.monotonic()
-    connection = await connect(config, migrating=False)
+    connection = await connect(config, migrating=migrating)
     try:
         async with asyncio.timeout(max(_SHORTEST_TRY, config.database_wait)):
             yield connection
@@ -166,7 +167,8 @@ async def looking(config: MigratorConfig) -> AsyncIterator[asyncpg.Connection]:
         ) from None
     except _AWAY as error:
         waited = time.monotonic() - started
-        raise DatabaseUnavailableError(setting="DATABASE_URL", waited=waited, reason=describe(error)) from None
+        setting = config.migration_setting if migrating else "DATABASE_URL"
+        raise DatabaseUnavailableError(setting=setting, waited=waited, reason=describe(error)) from None
     finally:
         with suppress(*_AWAY):
             await connection.close(timeout=_SHORTEST_TRY)

@@ -102,7 +102,13 @@ def plan_copy(connection: Connection, loss: Loss) -> CopyPlan | None:
     source = loss.relation.quoted if loss.relation.kind == "p" else f"ONLY {loss.relation.quoted}"
     return CopyPlan(
         columns=tuple(
-            KeptColumn(name=c.name, number=c.number, key=c.number in key, retyped=c.number in loss.retyped)
+            KeptColumn(
+                name=c.name,
+                number=c.number,
+                lost=c.number in loss.columns,
+                key=c.number in key,
+                retyped=c.number in loss.retyped,
+            )
             for c in columns
         ),
         select=f"SELECT {', '.join([*map(_as_kept, columns), *marks])} FROM {source}",
@@ -183,7 +189,8 @@ class Book:
             update_entry(self._connection, self._schema, entry, stored_in=table, row_count=rows)
         else:
             self._connection.exec_driver_sql(f"DROP TABLE {target}")
-        return Kept(str(loss.relation), loss.kind, rows, plan.problem)
+        lost = ", ".join(column.name for column in plan.columns if column.lost)
+        return Kept(f"{loss.relation} ({lost})" if lost else str(loss.relation), loss.kind, rows, plan.problem)
 
     def _keep_position(self, loss: Loss) -> Kept:
         sequence = loss.relation

@@ -295,8 +295,8 @@ class MigrationInterruptedError(MigratorError):
 
     def __init__(self) -> None:
         super().__init__(
-            "Asked to stop before the schema was at head; the revision under way was rolled back and the lock "
-            "is free. The next start goes on from there."
+            "Asked to stop first: a revision under way was rolled back (of one in an autocommit block an INVALID index "
+            "may stay, which the next start drops), and the lock is free. The next start goes on from there."
         )
 
 

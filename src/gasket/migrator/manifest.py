@@ -6,6 +6,7 @@ Whoever writes here holds the migration lock.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import groupby
@@ -18,6 +19,8 @@ from sqlalchemy import Connection
 from gasket.migrator.archive_schema import archive_schema, ensure_schema, stored
 from gasket.migrator.connection import quote_identifier
 from gasket.migrator.errors import UnknownArchiveError
+
+log = logging.getLogger("gasket.migrator")
 
 NOTE = "note"
 """The kind of an entry that only says what could not be archived; the others are those of `LossKind`."""
@@ -45,13 +48,23 @@ _COLUMNS = {
     "left_behind": "jsonb NOT NULL DEFAULT '{}'",
     "restore_error": "text",
 }
+_MANIFEST = """
+SELECT current_user::text AS role, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    AND has_table_privilege(c.oid, 'UPDATE') AS usable
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'manifest'
+"""
+_OPEN = "restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
 
 
 class KeptColumn(msgspec.Struct, frozen=True, kw_only=True):
-    """A column of an archive's table. `retyped`: it stayed, with another type; `key`: by it a row is found again."""
+    """A column of an archive's table.
+
+    `lost` are those that went, of a table that stayed, `retyped` those that got another type. By `key` a row is found.
+    """
 
     name: str
     number: int
+    lost: bool = False
     key: bool = False
     retyped: bool = False
 
@@ -90,8 +103,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What was lost, for people: `schema.table` or `schema.table (column, column)`."""
-        values = ", ".join(column.name for column in self.columns if not column.key)
-        return f"{self.schema_name}.{self.object_name}" + (f" ({values})" if self.kind == "columns" else "")
+        lost = ", ".join(column.name for column in self.columns if column.lost)
+        return f"{self.schema_name}.{self.object_name}" + (f" ({lost})" if lost else "")
 
     @property
     def quoted(self) -> str:
@@ -139,7 +152,7 @@ def ensure_manifest(connection: Connection, schema: str) -> None:
         MissingPrivilegeError: the role may not.
     """
     ensure_schema(connection, schema)
-    if not _has_manifest(connection, schema):
+    if connection.exec_driver_sql(_MANIFEST, (archive_schema(schema),)).one_or_none() is None:
         columns = ", ".join(f"{column} {kind}" for column, kind in _COLUMNS.items())
         connection.exec_driver_sql(
             f"CREATE TABLE {_manifest(schema)} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
@@ -180,25 +193,22 @@ def settle_entry(connection: Connection, schema: str, entry: int, *, rows: int, 
     )
 
 
-def entries_to_restore(connection: Connection, schema: str, revision: str, digest: str | None) -> list[Entry]:
-    """What may be put back now that the revision is applied again, newest archive first.
+def entries_to_restore(connection: Connection, schema: str, revision: str) -> list[Entry]:
+    """What could be put back now that the revision is applied again, newest archive first.
 
-    Only under the digest it was taken away by, and only what was not put back once before: rows that did not fit then
-    may have been deleted since on purpose.
+    Only what was not put back once before: rows that did not fit then may have been deleted since on purpose.
     """
-    if not _has_manifest(connection, schema):
+    if not _may_use_manifest(connection, schema):
         return []
-    query = _query(
-        schema, "revision = $1 AND digest = $2 AND restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
-    )
-    return _entries(connection.exec_driver_sql(query, (revision, digest)).mappings())
+    query = _query(schema, f"revision = $1 AND {_OPEN}")
+    return _entries(connection.exec_driver_sql(query, (revision,)).mappings())
 
 
 def archived_revisions(connection: Connection, schema: str) -> frozenset[str]:
-    """The revisions of which something may be put back. One query, for a run of many steps."""
-    if not _has_manifest(connection, schema):
+    """The revisions of which something could be put back. One query, for a run of many steps."""
+    if not _may_use_manifest(connection, schema):
         return frozenset()
-    query = f"SELECT DISTINCT revision FROM {_manifest(schema)} WHERE restored_at IS NULL AND kind <> 'note'"
+    query = f"SELECT DISTINCT revision FROM {_manifest(schema)} WHERE {_OPEN}"
     return frozenset(connection.exec_driver_sql(query).scalars())
 
 
@@ -253,12 +263,14 @@ def _manifest(schema: str) -> str:
     return stored(schema, "manifest")
 
 
-def _has_manifest(connection: Connection, schema: str) -> bool:
-    query = (
-        "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = $1 AND c.relname = 'manifest')"
-    )
-    return bool(connection.exec_driver_sql(query, (archive_schema(schema),)).scalar_one())
+def _may_use_manifest(connection: Connection, schema: str) -> bool:
+    """Whether there is one, and this role may use it: if not, an upgrade must not fail for it."""
+    found = connection.exec_driver_sql(_MANIFEST, (archive_schema(schema),)).one_or_none()
+    if found is None:
+        return False
+    if not found.usable:
+        log.warning("role %s may not read the archive %s: no rows come back", found.role, archive_schema(schema))
+    return bool(found.usable)
 
 
 def _query(schema: str, condition: str) -> str:

@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
+from gasket.migrator.connection import MigratorConfig, looking, quote_identifier
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state
 from gasket.migrator.lock import find_holder
@@ -47,8 +47,7 @@ async def read_report(config: MigratorConfig) -> StatusReport:
         MigratorError: it cannot be reached, or the files do not fit together.
     """
     revisions = read_revisions(migrations_directory(config.ini))
-    connection = await connect(config, migrating=False)
-    try:
+    async with looking(config) as connection:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         edits = await find_edits(connection, config.schema, plan, database)
@@ -57,8 +56,6 @@ async def read_report(config: MigratorConfig) -> StatusReport:
         failures = await read_failures(connection, config.schema, _RUNS) if database.has_ledger else []
         archive_bytes = await _archive_bytes(connection, config.schema)
         drift = await _drift(connection, config) if plan.state is SchemaState.AT_HEAD else []
-    finally:
-        await connection.close(timeout=2)
     return StatusReport(
         state=_word(plan, edits, drift),
         sentence=_sentence(plan, edits, drift, database),

@@ -28,6 +28,7 @@ from gasket.migrator.trial import connection_of
 
 log = logging.getLogger("gasket.migrator")
 
+_ANOTHER = "another version of the revision's file took it away"
 _RELATION = """
 SELECT c.oid::regclass::text AS name, c.relkind::text AS kind
 FROM pg_class AS c WHERE c.oid = $1::bigint::oid AND c.relkind IN ('r', 'p')
@@ -73,10 +74,12 @@ def upgrade_restoring(
         sqlalchemy.exc.DBAPIError: of the step itself; or a lock was not free in time, or the connection is gone.
     """
     connection = connection_of(context)
-    entries = entries_to_restore(connection, schema, revision, digest)
+    archived = entries_to_restore(connection, schema, revision)
+    entries = [entry for entry in archived if digest is not None and entry.digest == digest]
+    of_another = tuple(PutBack(e.name, e.archive, error=_ANOTHER) for e in archived if e.stored_in and e not in entries)
     if not entries:
         run_upgrade()
-        return RestoreReport(revision)
+        return _reported(RestoreReport(revision, of_another))
     marked = {
         entry.id
         for entry in entries
@@ -96,9 +99,14 @@ def upgrade_restoring(
             for _, archive in groupby(entries, key=lambda entry: entry.archive)
             for result in _put_archive_back(connection, schema, list(archive), marked)
         )
-    report = RestoreReport(revision, put_back, time.monotonic() - started)
-    level = logging.INFO if report.complete else logging.WARNING
-    log.log(level, "revision %s is applied again and brings back: %s (%.1f s)", revision, report, report.seconds)
+    return _reported(RestoreReport(revision, put_back + of_another, time.monotonic() - started))
+
+
+def _reported(report: RestoreReport) -> RestoreReport:
+    if report.put_back:
+        level = logging.INFO if report.complete else logging.WARNING
+        text = "revision %s is applied again and brings back: %s (%.1f s)"
+        log.log(level, text, report.revision, report, report.seconds)
     return report
 
 

@@ -72,6 +72,9 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
             await _with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
         else:
             await _wait_for_head(config, revisions)
+        async with looking(config) as connection:  # a newer release may have gone further meanwhile
+            plan = make_plan(revisions, await read_state(connection, config.schema))
+            check_upgrade(plan, config.release)
     if plan.state is SchemaState.AHEAD:
         log.warning(
             "the schema is ahead of this release %s (%s) and recorded as compatible with it: serving",
@@ -100,6 +103,7 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(levelname)s [%(name)s] %(message)s")
         logging.getLogger("alembic").setLevel(logging.INFO)
+        logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # it repeats what is printed anyway
         logging.getLogger("gasket").setLevel(logging.INFO)
     if context.is_offline_mode():
         _print_sql(context, config)

@@ -40,7 +40,16 @@ from gasket.migrator.errors import (
     TransactionPoolerError,
 )
 from gasket.migrator.grants import grant_to_application
-from gasket.migrator.ledger import DatabaseState, StoredRevision, ensure_tables, read_state, read_stored
+from gasket.migrator.ledger import (
+    FAILURES,
+    LEDGER,
+    VERSION_TABLE,
+    DatabaseState,
+    StoredRevision,
+    ensure_tables,
+    read_state,
+    read_stored,
+)
 from gasket.migrator.lock import migration_lock
 from gasket.migrator.plan import Plan
 from gasket.migrator.revisions import Revisions
@@ -68,8 +77,15 @@ class MigrationSession:
         self.steps = StepRecorder(config, revisions, connection, application_role=application_role)
 
     async def read_state(self) -> DatabaseState:
-        """The state under the lock: nobody changes it until this session ends."""
-        return await read_state(self._connection, self.config.schema)
+        """The state under the lock: nobody changes it until this session ends.
+
+        Raises:
+            MissingPrivilegeError: the role may not read the books.
+        """
+        try:
+            return await read_state(self._connection, self.config.schema)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise await self._not_our_books(error) from None
 
     async def find_edits(self, plan: Plan, database: DatabaseState) -> tuple[Edit, ...]:
         """Applied files that are no longer what was applied."""
@@ -118,13 +134,7 @@ class MigrationSession:
                 if self._application_role:
                     await grant_to_application(connection, config.schema, self._application_role)
         except asyncpg.InsufficientPrivilegeError as error:
-            role = await connection.fetchval("SELECT current_user")
-            raise MissingPrivilegeError(
-                role=role,
-                need=f"extend the migrator's own tables ({describe(error)})",
-                statement=f"ALTER TABLE {quote_identifier(config.schema)}.migration_ledger "
-                f"OWNER TO {quote_identifier(role)}",
-            ) from None
+            raise await self._not_our_books(error) from None
 
     async def run(self, work: Callable[[Connection], None]) -> None:
         """Hand the connection to Alembic; `work` gets it as SQLAlchemy's synchronous facade.
@@ -162,6 +172,15 @@ class MigrationSession:
                 applied=self.steps.applied,
                 partly=self.steps.partly,
             ) from error
+
+    async def _not_our_books(self, error: Exception) -> MissingPrivilegeError:
+        role = await self._connection.fetchval("SELECT current_user")
+        books = (f"{quote_identifier(self.config.schema)}.{table}" for table in (VERSION_TABLE, LEDGER, FAILURES))
+        return MissingPrivilegeError(
+            role=role,
+            need=f"keep the migrator's own tables ({describe(error)})",
+            statement="; ".join(f"ALTER TABLE {table} OWNER TO {quote_identifier(role)}" for table in books),
+        )
 
     async def _prepare_schema(self) -> None:
         [row] = await self._connection.fetch(

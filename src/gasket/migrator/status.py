@@ -81,6 +81,7 @@ class SchemaMonitor:
     def __init__(self, config: MigratorConfig) -> None:
         self._config = config
         self._connection: asyncpg.Connection | None = None
+        self._opening: asyncio.Task[asyncpg.Connection] | None = None
         self._using = asyncio.Lock()
         self._probe: asyncio.Task[Readiness] | None = None
         self._probed_at = 0.0
@@ -123,6 +124,8 @@ class SchemaMonitor:
         """Give the connection back; harmless when there is none."""
         if self._probe is not None:
             self._probe.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         self._drop_connection()
 
     async def _look(self) -> Readiness:
@@ -169,8 +172,18 @@ class SchemaMonitor:
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await open_connection(self._config, migrating=False)
+            # Opened beside the probe: where the first of several hosts is silent, it takes longer than a probe may.
+            if self._opening is None:
+                self._opening = asyncio.create_task(open_connection(self._config, migrating=False))
+                self._opening.add_done_callback(self._opened)
+            opening = self._opening
+            await asyncio.wait({opening})
+            self._connection, self._opening = opening.result(), None
         return self._connection
+
+    def _opened(self, opening: asyncio.Task[asyncpg.Connection]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            self._opening = None  # the next probe tries again
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -7,8 +7,9 @@ commit: an autocommit block would end the transaction, and what was tried would 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from alembic.runtime.migration import MigrationContext
@@ -16,6 +17,17 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.inventory import (
+    Inventory,
+    Losses,
+    Marks,
+    changed_rows,
+    emptied,
+    find_losses,
+    locked_relations,
+    read_marks,
+    read_relations,
+)
 from gasket.migrator.render import Rendering
 from gasket.migrator.sqltext import squeeze
 
@@ -31,6 +43,19 @@ _NOT_IN_TRANSACTION = re.compile(r"(?:VACUUM|REINDEX)\b", re.IGNORECASE)
 _TRANSACTION_CONTROL = re.compile(
     r"(?:BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (?:WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a step did when it was tried out. `before` are the relations that it had to do with, as they were.
+
+    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked` are oids.
+    """
+
+    in_parts: bool
+    losses: Losses
+    before: Inventory
+    locked: frozenset[int]
 
 
 def connection_of(context: MigrationContext) -> Connection:
@@ -68,15 +93,45 @@ def taken_back(connection: Connection) -> Iterator[None]:
             connection.connection.rollback()
 
 
-def try_downgrade(
-    context: MigrationContext, revision: str, rendering: Rendering, run_downgrade: Callable[[], None]
-) -> bool:
-    """Run it inside the savepoint that is open; True if the real one is committed in parts, by autocommit blocks.
+def try_out(
+    context: MigrationContext, schema: str, steps: Sequence[tuple[str, Rendering, Callable[[], None]]]
+) -> list[Tried]:
+    """Try steps out one after the other, and take them back; a step is a revision, its downgrade as SQL and as Python.
 
     Raises:
-        NotArchivedError: it would commit by itself.
-        sqlalchemy.exc.DBAPIError: it fails, as the real one would, or a lock was not free in time.
+        NotArchivedError: one commits by itself.
+        sqlalchemy.exc.DBAPIError: one fails, as the real one would, or a lock was not free in time.
     """
+    connection = connection_of(context)
+    seen: list[tuple[bool, Marks, Inventory, frozenset[int], frozenset[int]]] = []
+    with taken_back(connection):
+        marks = read_marks(connection)
+        for revision, rendering, run_downgrade in steps:
+            in_parts = _try_downgrade(context, revision, rendering, run_downgrade)
+            before, marks = marks, read_marks(connection)
+            locked = locked_relations(connection)
+            relations = read_relations(connection, schema, locked | changed_rows(before, marks))
+            after = Inventory(relations, marks)
+            seen.append((in_parts, before, after, locked, emptied(connection, before, after)))
+    # Until a step has locked a relation, it is as it is now; from then on as the step before has left it.
+    touched = frozenset[int]().union(*(locked | after.relations.keys() for _, _, after, locked, _ in seen))
+    present = read_relations(connection, schema, touched)
+    tried: list[Tried] = []
+    left, known = present, frozenset[int]()
+    for in_parts, marks_before, after, locked, empty in seen:
+        relations = {oid: relation for oid, relation in present.items() if oid not in known and oid in marks_before}
+        relations |= {oid: relation for oid, relation in left.items() if oid in known}
+        before_it = Inventory(relations, marks_before)
+        losses = find_losses(before_it, after, locked=locked, empty=empty)
+        tried.append(Tried(in_parts, losses, before_it, locked))
+        left, known = after.relations, locked
+    return tried
+
+
+def _try_downgrade(
+    context: MigrationContext, revision: str, rendering: Rendering, run_downgrade: Callable[[], None]
+) -> bool:
+    """Run it inside the savepoint that is open; True if the real one is committed in parts, by autocommit blocks."""
     connection = connection_of(context)
     if rendering.reason is not None:
         with _contained(context, revision) as blocks:
