@@ -297,7 +297,7 @@ async def test_any_names_in_any_schema(
     )
     report = await project.down()
     assert {(k.name, k.kind, k.rows) for k in report.kept} == {
-        (f'{schema}.Ta"b ;le', LossKind.COLUMNS, 1),
+        (f'{schema}.Ta"b ;le (se"lect)', LossKind.COLUMNS, 1),
         (f"{schema}.plain", LossKind.TABLE, 1),
     }
     [archive] = [

@@ -88,7 +88,8 @@ async def test_another_digest_brings_nothing_back(
     await project.up()
     await observer.execute("INSERT INTO t VALUES (1)")
     await project.down(digest=down)
-    assert (await project.up(digest=up)).put_back == ()
+    [result] = (await project.up(digest=up)).put_back
+    assert str(result) == "public.t: nothing, another version of the revision's file took it away"
     assert await rows(observer, "SELECT * FROM t") == []
     assert await kept(observer, "t") == [(1,)]
 
@@ -508,6 +509,30 @@ async def test_a_migration_role_of_its_own_gets_everything_back(
     assert (await project.up()).complete
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1, None), (2, 1, 1)]
     assert await rows(observer, "SELECT * FROM p") == [(1, 5)]
+    await observer.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+async def test_a_role_that_may_not_read_the_archive_upgrades_all_the_same(
+    project: ArchiveProject,
+    observer: asyncpg.Connection,
+    url_with: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    role = f"role_{uuid4().hex[:12]}"
+    project.step("CREATE TABLE t (id int)", "DROP TABLE t")
+    await project.up()
+    await observer.execute("INSERT INTO t VALUES (1)")
+    await project.down()
+    database = await observer.fetchval("SELECT quote_ident(current_database())")
+    await observer.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'; GRANT ALL ON SCHEMA public TO {role};"
+        f"GRANT ALL ON alembic_version TO {role}; GRANT CREATE ON DATABASE {database} TO {role}"
+    )
+    limited = url_with(project.url, user=role, password="secret-word")
+    assert (await project.up(url=limited, archives=False)).put_back == ()
+    assert f"role {role} may not read the archive" in caplog.text
+    assert await rows(observer, "SELECT * FROM t") == []
+    assert await kept(observer, "t") == [(1,)]
     await observer.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 

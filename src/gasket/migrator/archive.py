@@ -142,10 +142,9 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
         for loss in find_losses(tried.before, after, locked=locked, empty=empty).found
         if not _is_kept(loss, kept.get(loss.relation.oid))
     ]
-    # Of what it did not lock before, nothing is known but that it was there.
+    # Of what it had not locked, nothing is known but that it was there: once rolled back, its oid tells the name.
     more += [
-        str(after.relations.get(oid, f"a relation that is gone (oid {oid})"))
-        for oid in locked & tried.before.marks.keys() - tried.locked
+        str(after.relations.get(oid, f"{oid}::regclass")) for oid in locked & tried.before.marks.keys() - tried.locked
     ]
     if more:
         raise NotArchivedError(
