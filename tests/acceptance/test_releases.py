@@ -225,8 +225,8 @@ async def test_a_rolling_deploy_and_the_way_back_fail_no_request(older: Installa
         for replica in second:
             await traffic.goes_on()
             await traffic.take_out(replica)
-        # A known gap: who reads a row and then changes it while a column of that table is archived and dropped holds one
-        # lock and waits for another, and so does the downgrade; now and then PostgreSQL ends the request (503).
+        # A known gap: who reads a row and then changes it, while a column of that table is archived and dropped, holds
+        # one lock and waits for another, and so does the downgrade; now and then PostgreSQL ends the request (503).
         traffic.changes = False
         await traffic.goes_on()
         done = await older.run(*ROLLBACK, "--no-prompt")
