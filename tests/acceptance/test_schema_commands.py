@@ -50,8 +50,8 @@ async def test_status_from_nothing_to_head_and_behind(installation: Installation
     await installation.migrate()
     said = await _status(installation)
     assert (said["state"], said["current"], said["head"], said["pending"]) == ("at_head", shipped[-1:], shipped[-1], [])
-    assert [run["revision"] for run in said["last_runs"]] == shipped[::-1]
-    assert all(run["direction"] == "upgrade" and run["duration_ms"] >= 0 for run in said["last_runs"])
+    assert [run["revision"] for run in said["history"]] == shipped[::-1]
+    assert all(run["direction"] == "upgrade" and run["duration_ms"] >= 0 for run in said["history"])
     assert (said["drift"], said["lock_holder"], said["held"], said["archive_bytes"]) == ([], None, None, 0)
 
     installation.project.add_table("newer")
@@ -70,7 +70,7 @@ async def test_status_of_a_revision_that_was_taken_back(installation: Installati
     assert (said["state"], said["held"], said["pending"]) == ("held", head, [head])
     assert "litestar database upgrade" in said["sentence"]
     assert said["archive_bytes"] > 0
-    assert said["last_runs"][0]["direction"] == "downgrade"
+    assert said["history"][0]["direction"] == "downgrade"
 
 
 async def test_status_of_tables_that_somebody_changed_while_the_lock_is_held(installation: Installation) -> None:
@@ -177,7 +177,7 @@ async def test_a_failed_try_is_recorded_and_shown(installation: Installation) ->
     assert "division by zero" in row["error"]
     assert row["role"] == await look.fetchval("SELECT current_user")
     assert row["host"]
-    [failure] = (await _status(installation))["last_failures"]
+    [failure] = (await _status(installation))["failures"]
     assert (failure["revision"], failure["error"]) == ("failing", row["error"])
     assert "failing by release 1.1" in (await _done(installation, "status")).line
 

@@ -244,22 +244,22 @@ def format_status(report: StatusReport) -> str:
         ("pending", report.pending),
         ("ahead", report.ahead),
         ("edited", report.edited),
-        ("drift", report.drift),
+        ("drift", report.drift or []),
     ):
         lines += [f"  {label if first else '':<10} {value}" for first, value in _marked(values)]
     if report.lock_holder:
         lines.append(f"  lock       {report.lock_holder}")
     if report.archive_bytes:
         lines.append(f"  archive    {report.archive_bytes / 1_000_000:.1f} MB")
-    for first, row in _marked(report.last_runs):
+    for first, row in _marked(report.history):
         lines.append(
-            f"  {'last runs' if first else '':<10} {row['started_at']:%Y-%m-%d %H:%M:%S} {row['direction']} "
-            f"{row['revision']} by release {row['release']} in {row['duration_ms']} ms"
+            f"  {'last runs' if first else '':<10} {row.started_at:%Y-%m-%d %H:%M:%S} {row.direction} "
+            f"{row.revision} by release {row.release} in {row.duration_ms} ms"
         )
-    for first, row in _marked(report.last_failures):
+    for first, failure in _marked(report.failures):
         lines.append(
-            f"  {'failures' if first else '':<10} {row['failed_at']:%Y-%m-%d %H:%M:%S} {row['direction']} "
-            f"{row['revision']} by release {row['release']}: {row['error']}"
+            f"  {'failures' if first else '':<10} {failure.failed_at:%Y-%m-%d %H:%M:%S} {failure.direction} "
+            f"{failure.revision} by release {failure.release}: {failure.error}"
         )
     return "\n".join(lines)
 
@@ -279,7 +279,7 @@ def format_archive(archive: Archive) -> str:
     return "; ".join(parts)
 
 
-def _marked(values: list[Any]) -> list[tuple[bool, Any]]:
+def _marked(values: list[T]) -> list[tuple[bool, T]]:
     return [(index == 0, value) for index, value in enumerate(values)]
 
 

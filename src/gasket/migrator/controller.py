@@ -11,7 +11,8 @@ from litestar.exceptions import ServiceUnavailableException
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 
-from gasket.migrator.status import MigrationReport, Readiness, SchemaMonitor
+from gasket.migrator.report import StatusReport
+from gasket.migrator.status import Readiness, SchemaMonitor
 
 
 @get(
@@ -33,15 +34,19 @@ async def readiness(schema_monitor: NamedDependency[SchemaMonitor]) -> Response[
 @get(
     "/migrations",
     summary="The schema's state and history",
-    description="Current revision, head, what is pending, and what was applied when and by which release.",
+    description=(
+        "What `litestar database status` says: state, current revision, head, what is pending, and what was applied, "
+        "when and by which release. `drift=true` also compares the live tables with the models."
+    ),
     tags=["migrations"],
 )
 async def migrations(
     schema_monitor: NamedDependency[SchemaMonitor],
     limit: Annotated[int, QueryParameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
-) -> MigrationReport:
-    """The same as `litestar database history`, as the database sees it."""
+    drift: Annotated[bool, QueryParameter(description="Compare the live tables with the models, too")] = False,
+) -> StatusReport:
+    """The same as `litestar database status`."""
     try:
-        return await schema_monitor.report(limit)
+        return await schema_monitor.report(rows=limit, drift=drift)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         raise ServiceUnavailableException("The database cannot be reached; try again shortly.") from None

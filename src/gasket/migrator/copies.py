@@ -128,8 +128,9 @@ def find_key(connection: Connection, table: int, *, without: Iterable[int] = ())
 @contextmanager
 def exact_settings(connection: Connection) -> Iterator[None]:
     """Until the end of the block: text that loses nothing, and no rows hidden by policies."""
-    before = {name: connection.exec_driver_sql("SELECT current_setting($1)", (name,)).scalar_one() for name in _EXACT}
-    _set_locally(connection, _EXACT)
+    read = "SELECT array(SELECT current_setting(name) FROM unnest($1::text[]) WITH ORDINALITY AS s(name, n) ORDER BY n)"
+    before = connection.exec_driver_sql(read, (list(_EXACT),)).scalar_one()
+    _set_locally(connection, _EXACT.values())
     yield
     _set_locally(connection, before)  # after an error there is nothing to put back: what set them is undone
 
@@ -215,6 +216,8 @@ def _as_kept(column: Row[Any]) -> str:
     return f"{expression} AS {name}"
 
 
-def _set_locally(connection: Connection, settings: dict[str, str]) -> None:
-    for name, value in settings.items():
-        connection.exec_driver_sql("SELECT set_config($1, $2, true)", (name, value))
+def _set_locally(connection: Connection, values: Iterable[str]) -> None:
+    connection.exec_driver_sql(
+        "SELECT set_config(name, value, true) FROM unnest($1::text[], $2::text[]) AS s(name, value)",
+        (list(_EXACT), list(values)),
+    )

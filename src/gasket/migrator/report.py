@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
 
 import asyncpg
 import msgspec
@@ -10,20 +10,54 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
+from gasket.migrator.archive_schema import archive_schema
 from gasket.migrator.connection import MigratorConfig, looking, quote_identifier
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state
 from gasket.migrator.lock import find_holder
 from gasket.migrator.plan import Plan, SchemaState, make_plan
-from gasket.migrator.revisions import migrations_directory, read_revisions
+from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import engine_over
 from gasket.migrator.steps import is_ours_to_compare
 
-_RUNS = 10
+_ROWS = 10
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """One row of `migration_ledger`, as it stands there."""
+
+    id: int
+    revision: str
+    down_revision: str | None
+    direction: str
+    file_sha256: str | None
+    release: str | None
+    role: str | None
+    host: str | None
+    started_at: datetime
+    duration_ms: int | None
+    backward_compatible: bool | None
+
+
+class FailureRow(msgspec.Struct, frozen=True):
+    """One row of `migration_failures`."""
+
+    id: int
+    revision: str | None
+    direction: str | None
+    error: str
+    release: str | None
+    role: str | None
+    host: str | None
+    failed_at: datetime
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
-    """State in one word and one sentence, and what they rest on. Times are as PostgreSQL writes them."""
+    """State in one word and one sentence, and what they rest on; history and failures newest first.
+
+    `ahead` are applied revisions that this release lacks, `drift` is null where nobody asked for it or the schema is
+    not at head.
+    """
 
     state: str
     sentence: str
@@ -33,10 +67,10 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     ahead: list[str]
     edited: list[str]
     held: str | None
-    drift: list[str]
+    drift: list[str] | None
     lock_holder: str | None
-    last_runs: list[dict[str, Any]]
-    last_failures: list[dict[str, Any]]
+    history: list[LedgerRow]
+    failures: list[FailureRow]
     archive_bytes: int
 
 
@@ -48,32 +82,40 @@ async def read_report(config: MigratorConfig) -> StatusReport:
     """
     revisions = read_revisions(migrations_directory(config.ini))
     async with looking(config) as connection:
-        database = await read_state(connection, config.schema)
-        plan = make_plan(revisions, database)
-        edits = await find_edits(connection, config.schema, plan, database)
-        holder = await find_holder(connection, config.schema)
-        history = await read_history(connection, config.schema, _RUNS) if database.has_ledger else []
-        failures = await read_failures(connection, config.schema, _RUNS) if database.has_ledger else []
-        archive_bytes = await _archive_bytes(connection, config.schema)
-        drift = await _drift(connection, config) if plan.state is SchemaState.AT_HEAD else []
+        return await report_on(connection, config, revisions, rows=_ROWS, drift=True)
+
+
+async def report_on(
+    connection: asyncpg.Connection, config: MigratorConfig, revisions: Revisions, *, rows: int, drift: bool
+) -> StatusReport:
+    """The report, over a connection that is there; at most `rows` of history and of failures."""
+    schema = config.schema
+    database = await read_state(connection, schema)
+    plan = make_plan(revisions, database)
+    edits = await find_edits(connection, schema, plan, database)
+    holder = await find_holder(connection, schema)
+    history = await read_history(connection, schema, rows) if database.has_ledger else []
+    failures = await read_failures(connection, schema, rows)
+    compare = drift and plan.state is SchemaState.AT_HEAD
+    differences = await _drift(connection, config) if compare else None
     return StatusReport(
-        state=_word(plan, edits, drift),
-        sentence=_sentence(plan, edits, drift, database),
+        state=_word(plan, edits, differences),
+        sentence=_sentence(plan, edits, differences, database),
         current=sorted(database.versions),
         head=plan.head,
         pending=[file.revision for file in plan.pending],
         ahead=[revision.revision for revision in plan.unknown],
         edited=[str(edit) for edit in edits],
         held=plan.held.revision if plan.held else None,
-        drift=drift,
+        drift=differences,
         lock_holder=str(holder) if holder else None,
-        last_runs=history,
-        last_failures=failures,
-        archive_bytes=archive_bytes,
+        history=[LedgerRow(**row) for row in history],
+        failures=[FailureRow(**row) for row in failures],
+        archive_bytes=await _archive_bytes(connection, schema),
     )
 
 
-def _word(plan: Plan, edits: tuple[Edit, ...], drift: list[str]) -> str:
+def _word(plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None) -> str:
     if plan.held:
         return "held"
     if plan.state is SchemaState.AT_HEAD and (edits or drift):
@@ -81,7 +123,7 @@ def _word(plan: Plan, edits: tuple[Edit, ...], drift: list[str]) -> str:
     return plan.state.value
 
 
-def _sentence(plan: Plan, edits: tuple[Edit, ...], drift: list[str], database: DatabaseState) -> str:
+def _sentence(plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None, database: DatabaseState) -> str:
     current = ", ".join(sorted(database.versions)) or "no revision"
     if plan.held:
         return (
@@ -98,7 +140,7 @@ def _sentence(plan: Plan, edits: tuple[Edit, ...], drift: list[str], database: D
         return f"The schema is at head {plan.head}, but applied files are not what was applied."
     if drift:
         return f"The schema is at head {plan.head}, but the live tables differ from the models in {len(drift)} points."
-    return f"The schema is at head {plan.head}, and the live tables equal the models."
+    return f"The schema is at head {plan.head}" + (", and the live tables equal the models." if drift == [] else ".")
 
 
 async def _drift(connection: asyncpg.Connection, config: MigratorConfig) -> list[str]:
@@ -122,6 +164,6 @@ async def _archive_bytes(connection: asyncpg.Connection, schema: str) -> int:
     size: int = await connection.fetchval(
         "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_catalog.pg_class AS c "
         "WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind = 'r'",
-        "gasket_archive" if schema == "public" else f"gasket_archive_{schema}",
+        archive_schema(schema),
     )
     return size

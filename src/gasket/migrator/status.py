@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import asyncpg
 import msgspec
 
 from gasket.migrator.connection import MigratorConfig, open_connection
 from gasket.migrator.edits import find_edits
-from gasket.migrator.ledger import DatabaseState, read_history, read_state, read_versions
+from gasket.migrator.ledger import read_state, read_versions
 from gasket.migrator.plan import Plan, make_plan
+from gasket.migrator.report import StatusReport, report_on
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 
 DATABASE_AWAY = "database_away"
@@ -35,40 +34,6 @@ class Readiness(msgspec.Struct, frozen=True):
     revision: str | None
     head: str | None
     detail: str | None = None
-
-
-class PendingRevision(msgspec.Struct, frozen=True):
-    """A revision of this release that the database lacks."""
-
-    revision: str
-    file: str
-    backward_compatible: bool | None
-
-
-class LedgerRow(msgspec.Struct, frozen=True):
-    """One row of `migration_ledger`, as it stands there."""
-
-    id: int
-    revision: str
-    down_revision: str | None
-    direction: str
-    file_sha256: str | None
-    release: str | None
-    role: str | None
-    host: str | None
-    started_at: datetime
-    duration_ms: int | None
-    backward_compatible: bool | None
-
-
-class MigrationReport(msgspec.Struct, frozen=True):
-    """The schema of the database against this release, with what was applied, newest first."""
-
-    state: str
-    current: list[str]
-    head: str | None
-    pending: list[PendingRevision]
-    history: list[LedgerRow]
 
 
 class SchemaMonitor:
@@ -103,8 +68,8 @@ class SchemaMonitor:
             self._probe = asyncio.create_task(self._look())
         return await asyncio.shield(self._probe)
 
-    async def report(self, limit: int) -> MigrationReport:
-        """Everything `GET /api/migrations` says; `limit` bounds the history.
+    async def report(self, *, rows: int, drift: bool) -> StatusReport:
+        """What `litestar database status` says too; `rows` bounds the history, `drift` asks for it.
 
         Raises:
             OSError, asyncpg.PostgresError: the database is away.
@@ -112,13 +77,10 @@ class SchemaMonitor:
         async with asyncio.timeout(_REPORT_TIMEOUT), self._using:
             try:
                 connection = await self._connected()
-                database = await read_state(connection, self._config.schema)
-                has_ledger = database.has_ledger
-                history = await read_history(connection, self._config.schema, limit) if has_ledger else []
+                return await report_on(connection, self._config, self._revisions, rows=rows, drift=drift)
             except BaseException:
                 self._drop_connection()
                 raise
-        return self._report(make_plan(self._revisions, database), database, history)
 
     async def close(self) -> None:
         """Give the connection back; harmless when there is none."""
@@ -159,15 +121,6 @@ class SchemaMonitor:
             state=DATABASE_AWAY,
             revision=last.revision if last else None,
             head=self._plan.head if self._plan else None,
-        )
-
-    def _report(self, plan: Plan, database: DatabaseState, history: list[dict[str, Any]]) -> MigrationReport:
-        return MigrationReport(
-            state=plan.state.value,
-            current=sorted(database.versions),
-            head=plan.head,
-            pending=[PendingRevision(file.revision, file.path.name, file.backward_compatible) for file in plan.pending],
-            history=[LedgerRow(**row) for row in history],
         )
 
     async def _connected(self) -> asyncpg.Connection:
