@@ -225,13 +225,9 @@ async def test_a_rolling_deploy_and_the_way_back_fail_no_request(older: Installa
         for replica in second:
             await traffic.goes_on()
             await traffic.take_out(replica)
-        # A known gap: who reads a row and then changes it, while a column of that table is archived and dropped, holds
-        # one lock and waits for another, and so does the downgrade; now and then PostgreSQL ends the request (503).
-        traffic.changes = False
         await traffic.goes_on()
         done = await older.run(*ROLLBACK, "--no-prompt")
         assert done.exit_code == 0, done.output
-        traffic.changes = True
         await traffic.goes_on()
     assert traffic.failures == []
     assert await older.versions() == older.project.shipped[-1:]
@@ -257,7 +253,6 @@ class _Traffic:
         self.made: set[str] = set()
         self.answered: Counter[Replica] = Counter()
         self.over = False
-        self.changes = True
         self._under_way: Counter[Replica] = Counter()
         self._turn = itertools.count()
         self._numbers = itertools.count()
@@ -284,8 +279,7 @@ class _Traffic:
                 self.made.add(name)
                 path = f"/backends/{made.json()['id']}"
                 await self._send("GET", path)
-                if self.changes:
-                    await self._send("PATCH", path, {"base_url": "https://changed.example.com"})
+                await self._send("PATCH", path, {"base_url": "https://changed.example.com"})
             await self._send("GET", "/backends")
 
     async def _send(self, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response | None:

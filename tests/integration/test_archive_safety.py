@@ -94,17 +94,33 @@ async def test_a_writer_loses_no_row(
     assert entry["row_count"] == 20000 + written == await observer.fetchval("SELECT count(*) FROM t")
 
 
-async def test_during_the_copy_readers_go_on_and_writers_wait(
+async def test_during_the_copy_of_a_large_table_readers_go_on_and_writers_wait(
     project: ArchiveProject, observer: asyncpg.Connection, another: asyncpg.Connection
 ) -> None:
+    project.step("CREATE TABLE t (id int)", "DROP TABLE t")
+    await project.up()
+    await observer.execute("INSERT INTO t SELECT generate_series(1, 300000); SET statement_timeout = '2s'")
+
+    async def look() -> None:
+        assert await observer.fetchval("SELECT id FROM t LIMIT 1") == 1
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await observer.execute("INSERT INTO t VALUES (2)", timeout=10)
+
+    await project.down(before_real=lambda _connection: await_only(look()))
+    assert [row["row_count"] for row in await manifest(observer)] == [300_000]
+
+
+async def test_a_small_table_is_copied_under_the_lock_of_the_step_itself(
+    project: ArchiveProject, observer: asyncpg.Connection
+) -> None:
+    """A request between its SELECT and its UPDATE would deadlock with a step that takes one lock after the other."""
     project.step("CREATE TABLE t (id int)", "DROP TABLE t")
     await project.up()
     await observer.execute("INSERT INTO t VALUES (1); SET statement_timeout = '300ms'")
 
     async def look() -> None:
-        assert await observer.fetchval("SELECT count(*) FROM t") == 1
         with pytest.raises(asyncpg.QueryCanceledError):
-            await observer.execute("INSERT INTO t VALUES (2)")
+            await observer.execute("SELECT * FROM t")
 
     await project.down(before_real=lambda _connection: await_only(look()))
     assert [row["row_count"] for row in await manifest(observer)] == [1]

@@ -34,6 +34,8 @@ from gasket.migrator.trial import Tried, connection_of, touches_only_indexes, tr
 
 log = logging.getLogger("gasket.migrator")
 
+_SMALL = 8_000_000  # bytes: copied in some 50 ms
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveReport:
@@ -104,8 +106,13 @@ def archive_before_downgrade(
     ensure_manifest(connection, schema)
     relations = tried.before.relations
     lost = {loss.relation.oid for loss in losses.found}
-    to_lock = tried.locked & relations.keys() if strong else lost
-    _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=strong)
+    # A request that has read a row, and changes it next, waits for the copy's lock; the step then waits for what the
+    # request has read: a deadlock. A copy that takes a moment begins with the step's own locks instead.
+    at_once = strong or _is_small(connection, lost)
+    if strong:
+        log.warning("readers wait while rows of revision %s are copied", revision)
+    to_lock = tried.locked & relations.keys() if at_once else lost
+    _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=at_once)
     book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
         kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
@@ -171,12 +178,15 @@ def _refuse_old_snapshot(connection: Connection, revision: str) -> None:
         )
 
 
+def _is_small(connection: Connection, tables: Collection[int]) -> bool:
+    size = "SELECT coalesce(sum(pg_table_size(oid)), 0) FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
+    return bool(connection.exec_driver_sql(size, (list(tables),)).scalar_one() <= _SMALL)
+
+
 def _lock(connection: Connection, relations: Collection[Relation], *, strong: bool) -> None:
     """SHARE ROW EXCLUSIVE lets readers go on and no writer in (PostgreSQL manual, "Explicit Locking")."""
     tables = [relation for relation in relations if relation.kind in ("r", "p")]
     if not tables:
         return
-    if strong:
-        log.warning("readers of %s wait while rows are copied", ", ".join(map(str, tables)))
     names = ", ".join(table.quoted if table.kind == "p" else f"ONLY {table.quoted}" for table in tables)
     connection.exec_driver_sql(f"LOCK TABLE {names} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")

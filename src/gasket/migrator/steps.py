@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from gasket.migrator.archive import archive_before_downgrade, check_after_downgrade
-from gasket.migrator.attempts import Attempts
+from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
 from gasket.migrator.connection import PINNED, MigratorConfig, describe, prepare_session
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
@@ -38,6 +38,7 @@ from gasket.migrator.manifest import archived_revisions
 from gasket.migrator.render import Rendering, from_json, render, to_json
 from gasket.migrator.restore import upgrade_restoring
 from gasket.migrator.revisions import Revisions
+from gasket.migrator.trial import connection_of
 
 log = logging.getLogger("gasket.migrator")
 
@@ -245,6 +246,10 @@ class StepRecorder:
             discard=self.options.discard_data,
             strong=copies.strong,
         )
+        if report.archive is not None:
+            # A request that has read a row waits for our lock with its UPDATE, and our step for what the request has
+            # read: the shorter wait is ours, also in a try that was patient with autovacuum, or it is a deadlock.
+            connection_of(context).exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
         with copies.counted():
             run()
         check_after_downgrade(context, self._config.schema, report)
