@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gasket.migrator import errors
+from gasket.migrator.rulebook import SQL_RULES
 from gasket.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +46,8 @@ def test_every_refusal_of_the_migrator_is_in_the_table_of_what_to_do() -> None:
         name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__base__ is errors.MigratorError
     ]
     assert sorted(listed) == sorted(refusals)
+
+
+def test_every_rule_has_its_recipe() -> None:
+    table = (ROOT / "docs" / "migration-recipes.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == list(SQL_RULES)
