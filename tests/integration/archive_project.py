@@ -13,12 +13,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.archive import ArchiveReport, archive_before_downgrade, check_after_downgrade
-from gasket.migrator.archive_schema import check_archive_rights
+from gasket.migrator.archive.keep import ArchiveReport, archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.restore import RestoreReport, upgrade_restoring
+from gasket.migrator.archive.schema import check_archive_rights
 from gasket.migrator.connection import prepare_session, quote_identifier
-from gasket.migrator.render import render
-from gasket.migrator.restore import RestoreReport, upgrade_restoring
 from gasket.migrator.session import engine_over
+from gasket.migrator.sql.render import render
 from tests.integration.test_runner import Project
 
 ENV = """

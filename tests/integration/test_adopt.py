@@ -9,11 +9,11 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.adopt import Difference, compare, compare_with_revision
 from gasket.migrator.collisions import collisions, collisions_with_revisions, names_made
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.runner import bring_to_head
+from gasket.migrator.scratch.adopt import Difference, compare, compare_with_revision
 from tests.integration.test_runner import Project
 
 OURS = [

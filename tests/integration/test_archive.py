@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gasket.migrator.inventory import LossKind
+from gasket.migrator.archive.inventory import LossKind
 from tests.integration.archive_project import ArchiveProject, kept, manifest
 
 

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.fitting import CHANGED_SINCE, EXISTS, GONE
+from gasket.migrator.archive.fitting import CHANGED_SINCE, EXISTS, GONE
 from tests.integration.archive_project import ArchiveProject
 
 

@@ -11,11 +11,11 @@ import pytest
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.archive_estimate import Estimate, TrialStep, estimate_downgrade
+from gasket.migrator.archive.estimate import Estimate, TrialStep, estimate_downgrade
+from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.manifest import archived_revisions, drop_archive, list_archives, show_archive
 from gasket.migrator.errors import UnknownArchiveError
-from gasket.migrator.inventory import LossKind
-from gasket.migrator.manifest import archived_revisions, drop_archive, list_archives, show_archive
-from gasket.migrator.render import Rendering, Statement
+from gasket.migrator.sql.render import Rendering, Statement
 from tests.integration.archive_project import ArchiveProject, Run
 
 

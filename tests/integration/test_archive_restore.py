@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from gasket.migrator.archive.fitting import EXISTS, GONE, ORPHANED
 from gasket.migrator.catalog import read_catalog
-from gasket.migrator.fitting import EXISTS, GONE, ORPHANED
 from tests.integration.archive_project import ArchiveProject, kept, manifest
 
 

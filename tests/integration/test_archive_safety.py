@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
-from gasket.migrator.archive_schema import check_archive_rights
+from gasket.migrator.archive.schema import check_archive_rights
 from gasket.migrator.errors import MissingPrivilegeError, NotArchivedError
 from tests.integration.archive_project import ArchiveProject, kept, manifest
 

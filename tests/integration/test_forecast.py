@@ -13,10 +13,10 @@ import pytest
 
 from gasket.migrator.catalog import read_catalog
 from gasket.migrator.connection import MigratorConfig
-from gasket.migrator.effects import Statement
-from gasket.migrator.forecast import Forecast, forecast, format_plan
 from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.runner import bring_to_head
+from gasket.migrator.scratch.effects import Statement
+from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from tests.integration.test_runner import Project
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement, TableLock
 from gasket.migrator.errors import MigrationFailedError
-from gasket.migrator.estimate import estimate
-from gasket.migrator.observe import Observation, observe
 from gasket.migrator.revisions import migrations_directory, read_revisions
-from gasket.migrator.scratch import scratch_database
+from gasket.migrator.scratch.database import scratch_database
+from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement, TableLock
+from gasket.migrator.scratch.estimate import estimate
+from gasket.migrator.scratch.observe import Observation, observe
 from tests.integration.test_runner import Project
 
 TABLES = [

@@ -19,8 +19,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gasket.migrator.catalog import Catalog, read_catalog
-from gasket.migrator.render import from_json, render, replay, to_json
 from gasket.migrator.session import engine_over
+from gasket.migrator.sql.render import from_json, render, replay, to_json
 
 METADATA = sa.MetaData(
     naming_convention={

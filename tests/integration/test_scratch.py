@@ -19,10 +19,10 @@ from sqlalchemy import MetaData
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.errors import LockTimeoutError, ScratchDatabaseError
 from gasket.migrator.lock import LOCK_CLASS, lock_key
-from gasket.migrator.rehearsal import build
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
-from gasket.migrator.scratch import Scratch, scratch_database, with_database
-from gasket.migrator.set_aside import MARK
+from gasket.migrator.scratch.database import Scratch, scratch_database, with_database
+from gasket.migrator.scratch.rehearsal import build
+from gasket.migrator.scratch.set_aside import MARK
 from tests.integration.test_runner import Project
 
 KILLED = """
@@ -31,7 +31,7 @@ from pathlib import Path
 from sqlalchemy import MetaData
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.revisions import Revisions
-from gasket.migrator.scratch import scratch_database
+from gasket.migrator.scratch.database import scratch_database
 
 async def main():
     config = MigratorConfig(
@@ -319,7 +319,7 @@ async def test_a_revision_that_does_not_end_ends_the_trying_out(
     project = Project(tmp_path)
     project.add('op.execute("SELECT pg_sleep(60)")')
     revisions = read_revisions(migrations_directory(project.ini))
-    monkeypatch.setattr("gasket.migrator.rehearsal._LIMIT", 1.0)
+    monkeypatch.setattr("gasket.migrator.scratch.rehearsal._LIMIT", 1.0)
     started = time.monotonic()
     async with scratch_database(config(database_url, ini=project.ini), revisions) as scratch:
         name = await name_of(scratch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gasket.migrator import errors
-from gasket.migrator.rulebook import SQL_RULES
+from gasket.migrator.rules.rulebook import SQL_RULES
 from gasket.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -25,8 +25,8 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from gasket.migrator.literals import quote
-from gasket.migrator.render import Rendering, Statement, from_json, render, to_json
+from gasket.migrator.sql.literals import quote
+from gasket.migrator.sql.render import Rendering, Statement, from_json, render, to_json
 
 Body = Callable[[], object]
 BY_MISTAKE: Any = "SELECT 1"

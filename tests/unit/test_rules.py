@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from alembic import op
 
 from gasket.db import Base
-from gasket.migrator.ddl import read_changes, type_name
-from gasket.migrator.lexer import Kind, tokens
-from gasket.migrator.render import Rendering, Statement, render
 from gasket.migrator.revisions import RevisionFile, read_revisions
-from gasket.migrator.rulebook import FILE_RULES, SQL_RULES
-from gasket.migrator.rules import Finding, check_files, check_revision
-from gasket.migrator.sql_rules import find_problems
-from gasket.migrator.widening import rewrites, widens
+from gasket.migrator.rules.check import Finding, check_files, check_revision
+from gasket.migrator.rules.rulebook import FILE_RULES, SQL_RULES
+from gasket.migrator.rules.sql_rules import find_problems
+from gasket.migrator.sql.ddl import read_changes, type_name
+from gasket.migrator.sql.lexer import Kind, tokens
+from gasket.migrator.sql.render import Rendering, Statement, render
+from gasket.migrator.sql.widening import rewrites, widens
 
 ROOT = Path(__file__).parents[2]
 OWN = read_revisions(ROOT / "migrations")

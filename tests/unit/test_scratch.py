@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gasket.migrator.scratch import with_database
+from gasket.migrator.scratch.database import with_database
 
 
 @pytest.mark.parametrize(

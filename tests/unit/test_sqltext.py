@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gasket.migrator.sqltext import created_names, squeeze
+from gasket.migrator.sql.sqltext import created_names, squeeze
 
 
 @pytest.mark.parametrize(

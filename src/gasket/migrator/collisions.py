@@ -11,9 +11,9 @@ from alembic.script import ScriptDirectory
 
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.render import render
 from gasket.migrator.revisions import RevisionFile, Revisions
-from gasket.migrator.sqltext import created_names
+from gasket.migrator.sql.render import render
+from gasket.migrator.sql.sqltext import created_names
 
 _NAMES = """
 SELECT c.relname::text AS name FROM pg_catalog.pg_class AS c

@@ -14,21 +14,21 @@ import msgspec
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from gasket.migrator.adopt import compare_with_revision
+from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
 from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import AdoptionError, NotConfirmedError
-from gasket.migrator.forecast import Forecast, forecast, format_plan
-from gasket.migrator.inventory import LossKind
 from gasket.migrator.ledger import read_state
-from gasket.migrator.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
 from gasket.migrator.plan import check_upgrade, make_plan
 from gasket.migrator.preview import Preview, preview_downgrade
 from gasket.migrator.report import StatusReport, read_report
 from gasket.migrator.revisions import migrations_directory, read_revisions
-from gasket.migrator.rules import check_revision, refuse_broken
+from gasket.migrator.rules.check import check_revision, refuse_broken
 from gasket.migrator.runner import OPTIONS, accept, rollback
+from gasket.migrator.scratch.adopt import compare_with_revision
+from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
 

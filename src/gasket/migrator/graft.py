@@ -15,7 +15,7 @@ from alembic.script import Script, ScriptDirectory
 
 from gasket.migrator.errors import NotReplayableError
 from gasket.migrator.ledger import StoredRevision
-from gasket.migrator.render import from_json, replay
+from gasket.migrator.sql.render import from_json, replay
 
 
 def check_replayable(revisions: Iterable[str], stored: Mapping[str, StoredRevision]) -> None:

@@ -221,7 +221,7 @@ class StoredRevision:
     """What the ledger keeps of a revision for a release that lacks its file.
 
     `script` holds `down_revision`, `depends_on`, `branch_labels` and `doc` as Alembic's module has them;
-    `downgrade_sql` is None, or a rendering as `gasket.migrator.render` stores it.
+    `downgrade_sql` is None, or a rendering as `gasket.migrator.sql.render` stores it.
     """
 
     revision: str

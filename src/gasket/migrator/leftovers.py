@@ -14,7 +14,7 @@ import asyncpg
 
 from gasket.migrator.connection import quote_identifier
 from gasket.migrator.errors import InvalidIndexError
-from gasket.migrator.render import Statement
+from gasket.migrator.sql.render import Statement
 
 log = logging.getLogger("gasket.migrator")
 

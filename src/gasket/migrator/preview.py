@@ -11,15 +11,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive_estimate import Estimate, TrialStep, estimate_downgrade
+from gasket.migrator.archive.estimate import Estimate, TrialStep, estimate_downgrade
 from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
 from gasket.migrator.graft import check_replayable, graft
 from gasket.migrator.ledger import StoredRevision, read_state, read_stored
 from gasket.migrator.plan import make_plan
-from gasket.migrator.render import Rendering, from_json, render
 from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.session import engine_over
+from gasket.migrator.sql.render import Rendering, from_json, render
 from gasket.migrator.steps import downgrade_steps
 
 

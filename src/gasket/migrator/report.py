@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from gasket.migrator.archive_schema import archive_schema
+from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.connection import MigratorConfig, looking, quote_identifier
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state

@@ -31,7 +31,7 @@ from gasket.migrator.ledger import (
 )
 from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
-from gasket.migrator.rules import refuse_broken
+from gasket.migrator.rules.check import refuse_broken
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions, StepRecorder, command_that_writes, counts_from_here, is_ours_to_compare

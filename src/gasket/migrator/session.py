@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from gasket.migrator.archive_schema import check_archive_rights
+from gasket.migrator.archive.schema import check_archive_rights
 from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import (
     MigratorConfig,

@@ -25,7 +25,10 @@ from asyncpg.prepared_stmt import PreparedStatement
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
-from gasket.migrator.archive import archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.keep import archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.manifest import archived_revisions
+from gasket.migrator.archive.restore import upgrade_restoring
+from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
 from gasket.migrator.connection import PINNED, MigratorConfig, describe, prepare_session
 from gasket.migrator.digest import digest
@@ -34,11 +37,8 @@ from gasket.migrator.grants import grant_to_application
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, StoredRevision, insert_statement, record_failure
 from gasket.migrator.leftovers import drop_invalid_indexes
 from gasket.migrator.lock import LOCK_CLASS, lock_key
-from gasket.migrator.manifest import archived_revisions
-from gasket.migrator.render import Rendering, from_json, render, to_json
-from gasket.migrator.restore import upgrade_restoring
 from gasket.migrator.revisions import Revisions
-from gasket.migrator.trial import connection_of
+from gasket.migrator.sql.render import Rendering, from_json, render, to_json
 
 log = logging.getLogger("gasket.migrator")
 

@@ -16,8 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.errors import NotArchivedError
-from gasket.migrator.inventory import (
+from gasket.migrator.archive.inventory import (
     Inventory,
     Losses,
     Marks,
@@ -28,8 +27,9 @@ from gasket.migrator.inventory import (
     read_marks,
     read_relations,
 )
-from gasket.migrator.render import Rendering
-from gasket.migrator.sqltext import squeeze
+from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.sql.render import Rendering
+from gasket.migrator.sql.sqltext import squeeze
 
 _SAVEPOINT = "gasket_trial"
 _ACTIVE_SQL_TRANSACTION = "25001"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import Connection
 
-from gasket.migrator.archive_schema import archive_schema
+from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.connection import quote_identifier
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
 

@@ -19,8 +19,8 @@ from sqlalchemy.dialects.postgresql import CreateDomainType, CreateEnumType, Dro
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.functions import FunctionElement
 
-from gasket.migrator.lexer import first_word
-from gasket.migrator.literals import UnwritableError, write_out
+from gasket.migrator.sql.lexer import first_word
+from gasket.migrator.sql.literals import UnwritableError, write_out
 
 _REASON_LENGTH = 200
 _TRANSACTION_CONTROL = frozenset(

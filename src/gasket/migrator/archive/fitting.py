@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Connection
 
+from gasket.migrator.archive.copies import CHANGED, LEFT_BEHIND
+from gasket.migrator.archive.targets import PLACE, ForeignKey, LiveColumn, Target, archived, name
 from gasket.migrator.connection import quote_identifier
-from gasket.migrator.copies import CHANGED, LEFT_BEHIND
-from gasket.migrator.targets import PLACE, ForeignKey, LiveColumn, Target, archived, name
 
 EXISTS = "another row has its key"
 ORPHANED = "the row it refers to is gone"

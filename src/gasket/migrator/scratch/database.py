@@ -38,7 +38,7 @@ from gasket.migrator.connection import (
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.lock import LOCK_CLASS, lock_key, migration_lock
 from gasket.migrator.revisions import Revisions
-from gasket.migrator.set_aside import (
+from gasket.migrator.scratch.set_aside import (
     MARK,
     MARKED,
     MEND,

@@ -11,18 +11,18 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from gasket.migrator.connection import MigratorConfig, connect
-from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement
 from gasket.migrator.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
     MigrationFailedError,
     MigratorError,
 )
-from gasket.migrator.estimate import estimate
-from gasket.migrator.observe import Observation, observe, parts, read_relations
-from gasket.migrator.render import render
 from gasket.migrator.revisions import RevisionFile, Revisions
-from gasket.migrator.scratch import scratch_database
+from gasket.migrator.scratch.database import scratch_database
+from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement
+from gasket.migrator.scratch.estimate import estimate
+from gasket.migrator.scratch.observe import Observation, observe, parts, read_relations
+from gasket.migrator.sql.render import render
 
 _CLOSE_TIMEOUT = 2.0
 _SIZES_WITHIN = "3s"

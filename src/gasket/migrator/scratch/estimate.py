@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement
-from gasket.migrator.sqltext import NAME, created_names, plain_name, squeeze
+from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement
+from gasket.migrator.sql.sqltext import NAME, created_names, plain_name, squeeze
 
 _AE, _SRE, _SUE, _SHARE = (
     LockMode.ACCESS_EXCLUSIVE,

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from gasket.migrator.ddl import (
+from gasket.migrator.rules.rulebook import SQL_RULES
+from gasket.migrator.sql.ddl import (
     AddColumn,
     AddConstraint,
     AlterColumn,
@@ -22,10 +23,9 @@ from gasket.migrator.ddl import (
     read_changes,
     runs_concurrently,
 )
-from gasket.migrator.lexer import Kind, Name, Token
-from gasket.migrator.render import Rendering, Statement
-from gasket.migrator.rulebook import SQL_RULES
-from gasket.migrator.widening import rewrites, widens
+from gasket.migrator.sql.lexer import Kind, Name, Token
+from gasket.migrator.sql.render import Rendering, Statement
+from gasket.migrator.sql.widening import rewrites, widens
 
 # Functions of which PostgreSQL knows that they give all rows the same value; and types and words that take parentheses.
 _SAME_FOR_ALL = frozenset(

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from sqlalchemy import Dialect, MetaData
 
 from gasket.migrator.errors import RuleBrokenError
-from gasket.migrator.render import render
 from gasket.migrator.revisions import RevisionFile
-from gasket.migrator.rulebook import SQL_RULES
-from gasket.migrator.sql_rules import find_problems
+from gasket.migrator.rules.rulebook import SQL_RULES
+from gasket.migrator.rules.sql_rules import find_problems
+from gasket.migrator.sql.render import render
 
 SQUAWK = "squawk/"
 """What the names of the linter's rules begin with in `allowed_findings`; CI runs it (`.ci/squawk`)."""

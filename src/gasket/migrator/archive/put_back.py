@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from gasket.migrator.connection import quote_identifier
-from gasket.migrator.copies import LEFT_BEHIND
-from gasket.migrator.fitting import (
+from gasket.migrator.archive.copies import LEFT_BEHIND
+from gasket.migrator.archive.fitting import (
     count_left,
     is_empty,
     leave_changed,
@@ -18,9 +17,10 @@ from gasket.migrator.fitting import (
     leave_orphans,
     remove_identical,
 )
-from gasket.migrator.inventory import LossKind
-from gasket.migrator.manifest import Entry, settle_entry
-from gasket.migrator.targets import ForeignKey, Target, archived, name
+from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.manifest import Entry, settle_entry
+from gasket.migrator.archive.targets import ForeignKey, Target, archived, name
+from gasket.migrator.connection import quote_identifier
 
 _TRIGGERS = """
 SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS name, tgenabled::text AS enabled

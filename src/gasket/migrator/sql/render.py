@@ -28,7 +28,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Dialect, MetaData
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from gasket.migrator.recorder import NoEnvironment, Recorder, RecordingContext, Refusal
+from gasket.migrator.sql.recorder import NoEnvironment, Recorder, RecordingContext, Refusal
 
 
 @dataclass(frozen=True, slots=True)

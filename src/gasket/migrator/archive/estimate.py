@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.copies import plan_copy
-from gasket.migrator.inventory import Loss, LossKind, read_relations
-from gasket.migrator.render import Rendering
-from gasket.migrator.trial import connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.copies import plan_copy
+from gasket.migrator.archive.inventory import Loss, LossKind, read_relations
+from gasket.migrator.archive.trial import connection_of, touches_only_indexes, try_out
+from gasket.migrator.sql.render import Rendering
 
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from gasket.migrator.connection import quote_identifier
-from gasket.migrator.lexer import Kind, first_word, tokens
+from gasket.migrator.sql.lexer import Kind, first_word, tokens
 
 _PART = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 NAME = rf"{_PART}(?:\.{_PART})*"

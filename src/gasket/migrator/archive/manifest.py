@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 from sqlalchemy import Connection
 
-from gasket.migrator.archive_schema import archive_schema, ensure_schema, stored
+from gasket.migrator.archive.schema import archive_schema, ensure_schema, stored
 from gasket.migrator.connection import quote_identifier
 from gasket.migrator.errors import UnknownArchiveError
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.runner import upgrade_in_process
-from gasket.migrator.scratch import Scratch
+from gasket.migrator.scratch.database import Scratch
 from gasket.migrator.session import MigrationSession, migration_session
 
 log = logging.getLogger("gasket.migrator")

@@ -17,14 +17,14 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive_schema import stored
+from gasket.migrator.archive.copies import CHANGED, VERSION, exact_settings, is_not_about_data
+from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.manifest import Entry, entries_to_restore, settle_entry, update_entry
+from gasket.migrator.archive.put_back import PutBack, in_order, put_group_back, put_position_back
+from gasket.migrator.archive.schema import stored
+from gasket.migrator.archive.targets import Target, UnfitError, read_target
+from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.connection import describe, quote_identifier
-from gasket.migrator.copies import CHANGED, VERSION, exact_settings, is_not_about_data
-from gasket.migrator.inventory import LossKind
-from gasket.migrator.manifest import Entry, entries_to_restore, settle_entry, update_entry
-from gasket.migrator.put_back import PutBack, in_order, put_group_back, put_position_back
-from gasket.migrator.targets import Target, UnfitError, read_target
-from gasket.migrator.trial import connection_of
 
 log = logging.getLogger("gasket.migrator")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gasket.migrator.lexer import Kind, Name, Token, Words, tokens
+from gasket.migrator.sql.lexer import Kind, Name, Token, Words, tokens
 
 
 @dataclass(frozen=True, slots=True)

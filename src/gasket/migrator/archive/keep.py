@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.copies import Book, Kept, exact_settings
-from gasket.migrator.errors import NotArchivedError
-from gasket.migrator.inventory import (
+from gasket.migrator.archive.copies import Book, Kept, exact_settings
+from gasket.migrator.archive.inventory import (
     Inventory,
     Loss,
     LossKind,
@@ -28,9 +27,10 @@ from gasket.migrator.inventory import (
     read_marks,
     read_relations,
 )
-from gasket.migrator.manifest import ensure_manifest
-from gasket.migrator.render import Rendering
-from gasket.migrator.trial import Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.manifest import ensure_manifest
+from gasket.migrator.archive.trial import Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.sql.render import Rendering
 
 log = logging.getLogger("gasket.migrator")
 

@@ -10,9 +10,9 @@ import asyncpg
 from gasket.migrator.catalog import Catalog, read_catalog
 from gasket.migrator.connection import MigratorConfig, connect
 from gasket.migrator.errors import MigrationFailedError, ScratchDatabaseError
-from gasket.migrator.rehearsal import build
 from gasket.migrator.revisions import Revisions
-from gasket.migrator.scratch import scratch_database
+from gasket.migrator.scratch.database import scratch_database
+from gasket.migrator.scratch.rehearsal import build
 
 _CLOSE_TIMEOUT = 2.0
 

@@ -17,14 +17,14 @@ import asyncpg
 from sqlalchemy import Connection, event
 from sqlalchemy.util import await_only
 
-from gasket.migrator.effects import Effects, IndexBuild, LockMode, Statement
 from gasket.migrator.errors import MigrationFailedError
-from gasket.migrator.estimate import touched_tables
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.rehearsal import build
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.runner import upgrade_in_process
-from gasket.migrator.scratch import Scratch
+from gasket.migrator.scratch.database import Scratch
+from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement
+from gasket.migrator.scratch.estimate import touched_tables
+from gasket.migrator.scratch.rehearsal import build
 from gasket.migrator.session import MigrationSession
 from gasket.migrator.steps import StepRecorder
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from gasket.migrator.archive_schema import stored
+from gasket.migrator.archive.copies import LEFT_BEHIND
+from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.manifest import Entry
+from gasket.migrator.archive.schema import stored
 from gasket.migrator.connection import quote_identifier
-from gasket.migrator.copies import LEFT_BEHIND
-from gasket.migrator.inventory import LossKind
-from gasket.migrator.manifest import Entry
 
 # adbin of a constant begins with that: evaluating another default might draw from a sequence.
 _COLUMNS = """

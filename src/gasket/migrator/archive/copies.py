@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive_schema import stored
+from gasket.migrator.archive.inventory import Loss, LossKind, Relation
+from gasket.migrator.archive.manifest import NOTE, KeptColumn, add_entry, update_entry
+from gasket.migrator.archive.schema import stored
 from gasket.migrator.connection import describe, quote_identifier
 from gasket.migrator.errors import NotArchivedError
-from gasket.migrator.inventory import Loss, LossKind, Relation
-from gasket.migrator.manifest import NOTE, KeptColumn, add_entry, update_entry
 
 LEFT_BEHIND = "gasket_left_behind"
 """The column of every archive table that says why a row was not put back; NULL while nothing speaks against it."""
