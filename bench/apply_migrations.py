@@ -34,7 +34,7 @@ async def _in_process(project: Project, server_url: str, count: int, repeats: in
 
         return subject
 
-    rounds = repeats if count == COUNTS[0] else max(2, repeats // 2)
+    rounds = repeats if count == COUNTS[0] else max(2, repeats - 2)
     seconds = await alternate(rounds, {"plain Alembic": on_empty(_apply_plainly), "Gasket": on_empty(_bring_to_head)})
     return Row(f"in-process, {count} migrations", seconds).with_ratio_goal(GOAL)
 

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequenc
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
+import psutil
+
 from bench.harness import PROGRAM_LIMIT, Row, alternate, database, environment, open_folder, program, script, server
 from bench.project import REPOSITORY
 
@@ -39,24 +41,38 @@ async def measure(repeats: int) -> list[Row]:
                 "GASKET_SECRET_KEY": urlsafe_b64encode(b"a secret key to measure Gasket..").decode(),
             }
             await program(script("alembic"), "upgrade", "head", folder=folder, **settings)
-            return [await _replicas(count, max(2, repeats // count), folder, settings) for count in REPLICAS]
+            rows = [await _replicas(count, max(2, repeats // count), folder, settings) for count in REPLICAS]
+            return [row for pair in rows for row in pair]
 
 
-async def _replicas(count: int, rounds: int, folder: Path, settings: Mapping[str, str]) -> Row:
+async def _replicas(count: int, rounds: int, folder: Path, settings: Mapping[str, str]) -> tuple[Row, Row]:
+    """The time until the last is ready, and the CPU time of all until then, which other work changes less."""
+    cpu: dict[str, list[float]] = {"imports only": [], "ready": []}
+
     async def imports() -> float:
         async with _processes([[sys.executable, "-c", _IMPORTS]] * count, folder, settings) as (started, processes):
             await _all(_says(process, "imported") for process in processes)
-            return time.perf_counter() - started
+            taken = time.perf_counter() - started
+            cpu["imports only"].append(_cpu_seconds(processes))
+            return taken
 
     async def ready() -> float:
         ports = _free_ports(count)
         commands = [[script("gasket"), "run", "--port", str(port)] for port in ports]
         async with _processes(commands, folder, settings) as (started, processes):
             await _all(_ready(process, port) for process, port in zip(processes, ports, strict=True))
-            return time.perf_counter() - started
+            taken = time.perf_counter() - started
+            cpu["ready"].append(_cpu_seconds(processes))
+            return taken
 
     seconds = await alternate(rounds, {"imports only": imports, "ready": ready}, warm_up=count == 1)
-    return Row(f"{count} replica{'s' * (count > 1)}, {rounds} rounds", seconds)
+    case = f"{count} replica{'s' * (count > 1)}, {rounds} rounds"
+    return Row(case, seconds), Row(f"{case}, CPU", {name: taken[-rounds:] for name, taken in cpu.items()})
+
+
+def _cpu_seconds(processes: Iterable[asyncio.subprocess.Process]) -> float:
+    times = [psutil.Process(process.pid).cpu_times() for process in processes]
+    return sum(taken.user + taken.system for taken in times)
 
 
 @asynccontextmanager
