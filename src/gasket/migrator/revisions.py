@@ -128,7 +128,7 @@ def read_revisions(migrations: Path) -> Revisions:
         RevisionFileError: a file does not declare its revision, or the files do not fit together.
     """
     folder = migrations / "versions"
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # to sort 1,000 paths takes as long as to read them
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return Revisions(
         _read_file(folder / name) for name in names if name.endswith(".py") and not name.startswith(("__init__", ".#"))
     )
