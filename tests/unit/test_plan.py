@@ -32,8 +32,6 @@ def database(*versions: str, ledger: tuple[LedgerEntry, ...] = ()) -> DatabaseSt
         ledger={entry.revision: entry for entry in ledger},
         has_version_table=True,
         has_ledger=True,
-        in_recovery=False,
-        read_only=False,
         role="gasket",
     )
 

@@ -7,9 +7,9 @@ ever by adding, so they survive `downgrade base` and an older release can read a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -33,6 +33,16 @@ _COLUMNS = {
     "backward_compatible": "boolean",
 }
 _ADDED_COLUMNS = {"digest": "text", "script": "jsonb", "downgrade_sql": "jsonb"}
+_ENTRY_COLUMNS = (
+    "revision",
+    "down_revision",
+    "direction",
+    "file_sha256",
+    "release",
+    "backward_compatible",
+    "role",
+    "started_at",
+)
 _FAILURE_COLUMNS = {
     "revision": "text",
     "direction": "text",
@@ -44,8 +54,7 @@ _FAILURE_COLUMNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
+class LedgerEntry(NamedTuple):
     """The last row of a revision. `direction` is `upgrade`, `downgrade`, `stamp` or `accept` (a reviewed edit)."""
 
     revision: str
@@ -60,7 +69,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseState:
-    """What the database says of its schema, in one SELECT.
+    """What the database says of its schema, and the role that asked, in one SELECT.
 
     `has_version_table` and `has_ledger` tell a database that Gasket never saw from one that was downgraded to
     base.
@@ -70,18 +79,16 @@ class DatabaseState:
     ledger: Mapping[str, LedgerEntry]
     has_version_table: bool
     has_ledger: bool
-    in_recovery: bool
-    read_only: bool
     role: str
 
 
 async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseState:
-    """The versions with the last ledger row of every revision, and what kind of server this is.
+    """The versions, the last ledger row of every revision, and the role.
 
     One SELECT where both tables are there, which is every start but the first.
     """
     try:
-        [row] = await connection.fetch(_state_query(schema, versions=True, ledger=True))
+        rows = await connection.fetch(_state_query(schema, versions=True, ledger=True))
         has_versions = has_ledger = True
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         [(has_versions, has_ledger)] = await connection.fetch(
@@ -89,15 +96,15 @@ async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseSta
             _qualified(schema, VERSION_TABLE),
             _qualified(schema, LEDGER),
         )
-        [row] = await connection.fetch(_state_query(schema, versions=has_versions, ledger=has_ledger))
+        rows = await connection.fetch(_state_query(schema, versions=has_versions, ledger=has_ledger))
+    versions, role = rows[0][:2]
+    entries = sorted(row[2:] for row in rows if row["id"] is not None)
     return DatabaseState(
-        versions=frozenset(row["versions"] or ()),
-        ledger={entry[0]: _entry(entry) for entry in json.loads(row["ledger"] or "[]")},
+        versions=frozenset(versions),
+        ledger={entry[1]: _entry(entry) for entry in entries},  # by id: the last row of a revision stays
         has_version_table=has_versions,
         has_ledger=has_ledger,
-        in_recovery=row["in_recovery"],
-        read_only=row["read_only"],
-        role=row["role"],
+        role=role,
     )
 
 
@@ -111,22 +118,22 @@ async def read_versions(connection: asyncpg.Connection, schema: str) -> frozense
 
 
 def _state_query(schema: str, *, versions: bool, ledger: bool) -> str:
-    version_rows = f"SELECT array_agg(version_num::text) FROM {_qualified(schema, VERSION_TABLE)}"
-    ledger_rows = (
-        "SELECT json_agg(json_build_array(revision, down_revision, direction, file_sha256, release, "
-        "backward_compatible, role, date_trunc('second', started_at))) FROM (SELECT DISTINCT ON (revision) * FROM "
-        f"{_qualified(schema, LEDGER)} ORDER BY revision, id DESC) AS last"
-    )
+    """One row for each of the ledger's, or one without it.
+
+    The server neither sorts nor groups nor makes JSON: its process is as new as the connection, and would have to
+    look each operator up in the catalog first, which costs it more than the query itself.
+    """
+    version_rows = f"ARRAY(SELECT version_num::text FROM {_qualified(schema, VERSION_TABLE)})"
+    no_ledger = f"(SELECT NULL::bigint AS id, {', '.join(f'NULL::text AS {name}' for name in _ENTRY_COLUMNS)})"
     return (
-        f"SELECT ({version_rows if versions else 'NULL::text[]'}) AS versions, "
-        f"({ledger_rows if ledger else 'NULL::json'}) AS ledger, "
-        "pg_is_in_recovery() AS in_recovery, current_user::text AS role, "
-        "current_setting('transaction_read_only') = 'on' AS read_only"
+        f"SELECT s.versions, s.role, l.id, {', '.join(f'l.{name}' for name in _ENTRY_COLUMNS)} "
+        f"FROM (SELECT {version_rows if versions else 'ARRAY[]::text[]'} AS versions, current_user::text AS role) AS s "
+        f"LEFT JOIN {_qualified(schema, LEDGER) if ledger else no_ledger} AS l ON {str(ledger).lower()}"
     )
 
 
-def _entry(row: list[Any]) -> LedgerEntry:
-    revision, down_revision, direction, file_sha256, release, compatible, role, started_at = row
+def _entry(row: Sequence[Any]) -> LedgerEntry:
+    _id, revision, down_revision, direction, file_sha256, release, compatible, role, started_at = row
     return LedgerEntry(
         revision=revision,
         down_revisions=tuple(down_revision.split(", ")) if down_revision else (),
@@ -135,7 +142,7 @@ def _entry(row: list[Any]) -> LedgerEntry:
         release=release,
         backward_compatible=compatible,
         role=role,
-        started_at=started_at,
+        started_at=started_at.isoformat(timespec="seconds"),
     )
 
 
