@@ -83,6 +83,13 @@ class Project:
         script = ScriptDirectory.from_config(Config(str(self.ini)))
         return [entry.revision for entry in reversed(list(script.walk_revisions()))]
 
+    def end_at(self, revision: str) -> None:
+        """Remove the files of all revisions that stand on this one: what is left is an older release's."""
+        script = ScriptDirectory.from_config(Config(str(self.ini)))
+        for entry in script.iterate_revisions("head", revision):
+            Path(entry.path).unlink()
+        self.shipped = self.revisions()
+
     def add_revision(
         self,
         revision: str,

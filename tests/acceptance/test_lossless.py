@@ -16,11 +16,12 @@ from tests.acceptance.terminal import run_at_terminal
 GASKET = ("gasket", "database")
 TABLES = ("openai_backends", "backend_profiles", "profile_backends", "api_keys")
 LIFECYCLE = ["expires_at", "revoked_at", "revoked_by"]
+ADDS_LIFECYCLE = "fc754342f710"
 
 
 @pytest.fixture
 async def filled(installation: Installation) -> Installation:
-    """Two backends, a profile, and four keys: of no, a far and a revoked end."""
+    """Two backends, a profile, and four keys: of no, a far and a revoked end; at the revision that made the ends."""
     replica = installation.replica()
     await replica.ready()
     async with api(replica) as client:
@@ -46,6 +47,9 @@ async def filled(installation: Installation) -> Installation:
             )
         await post(f"/keys/{key['id']}/revoke", revoked_by="security@example.com")
     await replica.stop()
+    later = ("--no-prompt", "--no-archive", "--discard-data", ADDS_LIFECYCLE)
+    await _done(installation, *GASKET, "downgrade", *later)
+    installation.project.end_at(ADDS_LIFECYCLE)
     return installation
 
 
@@ -97,13 +101,13 @@ async def test_every_row_is_kept_and_comes_back_as_it_was(filled: Installation, 
         assert await _archive(filled) == 0
 
     # Keys made from then on get numbers of their own.
-    replica = filled.replica()
-    await replica.ready()
-    async with api(replica) as client:
-        body = {"user_email": "ada@example.com", "name": "new", "profile_id": before["backend_profiles"][0]["id"]}
-        made = await client.post("/keys", json=body)
-        assert made.status_code == 201, made.text
-        assert made.json()["id"] == 5
+    look = await filled.look()
+    made = await look.fetchval(
+        "INSERT INTO api_keys (user_email, name, key_value, key_preview, profile_id) "
+        "VALUES ('ada@example.com', 'new', 'digest', 'gsk_...', $1) RETURNING id",
+        before["backend_profiles"][0]["id"],
+    )
+    assert made == 5
 
 
 async def test_the_archive_is_listed_shown_and_dropped(filled: Installation) -> None:
@@ -114,13 +118,13 @@ async def test_the_archive_is_listed_shown_and_dropped(filled: Installation) -> 
     table, columns = listed
     for part in ("revision 689f3f5b9163", "4 rows of public.api_keys;", "4 still here"):
         assert part in table
-    for part in ("revision fc754342f710", "4 rows of public.api_keys (expires_at, revoked_at, revoked_by)"):
+    for part in (f"revision {ADDS_LIFECYCLE}", "4 rows of public.api_keys (expires_at, revoked_at, revoked_by)"):
         assert part in columns
     assert "object at" not in str(listed)
     assert "Archive(" not in str(listed)
     number = columns.split()[0]
     shown = (await _done(filled, *GASKET, "archive", "show", number)).output
-    for part in ("fc754342f710", "revoked_by", '"row_count": 4'):
+    for part in (ADDS_LIFECYCLE, "revoked_by", '"row_count": 4'):
         assert part in shown
     assert "archive    0" in (await _done(filled, *GASKET, "status")).output
 
@@ -180,14 +184,14 @@ async def test_plain_alembic_has_an_option_for_it_and_archives_without(filled: I
 
 
 async def test_at_a_terminal_it_shows_what_would_go_and_asks(filled: Installation) -> None:
-    before = await _rows(filled)
+    before, ledger = await _rows(filled), await filled.ledger()
     target = filled.project.shipped[1]
     declined = await run_at_terminal(filled, *GASKET, "downgrade", target, answers=[("Go on?", "n")])
     assert declined.exit_code > 0
     assert "Traceback" not in declined.output
     assert "nothing was changed" in declined.line
     for part in (
-        "fc754342f710 add api key lifecycle",
+        f"{ADDS_LIFECYCLE} add api key lifecycle",
         "ALTER TABLE api_keys DROP COLUMN revoked_by",
         "DROP TABLE api_keys",
         "column expires_at, revoked_at, revoked_by of public.api_keys: about 4 rows",
@@ -196,7 +200,7 @@ async def test_at_a_terminal_it_shows_what_would_go_and_asks(filled: Installatio
     ):
         assert part in declined.line, part
     assert await _rows(filled) == before
-    assert [direction for _, direction in await filled.ledger()] == ["upgrade"] * 4
+    assert await filled.ledger() == ledger
     assert await filled.holder() is None
 
 

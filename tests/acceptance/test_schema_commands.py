@@ -63,10 +63,11 @@ async def test_status_from_nothing_to_head_and_behind(installation: Installation
 
 
 async def test_status_of_a_revision_that_was_taken_back(installation: Installation) -> None:
+    head = "taken_back"
+    installation.project.add_table(head)
     await installation.migrate()
     await _done(installation, "downgrade", "--no-prompt", "-1")
     said = await _status(installation)
-    head = installation.project.shipped[-1]
     assert (said["state"], said["held"], said["pending"]) == ("held", head, [head])
     assert "litestar database upgrade" in said["sentence"]
     assert said["archive_bytes"] > 0

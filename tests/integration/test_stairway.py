@@ -45,6 +45,11 @@ SEEDED_COLUMNS = {
     ("api_keys", "expires_at"): "'2030-01-01T00:00:00Z'",
     ("api_keys", "revoked_at"): "'2029-01-01T00:00:00Z'",
     ("api_keys", "revoked_by"): "'root'",
+    ("openai_backends", "max_concurrency"): "7",
+    ("openai_backends", "connect_timeout"): "0.5",
+    ("openai_backends", "first_byte_timeout"): "2",
+    ("openai_backends", "chunk_timeout"): "86400",
+    ("backend_profiles", "allow_stateful_endpoints"): "true",
 }
 _TABLES = """
 SELECT tablename FROM pg_tables WHERE schemaname = 'public'

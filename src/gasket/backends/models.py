@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Dialect,
+    Double,
     ForeignKey,
     Integer,
     MetaData,
@@ -105,6 +106,12 @@ class OpenAIBackend(Entity):
     """A server that speaks the OpenAI API."""
 
     __tablename__ = "openai_backends"
+    __table_args__ = (
+        CheckConstraint("max_concurrency > 0", name="max_concurrency_positive"),
+        CheckConstraint("connect_timeout > 0 AND connect_timeout <= 86400", name="connect_timeout_bounded"),
+        CheckConstraint("first_byte_timeout > 0 AND first_byte_timeout <= 86400", name="first_byte_timeout_bounded"),
+        CheckConstraint("chunk_timeout > 0 AND chunk_timeout <= 86400", name="chunk_timeout_bounded"),
+    )
 
     name: Mapped[str] = mapped_column(unique=True)
     base_url: Mapped[str]
@@ -113,6 +120,10 @@ class OpenAIBackend(Entity):
         comment="Fernet token under GASKET_SECRET_KEY; never the credential itself",
     )
     skip_tls_verify: Mapped[bool] = mapped_column(server_default=false())
+    max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once of a replica; null: unlimited")
+    connect_timeout: Mapped[float] = mapped_column(Double(), server_default=text("5"), comment="Seconds")
+    first_byte_timeout: Mapped[float] = mapped_column(Double(), server_default=text("300"), comment="Seconds")
+    chunk_timeout: Mapped[float] = mapped_column(Double(), server_default=text("60"), comment="Seconds")
 
     @property
     def has_api_key(self) -> bool:
@@ -143,6 +154,7 @@ class BackendProfile(Entity):
     default_expiry_days: Mapped[int | None]
     enforce_expiry: Mapped[bool] = mapped_column(server_default=false())
     max_keys_per_user: Mapped[int | None] = mapped_column(comment="Null: unlimited")
+    allow_stateful_endpoints: Mapped[bool] = mapped_column(server_default=false())
 
     links: Mapped[list[ProfileBackend]] = relationship(
         order_by="ProfileBackend.position", lazy="selectin", viewonly=True
