@@ -23,6 +23,7 @@ FLOORS = {
     "db": 1,
     "http": 1,
     "inputs": 1,
+    "upstream": 1,
     "embedded": 1,
     "postgres_programs": 1,
     "settings": 0,
