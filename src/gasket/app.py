@@ -15,6 +15,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from gasket import db, http
+from gasket.backends.breaker import Breakers
 from gasket.backends.cli import BackendsCLI
 from gasket.backends.controller import BackendController, ProfileController
 from gasket.backends.models import key_ring
@@ -28,6 +29,7 @@ from gasket.migrator.revisions import migrations_directory
 from gasket.models import metadata
 from gasket.settings import Settings, read_settings
 from gasket.startup import Gasket, Startup
+from gasket.upstream import UpstreamClient
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -43,9 +45,16 @@ def create_app(settings: Settings | None = None) -> Litestar:
     )
     sessions = db.create_sessions(engine)
     key_ring.load(settings.secret_keys)
+    breakers, upstream = Breakers(), UpstreamClient()
     app = Gasket(
         route_handlers=[_api(), health],
-        dependencies={"db_session": Provide(db.session_provider(sessions))},
+        dependencies={
+            "db_session": Provide(db.session_provider(sessions)),
+            "transaction": Provide(lambda: sessions.begin, sync_to_thread=False),
+            "breakers": Provide(lambda: breakers, sync_to_thread=False),
+            "upstream": Provide(lambda: upstream, sync_to_thread=False),
+        },
+        on_shutdown=[upstream.close],
         plugins=[
             SQLAlchemyPlugin(
                 db.sqlalchemy_config(engine, sessions, ini=config.ini, migrations=migrations_directory(config.ini))

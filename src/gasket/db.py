@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -222,6 +222,13 @@ def session_provider(
             yield session
 
     return db_session
+
+
+Transactions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+"""`async with transaction() as session`: a short transaction of its own, for a request that then waits for others.
+
+What `db_session` gives lasts, with its connection, until the handler ends.
+"""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from cryptography.fernet import Fernet
 from litestar import Litestar
+from litestar.di import Provide
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gasket.app import create_app
@@ -77,9 +78,17 @@ def api_at() -> ApiAt:
             engine = app.plugins.get(SQLAlchemyInitPlugin).config[0].get_engine()
             assert isinstance(engine, AsyncEngine)
             await engine.dispose()
+            await dependency_of(app, "upstream").close()
             key_ring.load([SECRET_KEY])
 
     return start
+
+
+def dependency_of(app: Litestar, name: str) -> Any:
+    """What the application gives to its handlers under this name."""
+    provide = app.dependencies[name]
+    assert isinstance(provide, Provide)
+    return provide.dependency()
 
 
 def client_of(app: Litestar, *, token: str | None = ADMIN_TOKEN) -> httpx.AsyncClient:

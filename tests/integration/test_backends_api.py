@@ -27,6 +27,11 @@ async def test_a_new_backend_shows_all_but_its_credential(client: httpx.AsyncCli
         "has_api_key": True,
         "credential_unreadable": False,
         "skip_tls_verify": True,
+        "max_concurrency": None,
+        "connect_timeout": 5,
+        "first_byte_timeout": 300,
+        "chunk_timeout": 60,
+        "state": "available",
     }
     assert (await client.get(f"/api/backends/{backend['id']}")).json() == response.json()
 
@@ -45,6 +50,16 @@ async def test_a_patch_changes_what_it_names_and_nothing_else(client: httpx.Asyn
     forgotten = await client.patch(path, json={"api_key": None})
     assert forgotten.json() == changed.json() | {"has_api_key": False}
     assert (await client.get(path)).json() == forgotten.json()
+
+
+async def test_limits_are_kept_and_changed(client: httpx.AsyncClient, post: Post) -> None:
+    limits = {"max_concurrency": 8, "connect_timeout": 0.1, "first_byte_timeout": 86400, "chunk_timeout": 2.5}
+    backend = await post("/api/backends", name="main", base_url=URL, **limits)
+    assert {name: backend[name] for name in limits} == limits
+    path = f"/api/backends/{backend['id']}"
+    assert (await client.get("/api/backends")).json()["items"] == [backend]
+    changed = await client.patch(path, json={"max_concurrency": None, "chunk_timeout": 7})
+    assert changed.json() == backend | {"max_concurrency": None, "chunk_timeout": 7}
 
 
 async def test_a_name_is_taken_once(client: httpx.AsyncClient, post: Post) -> None:
@@ -77,6 +92,7 @@ async def test_a_name_is_taken_once(client: httpx.AsyncClient, post: Post) -> No
         ("base_url", "https://[::1"),
         ("base_url", "https://ho st"),
         ("base_url", "https://host\\path"),
+        ("base_url", "https://a..b"),
         ("base_url", "h" * 2001),
         ("api_key", ""),
         ("api_key", "two words"),
@@ -85,6 +101,15 @@ async def test_a_name_is_taken_once(client: httpx.AsyncClient, post: Post) -> No
         ("skip_tls_verify", None),
         ("skip_tls_verify", "true"),
         ("skip_tls_verify", 1),
+        ("max_concurrency", 0),
+        ("max_concurrency", 100_001),
+        ("max_concurrency", 1.5),
+        ("connect_timeout", None),
+        ("connect_timeout", 0),
+        ("first_byte_timeout", None),
+        ("first_byte_timeout", 86_400.1),
+        ("chunk_timeout", None),
+        ("chunk_timeout", "60"),
     ],
 )
 async def test_values_are_checked_when_made_and_when_changed(

@@ -19,7 +19,9 @@ from litestar.di import Provide
 from sqlalchemy import text
 
 from gasket import db, http
+from gasket.backends.breaker import Breakers
 from gasket.backends.controller import BackendController
+from gasket.upstream import UpstreamClient
 
 from .conftest import ADMIN_TOKEN, ApiAt, Post, assert_problem, client_of, migrate
 
@@ -124,7 +126,7 @@ async def test_every_route_is_documented(client: httpx.AsyncClient) -> None:
         if path.startswith(("/api/backends", "/api/profiles", "/api/keys"))
         for method, operation in methods.items()
     ]
-    assert len(operations) == 18
+    assert len(operations) == 19
     for name, operation in operations:
         assert operation["security"] == [{"adminToken": []}], name
         assert operation["summary"], name
@@ -198,6 +200,11 @@ class TestCommit:
         assert "sk-secret" not in caplog.text
 
 
+def always(value: object) -> Provide:
+    """A dependency that is this value."""
+    return Provide(lambda: value, sync_to_thread=False)
+
+
 @asynccontextmanager
 async def small_replica(
     database_url: str, *, pool_size: int = 1, pool_timeout: float = 5.0, answer_timeout: float = 30.0
@@ -211,10 +218,14 @@ async def small_replica(
         pool_timeout=pool_timeout,
         answer_timeout=answer_timeout,
     )
-    session = db.session_provider(db.create_sessions(engine))
+    sessions = db.create_sessions(engine)
+    given = {"transaction": sessions.begin, "breakers": Breakers(), "upstream": UpstreamClient()}
     app = Litestar(
         [BackendController],
-        dependencies={"db_session": Provide(session)},
+        dependencies={
+            "db_session": Provide(db.session_provider(sessions)),
+            **{name: always(value) for name, value in given.items()},
+        },
         exception_handlers=http.EXCEPTION_HANDLERS,
         logging_config=None,
         state=State({"admin_tokens": (SecretBytes(ADMIN_TOKEN.encode()),)}),

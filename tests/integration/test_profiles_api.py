@@ -31,6 +31,7 @@ async def test_the_name_is_enough(client: httpx.AsyncClient) -> None:
         "default_expiry_days": None,
         "enforce_expiry": False,
         "max_keys_per_user": None,
+        "allow_stateful_endpoints": False,
     }
     assert (await client.get(f"/api/profiles/{profile['id']}")).json() == response.json()
 
@@ -44,6 +45,7 @@ async def test_every_field_is_kept(client: httpx.AsyncClient, post: Post, backen
         "default_expiry_days": 90,
         "enforce_expiry": True,
         "max_keys_per_user": 5,
+        "allow_stateful_endpoints": True,
     }
     profile = await post("/api/profiles", **fields)
     assert {name: profile[name] for name in fields} == fields
@@ -98,6 +100,8 @@ async def test_a_patch_clears_with_null_and_keeps_what_it_does_not_name(client: 
         ("default_expiry_days", 36501),
         ("enforce_expiry", None),
         ("enforce_expiry", True),
+        ("allow_stateful_endpoints", None),
+        ("allow_stateful_endpoints", 1),
         ("max_keys_per_user", 0),
         ("max_keys_per_user", -1),
         ("max_keys_per_user", 2**31),

@@ -9,22 +9,29 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, SkipValidation
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gasket.backends.breaker import Breakers
+from gasket.backends.models import OpenAIBackend
+from gasket.backends.probe import probe
 from gasket.backends.schemas import (
     BackendCreate,
     BackendOut,
     BackendUpdate,
+    ProbeOut,
     ProfileCreate,
     ProfileOut,
     ProfileUpdate,
 )
 from gasket.backends.service import BackendService, ProfileService
+from gasket.db import Transactions
 from gasket.errors import InUseError, NameTakenError, NotFoundError
 from gasket.http import problems
 from gasket.inputs import list_filters
+from gasket.upstream import UpstreamClient
 
 Filters = NamedDependency[SkipValidation[list[StatementFilter]]]
 Backends = NamedDependency[SkipValidation[BackendService]]
 Profiles = NamedDependency[SkipValidation[ProfileService]]
+States = NamedDependency[SkipValidation[Breakers]]
 
 
 def provide_backends(db_session: NamedDependency[SkipValidation[AsyncSession]]) -> BackendService:
@@ -60,32 +67,54 @@ class BackendController(Controller):
     dependencies = _BACKEND_DEPENDENCIES
 
     @get(summary="List backends", responses=problems())
-    async def list_backends(self, backends: Backends, list_filters: Filters) -> OffsetPagination[BackendOut]:
+    async def list_backends(
+        self, backends: Backends, breakers: States, list_filters: Filters
+    ) -> OffsetPagination[BackendOut]:
         """A page of the backends; `searchString` looks into names and URLs."""
         rows, total = await backends.get_many_and_count(*list_filters)
-        return backends.to_schema(rows, total, filters=list_filters, schema_type=BackendOut)
+        page = backends.to_schema(rows, total, filters=list_filters)
+        items = [_shown(row, breakers) for row in page.items]
+        return OffsetPagination(items=items, limit=page.limit, offset=page.offset, total=page.total)
 
     @post(summary="Add a backend", responses=problems(NameTakenError))
-    async def add_backend(self, backends: Backends, data: JSONBody[BackendCreate]) -> BackendOut:
+    async def add_backend(self, backends: Backends, breakers: States, data: JSONBody[BackendCreate]) -> BackendOut:
         """The credential is stored encrypted and never shown again."""
-        return backends.to_schema(await backends.add(data), schema_type=BackendOut)
+        return _shown(await backends.add(data), breakers)
 
     @get("/{backend_id:int}", summary="Show a backend", responses=problems(NotFoundError))
-    async def show_backend(self, backends: Backends, backend_id: FromPath[int]) -> BackendOut:
+    async def show_backend(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> BackendOut:
         """One backend."""
-        return backends.to_schema(await backends.fetch(backend_id), schema_type=BackendOut)
+        return _shown(await backends.fetch(backend_id), breakers)
 
     @patch("/{backend_id:int}", summary="Change a backend", responses=problems(NotFoundError, NameTakenError))
     async def change_backend(
-        self, backends: Backends, backend_id: FromPath[int], data: JSONBody[BackendUpdate]
+        self, backends: Backends, breakers: States, backend_id: FromPath[int], data: JSONBody[BackendUpdate]
     ) -> BackendOut:
         """What is not given stays as it is; `api_key: null` forgets the credential."""
-        return backends.to_schema(await backends.change(backend_id, data), schema_type=BackendOut)
+        return _shown(await backends.change(backend_id, data), breakers)
 
     @delete("/{backend_id:int}", summary="Delete a backend", responses=problems(NotFoundError, InUseError))
-    async def delete_backend(self, backends: Backends, backend_id: FromPath[int]) -> None:
+    async def delete_backend(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> None:
         """Only a backend that is in no profile can be deleted."""
         await backends.remove(backend_id)
+        breakers.forget(backend_id)
+
+    @post("/{backend_id:int}/test", status_code=200, summary="Test a backend", responses=problems(NotFoundError))
+    async def test_backend(
+        self,
+        transaction: NamedDependency[SkipValidation[Transactions]],
+        upstream: NamedDependency[SkipValidation[UpstreamClient]],
+        backend_id: FromPath[int],
+    ) -> ProbeOut:
+        """Connect to the backend, with its credential, and list its models; what is wrong is said in words."""
+        async with transaction() as session:
+            backend = await BackendService(session).fetch(backend_id)
+        return await probe(backend, upstream)
+
+
+def _shown(backend: OpenAIBackend, breakers: Breakers) -> BackendOut:
+    stored = {name: getattr(backend, name) for name in BackendOut.__struct_fields__ if name != "state"}
+    return BackendOut(state=breakers.state(backend.id), **stored)
 
 
 class ProfileController(Controller):

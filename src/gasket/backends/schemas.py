@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
 from gasket.inputs import Input
+from gasket.upstream import endpoint
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, examples=["production"])]
 BaseUrl = Annotated[
@@ -33,6 +34,22 @@ ModelNames = Annotated[
     Meta(max_length=1000, description="Empty: every model", examples=[["gpt-5-mini"]]),
 ]
 ExpiryDays = Annotated[int, Meta(ge=1, le=36_500, description="Of keys made without expires_at", examples=[90])]
+Concurrency = Annotated[
+    int,
+    Meta(ge=1, le=100_000, description="Requests at once, of each replica; null: unlimited", examples=[64]),
+]
+Seconds = Annotated[float, Meta(ge=0.1, le=86_400)]
+ConnectTimeout = Annotated[Seconds, Meta(description="Seconds until the connection stands, TLS included", examples=[5])]
+FirstByteTimeout = Annotated[Seconds, Meta(description="Seconds until the answer begins", examples=[300])]
+ChunkTimeout = Annotated[Seconds, Meta(description="Seconds between two pieces of an answer", examples=[60])]
+BackendState = Literal["available", "set_aside", "trying"]
+Stateful = Annotated[
+    bool,
+    Meta(
+        description="Whether its keys may use files, batches, stored responses and the like, which all keys of the "
+        "upstream's account share"
+    ),
+]
 KeyLimit = Annotated[int, Meta(ge=1, le=1_000_000, description="Of active keys; null: unlimited", examples=[5])]
 
 
@@ -58,6 +75,10 @@ class BackendCreate(_BackendInput):
     base_url: BaseUrl
     api_key: Credential | None = None
     skip_tls_verify: bool = False
+    max_concurrency: Concurrency | None = None
+    connect_timeout: ConnectTimeout = 5.0
+    first_byte_timeout: FirstByteTimeout = 300.0
+    chunk_timeout: ChunkTimeout = 60.0
 
 
 class BackendUpdate(_BackendInput):
@@ -67,6 +88,10 @@ class BackendUpdate(_BackendInput):
     base_url: BaseUrl | UnsetType = UNSET
     api_key: Credential | UnsetType | None = UNSET
     skip_tls_verify: bool | UnsetType = UNSET
+    max_concurrency: Concurrency | UnsetType | None = UNSET
+    connect_timeout: ConnectTimeout | UnsetType = UNSET
+    first_byte_timeout: FirstByteTimeout | UnsetType = UNSET
+    chunk_timeout: ChunkTimeout | UnsetType = UNSET
 
 
 class BackendOut(msgspec.Struct, kw_only=True):
@@ -80,7 +105,28 @@ class BackendOut(msgspec.Struct, kw_only=True):
         bool, Meta(description="No key in GASKET_SECRET_KEY opens the stored credential: set api_key again")
     ]
     skip_tls_verify: bool
+    max_concurrency: Annotated[int | None, Meta(description="Requests at once, of each replica; null: unlimited")]
+    connect_timeout: Annotated[float, Meta(description="Seconds until the connection stands, TLS included")]
+    first_byte_timeout: Annotated[float, Meta(description="Seconds until the answer begins")]
+    chunk_timeout: Annotated[float, Meta(description="Seconds between two pieces of an answer")]
+    state: Annotated[
+        BackendState,
+        Meta(
+            description="Whether requests go to it, as the replica that answers has it: `set_aside` after failures in "
+            "a row, `trying` while one request tries it again"
+        ),
+    ]
     created_at: datetime
+
+
+class ProbeOut(msgspec.Struct, kw_only=True):
+    """What came of asking a backend for its models."""
+
+    ok: bool
+    detail: Annotated[str, Meta(description="One sentence for people: what is wrong, if something is")]
+    models: Annotated[list[str], Meta(description="As the backend lists them")]
+    status: Annotated[int | None, Meta(description="The HTTP status of its answer; null if there was none")]
+    duration_ms: Annotated[int, Meta(description="How long it took, connecting included")]
 
 
 class _ProfileInput(Input):
@@ -106,6 +152,7 @@ class ProfileCreate(_ProfileInput):
     default_expiry_days: ExpiryDays | None = None
     enforce_expiry: bool = False
     max_keys_per_user: KeyLimit | None = None
+    allow_stateful_endpoints: Stateful = False
 
 
 class ProfileUpdate(_ProfileInput):
@@ -118,6 +165,7 @@ class ProfileUpdate(_ProfileInput):
     default_expiry_days: ExpiryDays | UnsetType | None = UNSET
     enforce_expiry: bool | UnsetType = UNSET
     max_keys_per_user: KeyLimit | UnsetType | None = UNSET
+    allow_stateful_endpoints: Stateful | UnsetType = UNSET
 
 
 class ProfileOut(msgspec.Struct, kw_only=True):
@@ -131,6 +179,7 @@ class ProfileOut(msgspec.Struct, kw_only=True):
     default_expiry_days: int | None
     enforce_expiry: bool
     max_keys_per_user: int | None
+    allow_stateful_endpoints: Stateful
     created_at: datetime
 
 
@@ -150,6 +199,7 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        endpoint(url, "models")
     except ValueError:
         complete = False
     if not complete or any(character.isspace() or character == "\\" for character in url):

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gasket.backends.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker, Breakers
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker("main", clock)
+
+
+def fail(breaker: Breaker, times: int = FAILURES) -> None:
+    for _ in range(times):
+        assert breaker.admits()
+        breaker.failed()
+
+
+def test_five_failures_in_a_row_set_it_aside(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, 4)
+    breaker.succeeded()
+    fail(breaker, 4)
+    assert (breaker.state, breaker.retry_after) == ("available", 0)
+    fail(breaker, 1)
+    assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
+    clock.now += 4.9
+    assert not breaker.admits()
+    assert breaker.retry_after == pytest.approx(0.1)
+
+
+def test_then_one_request_tries_it(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker)
+    clock.now += 5
+    assert [breaker.admits() for _ in range(3)] == [True, False, False]
+    assert (breaker.state, breaker.retry_after) == ("trying", 0)
+    breaker.succeeded()
+    assert breaker.state == "available"
+    fail(breaker)
+    assert breaker.retry_after == 5, "the pause does not begin anew"
+
+
+def test_the_pause_doubles_up_to_a_minute(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker)
+    pauses = []
+    for _ in range(6):
+        pauses.append(breaker.retry_after)
+        clock.now += breaker.retry_after
+        fail(breaker, 1)
+    assert pauses == [5, 10, 20, 40, 60, 60]
+
+
+def test_a_trial_without_a_verdict_frees_its_place(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker)
+    clock.now += 5
+    assert breaker.admits()
+    breaker.abandoned()
+    assert (breaker.state, breaker.retry_after) == ("set_aside", 0)
+    assert [breaker.admits(), breaker.admits()] == [True, False]
+    breaker.failed()
+    assert breaker.retry_after == 10
+
+
+def test_what_was_admitted_before_does_not_count_while_it_is_set_aside(breaker: Breaker) -> None:
+    fail(breaker)
+    for late in (breaker.failed, breaker.succeeded, breaker.abandoned):
+        late()
+        assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
+
+
+def test_leaving_clients_say_nothing_about_a_backend(breaker: Breaker) -> None:
+    fail(breaker, 4)
+    breaker.abandoned()
+    fail(breaker, 1)
+    assert breaker.state == "set_aside"
+
+
+def test_changes_of_state_are_logged(breaker: Breaker, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gasket.backends")
+    fail(breaker)
+    clock.now += 5
+    fail(breaker, 1)
+    clock.now += 10
+    assert breaker.admits()
+    breaker.succeeded()
+    breaker.succeeded()
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "Backend 'main' is set aside for 5 s: 5 failures in a row."),
+        ("INFO", "Backend 'main': one request tries it again."),
+        ("WARNING", "Backend 'main' is set aside for 10 s: the trial failed."),
+        ("INFO", "Backend 'main': one request tries it again."),
+        ("INFO", "Backend 'main' is available again."),
+    ]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests come, end and are given up in any order, time passes: against what was seen from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.breaker = Breaker("main", self.clock)
+        self.running = 0
+        self.in_a_row = 0
+        self.free_at: float | None = None
+        """When the next trial may begin; None while the backend is available."""
+
+    @rule(seconds=st.floats(0, 70))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def a_request_comes(self) -> None:
+        before = self.breaker.state
+        admitted = self.breaker.admits()
+        assert admitted == (
+            before == "available" or (before == "set_aside" and self.clock.now >= (self.free_at or 0.0))
+        )
+        self.running += admitted
+
+    @precondition(lambda self: self.running)
+    @rule(end=st.sampled_from(["succeeded", "failed", "abandoned"]))
+    def a_request_ends(self, end: str) -> None:
+        before = self.breaker.state
+        self.running -= 1
+        getattr(self.breaker, end)()
+        self.in_a_row = {"succeeded": 0, "failed": self.in_a_row + 1, "abandoned": self.in_a_row}[end]
+        if before == "available" and end == "failed" and self.breaker.state == "set_aside":
+            assert self.in_a_row >= FAILURES
+            assert self.breaker.retry_after == FIRST_PAUSE
+        if before == "set_aside":
+            assert self.breaker.state == "set_aside"
+        if before == "trying":
+            expected = {"succeeded": "available", "failed": "set_aside", "abandoned": "set_aside"}[end]
+            assert self.breaker.state == expected
+        if self.breaker.state == "available":
+            self.free_at = None
+        elif before != "set_aside" and end == "failed":
+            self.free_at = self.clock.now + self.breaker.retry_after
+
+    @invariant()
+    def it_is_never_away_for_longer_than_a_minute(self) -> None:
+        assert 0 <= self.breaker.retry_after <= LONGEST_PAUSE
+        assert (self.breaker.retry_after > 0) <= (self.breaker.state == "set_aside")
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+class TestRegistry:
+    def test_each_backend_has_one_under_its_newest_name(self, clock: Clock) -> None:
+        breakers = Breakers(clock)
+        assert breakers.state(1) == "available"
+        fail(breakers.of(1, "old"))
+        assert breakers.of(1, "new").name == "new"
+        assert (breakers.state(1), breakers.state(2)) == ("set_aside", "available")
+        breakers.forget(1)
+        breakers.forget(1)
+        assert breakers.state(1) == "available"
+
+    def test_what_is_forgotten_for_room_is_what_tells_nothing(self, clock: Clock) -> None:
+        breakers = Breakers(clock)
+        fail(breakers.of(0, "away"))
+        for number in range(1, 5000):
+            breakers.of(number, "fine")
+        assert breakers.state(0) == "set_aside"
+        for number in range(5000):
+            fail(breakers.of(number, "away")) if breakers.state(number) == "available" else None
+        assert 400 <= sum(breakers.state(number) != "available" for number in range(5000)) <= 1000
+        assert breakers.state(4999) == "set_aside"
