@@ -16,6 +16,7 @@ FLOORS = {
     "app": 4,
     "__main__": 4,
     "startup": 4,
+    "shutdown": 4,
     "models": 3,
     "proxy": 3,
     "keys": 2,

@@ -27,9 +27,11 @@ from gasket.migrator.controller import migrations
 from gasket.migrator.plugin import MigratorPlugin
 from gasket.migrator.revisions import migrations_directory
 from gasket.models import metadata
+from gasket.proxy.plugin import GatewayPlugin
 from gasket.settings import Settings, read_settings
+from gasket.shutdown import Shutdown
 from gasket.startup import Gasket, Startup
-from gasket.upstream import UpstreamClient
+from gasket.upstream.client import UpstreamClient
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -44,8 +46,22 @@ def create_app(settings: Settings | None = None) -> Litestar:
         pool_size=settings.database_pool_size,
     )
     sessions = db.create_sessions(engine)
+    upstream, breakers = UpstreamClient(), Breakers()
+    migrator = MigratorPlugin(config)
+    gateway = GatewayPlugin(
+        settings,
+        database_url=config.database_url,
+        listener_url=config.migration_url,
+        client=upstream,
+        breakers=breakers,
+        decrypt=key_ring.decrypt,
+    )
     key_ring.load(settings.secret_keys)
-    breakers, upstream = Breakers(), UpstreamClient()
+
+    def announce() -> None:
+        migrator.leave()
+        gateway.gateway.drain()
+
     app = Gasket(
         route_handlers=[_api(), health],
         dependencies={
@@ -60,14 +76,20 @@ def create_app(settings: Settings | None = None) -> Litestar:
                 db.sqlalchemy_config(engine, sessions, ini=config.ini, migrations=migrations_directory(config.ini))
             ),
             BackendsCLI(engine, config.start_database),
-            MigratorPlugin(config),
+            migrator,
+            gateway,
         ],
         exception_handlers=http.EXCEPTION_HANDLERS,
+        before_send=[http.log_response],
         openapi_config=_openapi(),
         logging_config=None,
         state=State({"admin_tokens": tuple(SecretBytes(t.encode()) for t in settings.admin_tokens)}),
     )
+    app.gateway = gateway.gateway
     startup.install(app)
+    Shutdown(
+        delay=settings.drain_delay, timeout=settings.drain_timeout, announce=announce, stop=gateway.gateway.stop
+    ).install(app)
     return app
 
 

@@ -25,7 +25,7 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.types import ExceptionHandlersMap
+from litestar.types import ExceptionHandlersMap, Message, Scope
 from litestar.utils import normalize_path
 
 from gasket import db
@@ -154,6 +154,12 @@ def respond(request: Request[Any, Any, State], error: Exception) -> Response[Pro
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return Response(problem, status_code=problem.status, media_type=_MEDIA_TYPE, headers=headers)
+
+
+async def log_response(message: Message, scope: Scope) -> None:
+    """Litestar's hook before each message of a response: one line for each request, except the probes' of health."""
+    if message["type"] == "http.response.start" and not scope["path"].startswith("/health"):
+        _log.info("%s %s %d", scope.get("method"), scope["path"], message["status"])
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond}

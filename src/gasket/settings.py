@@ -89,6 +89,15 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _limited_seconds(most: int) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        if (number := _seconds(value)) > most:
+            raise ValueError(f"must be a number of seconds from 0 to {most}")
+        return number
+
+    return parse
+
+
 def _count(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
@@ -201,7 +210,7 @@ class Settings:
         "GASKET_DATABASE_POOL_SIZE",
         _count(1, 1000),
         8,
-        meaning="connections of a replica for `/api`; two more are kept for its other work",
+        meaning="connections of a replica for `/api`; four more are kept for its other work",
     )
     migrate_on_startup: bool = _setting(
         "GASKET_MIGRATE_ON_STARTUP",
@@ -231,6 +240,39 @@ class Settings:
         shown_default="a database made for the moment",
         secret=True,
         meaning="an empty database for `plan` and `adopt` to try revisions in, where the role may not create one",
+    )
+    key_cache_ttl: float = _setting(
+        "GASKET_KEY_CACHE_TTL",
+        _limited_seconds(30),
+        30.0,
+        shown_default="30",
+        meaning="seconds, at most 30, for which a key is believed without asking, should word of its change be lost",
+    )
+    max_body_size: int = _setting(
+        "GASKET_MAX_BODY_SIZE",
+        _count(1, 2**30),
+        32 * 2**20,
+        meaning="bytes that a request below `/v1` may have",
+    )
+    max_requests: int = _setting(
+        "GASKET_MAX_REQUESTS",
+        _count(1, 1_000_000),
+        10_000,
+        meaning="requests below `/v1` that a replica takes at once; more get 503",
+    )
+    drain_delay: float = _setting(
+        "GASKET_DRAIN_DELAY",
+        _seconds,
+        3.0,
+        shown_default="3",
+        meaning="seconds between SIGTERM, which makes `/health/ready` 503, and the closing of the port",
+    )
+    drain_timeout: float = _setting(
+        "GASKET_DRAIN_TIMEOUT",
+        _seconds,
+        20.0,
+        shown_default="20",
+        meaning="seconds that running requests have after that, before they are ended",
     )
     release: str = _setting(
         "GASKET_RELEASE",

@@ -161,6 +161,7 @@ class Installation:
         self.settings = {
             "DATABASE_URL": database_url,
             "ALEMBIC_CONFIG": str(project.ini),
+            "GASKET_DRAIN_DELAY": "0",
             **SERVING,
         }
         self._programs = programs

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from gasket import db, http
 from gasket.backends.breaker import Breakers
 from gasket.backends.controller import BackendController
-from gasket.upstream import UpstreamClient
+from gasket.upstream.client import UpstreamClient
 
 from .conftest import ADMIN_TOKEN, ApiAt, Post, assert_problem, client_of, migrate
 

@@ -20,7 +20,7 @@ from gasket.backends.probe import parse_models
     ],
 )
 def test_lists_of_models(body: bytes, models: list[str]) -> None:
-    assert parse_models(body) == models
+    assert list(parse_models(body)) == models
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from gasket.db import Transactions
 from gasket.errors import InUseError, NameTakenError, NotFoundError
 from gasket.http import problems
 from gasket.inputs import list_filters
-from gasket.upstream import UpstreamClient
+from gasket.upstream.client import UpstreamClient
 
 Filters = NamedDependency[SkipValidation[list[StatementFilter]]]
 Backends = NamedDependency[SkipValidation[BackendService]]

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
 from gasket.inputs import Input
-from gasket.upstream import endpoint
+from gasket.upstream.address import address_of
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, examples=["production"])]
 BaseUrl = Annotated[
@@ -199,7 +199,7 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        endpoint(url, "models")
+        address_of(url)
     except ValueError:
         complete = False
     if not complete or any(character.isspace() or character == "\\" for character in url):

@@ -26,6 +26,10 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         self._config = config
         self._monitor = SchemaMonitor(config)
 
+    def leave(self) -> None:
+        """Say from now on that this replica is not ready: it is being stopped."""
+        self._monitor.leave()
+
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Register handlers and routes; nothing touches the database yet."""
         app_config.on_startup.append(self._bring_to_head)

@@ -18,6 +18,7 @@ from gasket.migrator.report import StatusReport, report_on
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 
 DATABASE_AWAY = "database_away"
+LEAVING = "leaving"
 
 _SHARED_FOR = 1.0
 _PROBE_TIMEOUT = 2.0
@@ -55,6 +56,7 @@ class SchemaMonitor:
         self._detail: str | None = None
         self._last_good: Readiness | None = None
         self._good_at = 0.0
+        self._leaving = False
 
     @cached_property
     def _revisions(self) -> Revisions:
@@ -62,6 +64,8 @@ class SchemaMonitor:
 
     async def readiness(self) -> Readiness:
         """At most two seconds old is what this answers, within about two seconds."""
+        if self._leaving:
+            return self._not_for_long()
         now = time.monotonic()
         if self._probe is None or (self._probe.done() and now - self._probed_at >= _SHARED_FOR):
             self._probed_at = now
@@ -81,6 +85,10 @@ class SchemaMonitor:
             except BaseException:
                 self._drop_connection()
                 raise
+
+    def leave(self) -> None:
+        """From now on the answer is no, whatever the schema's state is."""
+        self._leaving = True
 
     async def close(self) -> None:
         """Give the connection back; harmless when there is none."""
@@ -116,11 +124,15 @@ class SchemaMonitor:
 
     def _away(self) -> Readiness:
         last, age = self._last_good, time.monotonic() - self._good_at
+        return self._as_of_last(ready=last is not None and last.ready and age < _GRACE, state=DATABASE_AWAY)
+
+    def _not_for_long(self) -> Readiness:
+        return self._as_of_last(ready=False, state=LEAVING)
+
+    def _as_of_last(self, *, ready: bool, state: str) -> Readiness:
+        last = self._last_good
         return Readiness(
-            ready=last is not None and last.ready and age < _GRACE,
-            state=DATABASE_AWAY,
-            revision=last.revision if last else None,
-            head=self._plan.head if self._plan else None,
+            ready, state, revision=last.revision if last else None, head=self._plan.head if self._plan else None
         )
 
     async def _connected(self) -> asyncpg.Connection:

@@ -1,0 +1,142 @@
+"""Keys in memory: for a short time, no longer than promised, and never longer than nothing has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from hashlib import sha256
+from typing import NamedTuple, TypeVar
+
+from gasket.proxy.access import Access
+from gasket.proxy.errors import KeyRefusedError
+
+T = TypeVar("T")
+
+_SHAPE = re.compile(rb"gsk_[0-9a-f]{48}")
+_MOST_KEYS = 20_000
+_MOST_REFUSALS = 10_000
+_REFUSAL_TTL = 5.0
+
+
+class _Kept(NamedTuple):
+    access: Access
+    until: float
+
+
+class KeyDirectory:
+    """Answers for keys from memory, else by `find`, which is given the hex SHA-256 of a key.
+
+    `ttl`, in seconds, may be changed at any time; it holds for what is looked up from then on.
+    """
+
+    def __init__(self, find: Callable[[str], Awaitable[Access]], *, ttl: float) -> None:
+        self.ttl = ttl
+        self.hits = 0
+        self.misses = 0
+        self._find = find
+        self._kept: dict[str, _Kept] = {}
+        self._refused: dict[str, tuple[KeyRefusedError, float]] = {}
+        self._looking: dict[str, asyncio.Task[Access]] = {}
+        self._generation = 0
+
+    def recall(self, key: bytes) -> Access | None:
+        """What is known of a key without asking anybody; None: ask `look_up`.
+
+        Raises:
+            KeyRefusedError: it is missing, or has not the form of a key, or has expired.
+        """
+        if not _SHAPE.fullmatch(key):
+            raise _misshapen(key)
+        kept = self._kept.get(sha256(key).hexdigest())
+        now = time.monotonic()
+        if kept is None or kept.until <= now:
+            return None
+        expires_at = kept.access.expires_at
+        if expires_at is not None and expires_at <= now:
+            raise KeyRefusedError("This API key has expired.", code="expired_api_key")
+        self.hits += 1
+        return kept.access
+
+    async def look_up(self, key: bytes) -> Access:
+        """What the database says of a key of the right form; many that ask at once ask once.
+
+        Raises:
+            KeyRefusedError, BusyError: as they say.
+        """
+        digest = sha256(key).hexdigest()
+        error, until = self._refused.get(digest, (None, 0.0))
+        if error is not None and until > time.monotonic():
+            raise KeyRefusedError(str(error), code=error.code)
+        looking = self._looking.get(digest)
+        if looking is None:
+            self.misses += 1
+            looking = self._looking[digest] = asyncio.create_task(self._fetch(digest))
+            looking.add_done_callback(partial(self._looked_up, digest))
+        # Shielded: the one who asked first may leave, the others still want to know.
+        return await asyncio.shield(looking)
+
+    def forget_key(self, digest: str) -> None:
+        """This key has changed."""
+        self._generation += 1
+        self._looking.pop(digest, None)
+        self._kept.pop(digest, None)
+        self._refused.pop(digest, None)
+
+    def forget_profile(self, profile_id: int) -> None:
+        """This profile has changed, or the list of its backends."""
+        self._forget(lambda access: access.profile.id == profile_id)
+
+    def forget_backend(self, backend_id: int) -> None:
+        """This backend has changed."""
+        self._forget(lambda access: any(backend.id == backend_id for backend in access.profile.backends))
+
+    def forget_all(self) -> None:
+        """Anything may have changed."""
+        self._generation += 1
+        self._looking.clear()
+        self._kept.clear()
+        self._refused.clear()
+
+    def _forget(self, concerned: Callable[[Access], bool]) -> None:
+        self._generation += 1
+        self._looking.clear()
+        self._kept = {digest: kept for digest, kept in self._kept.items() if not concerned(kept.access)}
+
+    async def _fetch(self, digest: str) -> Access:
+        """A look-up that a change has overtaken is good for those who asked before it, and is not kept.
+
+        Nor is it handed to who asks after the change: `forget_...` has taken it out of `_looking`.
+        """
+        generation, started = self._generation, time.monotonic()
+        try:
+            access = await self._find(digest)
+        except KeyRefusedError as error:
+            if generation == self._generation:
+                _keep(self._refused, digest, (error, started + min(_REFUSAL_TTL, self.ttl)), most=_MOST_REFUSALS)
+            raise
+        if generation == self._generation:
+            _keep(self._kept, digest, _Kept(access, started + self.ttl), most=_MOST_KEYS)
+        return access
+
+    def _looked_up(self, digest: str, done: asyncio.Task[Access]) -> None:
+        if self._looking.get(digest) is done:
+            del self._looking[digest]
+        if not done.cancelled():
+            done.exception()  # everybody who asked may have left
+
+
+def _keep(entries: dict[str, T], digest: str, entry: T, *, most: int) -> None:
+    """Put it last; of a full dict, drop what came first."""
+    entries.pop(digest, None)
+    if len(entries) >= most:
+        del entries[next(iter(entries))]
+    entries[digest] = entry
+
+
+def _misshapen(key: bytes) -> KeyRefusedError:
+    if not key:
+        return KeyRefusedError("There is no API key: send `Authorization: Bearer gsk_...`.", code="missing_api_key")
+    return KeyRefusedError("This is not an API key of this gateway: gsk_ and 48 hex digits.", code="malformed_api_key")

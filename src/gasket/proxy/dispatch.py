@@ -1,0 +1,173 @@
+"""Finds the backend that answers: in the profile's order, past those that cannot, once past one that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gasket.backends.breaker import Breaker, Breakers
+from gasket.proxy.access import Backend
+from gasket.proxy.errors import BusyError, GatewayError, UpstreamFailedError, UpstreamTimeoutError
+from gasket.proxy.exchange import Exchange
+from gasket.upstream.client import Response, UpstreamClient
+from gasket.upstream.connection import Fields
+from gasket.upstream.failures import AnswerTimeoutError, NotConnectedError, UpstreamError
+
+_WORTH_ANOTHER_BACKEND = frozenset({429, 502, 503, 504})
+_SIGNS_OF_FAILURE = frozenset({502, 503, 504})
+_TRIES = 2
+
+
+class Answer:
+    """A backend's answer that has begun. Close it in every case: it holds one of the backend's places."""
+
+    __slots__ = ("_breaker", "_places", "backend", "response")
+
+    def __init__(self, backend: Backend, response: Response, breaker: Breaker, places: Places) -> None:
+        self.backend = backend
+        self.response = response
+        self._breaker = breaker
+        self._places = places
+
+    def broke_off(self) -> None:
+        """The backend did not finish it."""
+        self._breaker.failed()
+
+    def close(self) -> None:
+        """Let go of the connection: for reuse if the answer is complete, else for good."""
+        self.response.close()
+        self._places.give_back(self.backend)
+
+
+class Places:
+    """How many requests of this replica each backend has at the moment."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, int] = {}
+
+    def take(self, backend: Backend) -> bool:
+        """Whether there was room for one more."""
+        taken = self._taken.get(backend.id, 0)
+        if backend.max_concurrency is not None and taken >= backend.max_concurrency:
+            return False
+        self._taken[backend.id] = taken + 1
+        return True
+
+    def give_back(self, backend: Backend) -> None:
+        """One request has ended."""
+        left = self._taken[backend.id] - 1
+        if left:
+            self._taken[backend.id] = left
+        else:
+            del self._taken[backend.id]
+
+
+class Dispatcher:
+    """Sends requests to backends."""
+
+    def __init__(self, client: UpstreamClient, breakers: Breakers) -> None:
+        self._client = client
+        self._breakers = breakers
+        self._places = Places()
+
+    async def first_answer(
+        self,
+        exchange: Exchange,
+        backends: Sequence[Backend],
+        *,
+        target: str,
+        fields: Fields,
+        body: bytes,
+        may_fail_over: bool = True,
+    ) -> Answer:
+        """The answer of the first backend that has one; a second one is tried if that one fails.
+
+        `target` is what follows `/v1`, with the query. If both fail, the answer that the client gets is the first
+        backend's own, if it had one.
+
+        Raises:
+            UpstreamFailedError, UpstreamTimeoutError: no backend answered.
+            BusyError: none could be tried.
+        """
+        refused: GatewayError | None = None
+        spare: Answer | None = None
+        tries = 0
+        try:
+            for backend in backends:
+                if tries >= (_TRIES if may_fail_over else 1):
+                    break
+                breaker = self._breakers.of(backend.id, backend.name)
+                if (reason := self._enter(backend, breaker)) is not None:
+                    refused = refused or reason
+                    continue
+                exchange.backend, exchange.retries = backend, tries
+                tries += 1
+                try:
+                    answer = await self._ask(backend, breaker, exchange.method, target, fields, body)
+                except GatewayError as error:
+                    refused = error
+                    continue
+                if answer.response.status not in _WORTH_ANOTHER_BACKEND or spare is not None:
+                    return answer
+                spare = answer
+            if spare is not None:
+                answer, spare = spare, None
+                exchange.backend = answer.backend
+                return answer
+        finally:
+            if spare is not None:
+                spare.close()
+        raise refused or BusyError("No backend can take this request now.", code="upstream_unavailable")
+
+    def _enter(self, backend: Backend, breaker: Breaker) -> GatewayError | None:
+        """Take one of the backend's places; why not, if it cannot be had."""
+        if backend.credential_unreadable:
+            return UpstreamFailedError(
+                f"The credential of backend {backend.name!r} cannot be opened with GASKET_SECRET_KEY; "
+                "it has to be set again."
+            )
+        if not self._places.take(backend):
+            return BusyError(f"Backend {backend.name!r} has as many requests as it may have at once.")
+        if not breaker.admits():
+            self._places.give_back(backend)
+            return BusyError(
+                f"Backend {backend.name!r} has failed repeatedly and is set aside for a moment.",
+                code="upstream_unavailable",
+                retry_after=breaker.retry_after,
+            )
+        return None
+
+    async def _ask(
+        self, backend: Backend, breaker: Breaker, method: str, target: str, fields: Fields, body: bytes
+    ) -> Answer:
+        verdict = breaker.abandoned  # the client left, or the replica stops
+        response: Response | None = None
+        try:
+            response = await self._client.send(
+                method,
+                backend.address,
+                backend.address.target(target),
+                fields=fields + backend.own_fields,
+                body=body,
+                timeouts=backend.timeouts,
+                skip_tls_verify=backend.skip_tls_verify,
+            )
+            verdict = breaker.failed if response.status in _SIGNS_OF_FAILURE else breaker.succeeded
+            return Answer(backend, response, breaker, self._places)
+        except UpstreamError as error:
+            verdict = breaker.failed
+            raise explain(error, backend) from error
+        finally:
+            verdict()
+            if response is None:
+                self._places.give_back(backend)
+
+
+def explain(error: UpstreamError, backend: Backend) -> GatewayError:
+    """What the client is told of it."""
+    words = f"Backend {backend.name!r} {error}."
+    match error:
+        case NotConnectedError():
+            return UpstreamFailedError(words, code="upstream_unreachable")
+        case AnswerTimeoutError():
+            return UpstreamTimeoutError(words)
+    return UpstreamFailedError(words)

@@ -1,0 +1,81 @@
+"""What may be asked for: the endpoints that leave nothing behind, and those that share the upstream's account. Pure."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from gasket.proxy.errors import BadRequestError
+
+PREFIX = b"/v1"
+
+_STATELESS = frozenset(
+    {
+        b"/chat/completions",
+        b"/completions",
+        b"/embeddings",
+        b"/responses",
+        b"/moderations",
+        b"/images/generations",
+        b"/images/edits",
+        b"/images/variations",
+        b"/audio/speech",
+        b"/audio/transcriptions",
+        b"/audio/translations",
+        b"/rerank",
+    }
+)
+_FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
+_STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
+# Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: an encoded slash,
+# backslash, dot or control character, and segments of dots.
+_PLAIN = re.compile(
+    rb"(?:/(?!\.{1,2}(?:/|$))"
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%(?!2[EeFf]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})+)+"
+)
+
+
+class Kind(Enum):
+    """What an endpoint is about."""
+
+    MODELS = "models"
+    """The models, which the gateway answers for itself; so a model's name may have a slash, encoded or not."""
+    STATELESS = "stateless"
+    """One answer for one request; nothing of it stays upstream."""
+    STATEFUL = "stateful"
+    """Whatever else the API has: it lives in the upstream's account."""
+
+
+class Endpoint(NamedTuple):
+    """Where a request goes. `path` is what follows `/v1`, as it came; of MODELS, decoded."""
+
+    kind: Kind
+    path: str
+    asks_for_usage: bool
+    """Whether a stream tells its usage when `stream_options` asks for it."""
+
+
+_KNOWN = {
+    ("POST", path): Endpoint(Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE) for path in _STATELESS
+}
+
+
+def find_endpoint(method: str, raw_path: bytes) -> Endpoint:
+    """The endpoint of a request, by its path as it stands in the request line.
+
+    Raises:
+        BadRequestError: the path could mean two things.
+    """
+    path = raw_path[len(PREFIX) :]
+    if (known := _KNOWN.get((method, path))) is not None:
+        return known
+    if method == "GET" and (path == b"/models" or path.startswith(b"/models/")):
+        return Endpoint(Kind.MODELS, unquote(path.decode("latin-1")), asks_for_usage=False)
+    if not _PLAIN.fullmatch(path):
+        raise BadRequestError(
+            "The path has no segment, an empty or dotted one, or an encoded slash.", code="invalid_path"
+        )
+    stateless = method == "POST" and _FAMILIES.fullmatch(path)
+    return Endpoint(Kind.STATELESS if stateless else Kind.STATEFUL, path.decode("ascii"), asks_for_usage=False)

@@ -1,0 +1,89 @@
+"""Server-sent events (WHATWG HTML, "Server-sent events") as bytes: whole ones go on as they came. Pure."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+LONGEST_HELD = 64 * 1024
+"""Bytes of an unfinished event that are held back; a longer one goes on in pieces."""
+
+_BORDERS = (b"\n\n", b"\n\r\n", b"\r\r")
+_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2,}")
+
+
+class EventStream:
+    """Cuts a stream of bytes at the borders of its events, so that one that breaks off never goes out in part."""
+
+    __slots__ = ("_held", "clean")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self.clean = True
+        """Whether what went on so far ends with a whole event."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What can go on now: everything up to the last border. Nothing is changed or lost."""
+        if self._held:
+            chunk = self._held + chunk
+            self._held = b""
+        if chunk.endswith(b"\n\n"):
+            self.clean = True
+            return chunk
+        border = max(chunk.rfind(border) + len(border) if border in chunk else 0 for border in _BORDERS)
+        whole, rest = chunk[:border], chunk[border:]
+        if len(rest) > LONGEST_HELD:
+            self.clean = False
+            return chunk
+        self._held = rest
+        if whole:
+            self.clean = True
+        return whole
+
+    def rest(self) -> bytes:
+        """What is left when the stream has ended by itself."""
+        held, self._held = self._held, b""
+        return held
+
+
+def split_events(block: bytes) -> list[bytes]:
+    """The events of a block of whole ones, each with the blank line that ends it."""
+    events, start = [], 0
+    for border in _EVENT.finditer(block):
+        events.append(block[start : border.end()])
+        start = border.end()
+    if start < len(block):
+        events.append(block[start:])
+    return events
+
+
+def event_data(event: bytes) -> bytes:
+    """The value of the event's `data` fields, lines joined by a line feed."""
+    lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+
+
+def error_event(error: bytes, *, clean: bool) -> bytes:
+    """An error as the last event of a stream; `clean` says that the one before it is whole."""
+    return (b"" if clean else b"\n\n") + b"data: " + error + b"\n\n"
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as an upstream counts them: of chat completions, embeddings and so on, or of responses."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the request."""
+        return self.prompt_tokens or self.input_tokens or 0
+
+    @property
+    def completion(self) -> int:
+        """Tokens of the answer."""
+        return self.completion_tokens or self.output_tokens or max((self.total_tokens or 0) - self.prompt, 0)

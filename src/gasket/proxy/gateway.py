@@ -1,0 +1,232 @@
+"""`/v1` as an ASGI application: one request from its key to the end of its answer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+import msgspec
+from litestar.types import HTTPScope, Receive, Send
+
+from gasket.proxy.access import Backend, Profile
+from gasket.proxy.bodies import NOTHING, Wanted, read_body, read_wanted
+from gasket.proxy.directory import KeyDirectory
+from gasket.proxy.dispatch import Dispatcher
+from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
+from gasket.proxy.errors import (
+    BusyError,
+    ClientGoneError,
+    ForbiddenError,
+    GatewayError,
+    NoSuchModelError,
+    UpstreamFailedError,
+    UpstreamTimeoutError,
+)
+from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_request_id
+from gasket.proxy.headers import Incoming, bearer, own_fields
+from gasket.proxy.model_lists import ModelLists
+from gasket.proxy.relay import Relay, send_whole
+from gasket.proxy.watch import Watch
+from gasket.upstream.connection import Fields
+
+log = logging.getLogger("gasket.gateway")
+
+Observer = Callable[[Exchange], None]
+
+_CLOSE: Fields = [(b"connection", b"close")]
+_JSON = (b"content-type", b"application/json")
+
+
+class Gateway:
+    """Everything below `/v1`. `observers` are told each request once it has ended; they must not raise."""
+
+    def __init__(
+        self,
+        directory: KeyDirectory,
+        dispatcher: Dispatcher,
+        models: ModelLists,
+        *,
+        largest_body: int,
+        most_requests: int,
+        observers: Sequence[Observer],
+    ) -> None:
+        self._directory = directory
+        self._dispatcher = dispatcher
+        self._models = models
+        self._largest_body = largest_body
+        self._most_requests = most_requests
+        self._observers = observers
+        self._watches: set[Watch] = set()
+        self._under_way = 0
+        self._extra: Fields = []
+
+    @property
+    def under_way(self) -> int:
+        """How many requests there are at the moment."""
+        return self._under_way
+
+    def drain(self) -> None:
+        """Tell every client from now on to come back over another connection."""
+        self._extra = _CLOSE
+
+    def stop(self) -> None:
+        """End what still runs, in words where the client can read them."""
+        for watch in list(self._watches):
+            watch.stop()
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        raw_path: bytes = scope["raw_path"]
+        exchange = Exchange(
+            request_id=new_request_id(),
+            method=scope["method"],
+            path=raw_path.decode("latin-1")[3:],
+            started=time.monotonic(),
+        )
+        self._under_way += 1
+        try:
+            await self._answer(exchange, scope, receive, send)
+        except ClientGoneError:
+            exchange.status, exchange.outcome = CLIENT_GONE_STATUS, Outcome.CLIENT_GONE
+        except GatewayError as error:
+            _note(exchange, error)
+            if exchange.first_byte is None:
+                exchange.status = error.status
+                fields = error.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+                await send_whole(send, error.status, fields, error.body())
+        except Exception:
+            log.exception("%s /v1%s failed", exchange.method, exchange.path)
+            exchange.status, exchange.outcome = 500, Outcome.REFUSED
+            if exchange.first_byte is None:
+                fault = GatewayError("Something went wrong on the gateway's side; its log says what.")
+                await send_whole(send, 500, fault.headers(), fault.body())
+        finally:
+            self._under_way -= 1
+            exchange.ended = time.monotonic()
+            for observe in self._observers:
+                observe(exchange)
+
+    async def _answer(self, exchange: Exchange, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        incoming = Incoming(scope["headers"])
+        exchange.client_request_id = incoming.request_id
+        endpoint = find_endpoint(exchange.method, scope["raw_path"])
+        key = bearer(incoming.authorization)
+        access = self._directory.recall(key) or await self._directory.look_up(key)
+        exchange.access = access
+        if endpoint.kind is Kind.STATEFUL and not access.profile.allow_stateful_endpoints:
+            raise ForbiddenError(
+                f"{exchange.method} /v1{endpoint.path} is not open to this key: what it makes or shows is shared by "
+                "all keys. An administrator can allow it (allow_stateful_endpoints)."
+            )
+        if not access.profile.backends:
+            raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
+        if self._under_way > self._most_requests:
+            raise BusyError("This replica has as many requests as it may have at once.")
+        body = await read_body(receive, length=incoming.length, limit=self._largest_body)
+        exchange.bytes_in = len(body)
+        wanted = _read(endpoint, body, incoming.content_type, access.profile)
+        exchange.model = wanted.model
+        query = scope["query_string"].decode("latin-1")
+        request = _Request(endpoint, f"{endpoint.path}?{query}" if query else endpoint.path, incoming, body)
+        watch = Watch(receive)
+        self._watches.add(watch)
+        try:
+            if endpoint.kind is Kind.MODELS:
+                async with watch:
+                    whole = await self._models_answer(access.profile, endpoint)
+                await self._send_models(exchange, whole, send)
+            else:
+                await self._pass_on(exchange, access.profile, request, watch, send)
+        finally:
+            self._watches.discard(watch)
+
+    async def _pass_on(self, exchange: Exchange, profile: Profile, request: _Request, watch: Watch, send: Send) -> None:
+        answer, relay = None, None
+        try:
+            async with watch:
+                try:
+                    answer = await self._dispatcher.first_answer(
+                        exchange,
+                        await self._candidates(profile, request.endpoint, exchange.model),
+                        target=request.target,
+                        fields=request.incoming.upstream,
+                        body=request.body,
+                        may_fail_over=request.endpoint.kind is Kind.STATELESS,
+                    )
+                    relay = Relay(exchange, answer, send, extra=self._extra)
+                    await relay.run()
+                finally:
+                    if answer is not None:
+                        answer.close()
+        except GatewayError as reason:
+            if relay is not None:
+                await relay.break_off(reason)
+            raise
+
+    async def _candidates(self, profile: Profile, endpoint: Endpoint, model: str | None) -> Sequence[Backend]:
+        if endpoint.kind is Kind.STATEFUL:
+            return profile.backends[:1]
+        if model is None:
+            return profile.backends
+        serving = await self._models.serving(profile.backends, model)
+        if not serving:
+            raise NoSuchModelError(f"No backend of this key has the model {model!r}.", param="model")
+        return serving
+
+    async def _models_answer(self, profile: Profile, endpoint: Endpoint) -> tuple[bytes, list[Backend]]:
+        """`GET /v1/models` and `GET /v1/models/{model}` (OpenAI API reference, "Models")."""
+        models, silent = await self._models.merged(profile)
+        name = endpoint.path.removeprefix("/models").removeprefix("/")
+        if not name:
+            return msgspec.json.encode({"object": "list", "data": list(models.values())}), silent
+        if name not in models:
+            raise NoSuchModelError(f"No backend of this key has the model {name!r}.", param="model")
+        return bytes(models[name]), silent
+
+    async def _send_models(self, exchange: Exchange, answer: tuple[bytes, list[Backend]], send: Send) -> None:
+        body, silent = answer
+        fields = [_JSON, (b"content-length", str(len(body)).encode())]
+        if silent:
+            names = ", ".join(quote(backend.name, safe=" ") for backend in silent)
+            fields.append((b"x-gasket-unavailable-backends", names.encode()))
+        fields += own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+        exchange.status, exchange.first_byte, exchange.bytes_out = 200, time.monotonic(), len(body)
+        await send_whole(send, 200, fields, body)
+
+
+class _Request(NamedTuple):
+    endpoint: Endpoint
+    target: str
+    incoming: Incoming
+    body: bytes
+
+
+def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile) -> Wanted:
+    """What the body says of itself, if the profile allows that."""
+    if endpoint.kind is Kind.STATELESS:
+        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models))
+    elif endpoint.kind is Kind.STATEFUL and body.lstrip()[:1] == b"{":
+        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models) and b"model" in body)
+    else:
+        wanted = NOTHING
+    if wanted.model is not None and not profile.allows(wanted.model):
+        raise ForbiddenError(
+            f"This key may not use the model {wanted.model!r}.", code="model_not_allowed", param="model"
+        )
+    return wanted
+
+
+def _note(exchange: Exchange, error: GatewayError) -> None:
+    exchange.error = str(error)
+    match error:
+        case BusyError(code="shutting_down"):
+            exchange.outcome = Outcome.SHUTDOWN
+        case UpstreamTimeoutError():
+            exchange.outcome = Outcome.TIMEOUT
+        case UpstreamFailedError():
+            exchange.outcome = Outcome.UPSTREAM_FAILED
+        case _:
+            exchange.outcome = Outcome.REFUSED

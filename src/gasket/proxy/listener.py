@@ -1,0 +1,126 @@
+"""Hears of changed keys, profiles and backends from PostgreSQL's NOTIFY, and makes the directory forget them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+import asyncpg
+
+from gasket.migrator.connection import describe, leads_through_pooler
+from gasket.proxy.directory import KeyDirectory
+
+log = logging.getLogger("gasket.gateway")
+
+TTL_BEHIND_POOLER = 2.0
+"""Seconds for which a key is kept where nobody can LISTEN."""
+
+_CONNECT_TIMEOUT = 5.0
+_HEARTBEAT = 10.0
+_HEARTBEAT_TIMEOUT = 5.0
+_FIRST_PAUSE = 0.25
+_LONGEST_PAUSE = 5.0
+_GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+class ChangeListener:
+    """One connection that LISTENs for as long as the replica serves.
+
+    While it is down, what the directory knows lives to its time to live and no longer; when it is back, the
+    directory forgets everything before the first notification counts, for some may have been missed.
+    """
+
+    def __init__(self, database_url: str, *, schema: str, application_name: str, directory: KeyDirectory) -> None:
+        self._url = database_url
+        self._channel = f"gasket_{schema}"
+        self._application_name = application_name
+        self._directory = directory
+        self._task: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+
+    def start(self) -> None:
+        """Listen from now on, in the background. Again is no more."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Harmless when it was never started."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        pause, complained = _FIRST_PAUSE, False
+        while True:
+            try:
+                connection = await self._connect()
+                try:
+                    if await leads_through_pooler(connection):
+                        self._give_up()
+                        return
+                    await self._listen(connection)
+                    if complained:
+                        log.info("hearing of changes of keys again")
+                    pause, complained = _FIRST_PAUSE, False
+                    await self._until_lost(connection)
+                finally:
+                    connection.terminate()
+                reason = "the connection was lost"
+            except _GONE as error:
+                reason = describe(error)
+            if not complained:
+                complained = True
+                log.warning(
+                    "no word of changed keys (%s): what is in memory lives for at most %.0f s; reconnecting",
+                    reason,
+                    self._directory.ttl,
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection: asyncpg.Connection = await asyncpg.connect(
+            self._url,
+            timeout=_CONNECT_TIMEOUT,
+            statement_cache_size=0,
+            server_settings={"application_name": self._application_name},
+        )
+        return connection
+
+    async def _listen(self, connection: asyncpg.Connection) -> None:
+        self._lost.clear()
+        connection.add_termination_listener(lambda _connection: self._lost.set())
+        await connection.add_listener(self._channel, self._heard)
+        self._directory.forget_all()
+
+    async def _until_lost(self, connection: asyncpg.Connection) -> None:
+        """A host that vanished sends no word of it; so ask now and then."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEARTBEAT):
+                    await self._lost.wait()
+                    return
+            await connection.execute("SELECT 1", timeout=_HEARTBEAT_TIMEOUT)
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        what, _, which = str(payload).partition(":")
+        match what:
+            case "key":
+                self._directory.forget_key(which)
+            case "profile" if which.isdigit():
+                self._directory.forget_profile(int(which))
+            case "backend" if which.isdigit():
+                self._directory.forget_backend(int(which))
+            case _:  # of a newer release
+                self._directory.forget_all()
+
+    def _give_up(self) -> None:
+        self._directory.ttl = min(self._directory.ttl, TTL_BEHIND_POOLER)
+        self._directory.forget_all()
+        log.warning(
+            "the database is reached through a connection pooler, where nobody can hear of changed keys: a change is "
+            "noticed after up to %.0f s. Set GASKET_MIGRATION_DATABASE_URL to a direct connection.",
+            self._directory.ttl,
+        )

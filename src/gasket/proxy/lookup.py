@@ -1,0 +1,180 @@
+"""The one query behind a key check, on a few connections of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import asyncpg
+
+from gasket.migrator.connection import describe
+from gasket.proxy.access import Access, Backend, Profile
+from gasket.proxy.errors import BusyError, KeyRefusedError
+
+log = logging.getLogger("gasket.gateway")
+
+CONNECTIONS = 2
+_CONNECT_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 5.0
+_LONGEST_QUEUE = 1000
+_MOST_CREDENTIALS = 1000
+
+# Outside a transaction and with no statement kept: under the DDL of a newer release nothing goes stale, and a
+# pooler in transaction mode may hand out another server connection each time.
+_QUERY = """
+SELECT k.id AS key_id, k.user_email, k.revoked_at IS NOT NULL AS revoked,
+    extract(epoch FROM k.expires_at - now())::float8 AS expires_in,
+    p.id AS profile_id, p.name AS profile_name, p.allowed_models, p.allow_stateful_endpoints,
+    b.id AS backend_id, b.name AS backend_name, b.base_url, b.api_key, b.skip_tls_verify, b.max_concurrency,
+    b.connect_timeout, b.first_byte_timeout, b.chunk_timeout
+FROM {schema}.api_keys AS k
+JOIN {schema}.backend_profiles AS p ON p.id = k.profile_id
+LEFT JOIN {schema}.profile_backends AS l ON l.profile_id = p.id
+LEFT JOIN {schema}.openai_backends AS b ON b.id = l.backend_id
+WHERE k.key_value = $1
+ORDER BY l.position
+"""
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError, ConnectionError)
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+class KeyLookup:
+    """Asks the database what a key may do.
+
+    `decrypt` opens a stored credential; None where no key of the ring does.
+    """
+
+    def __init__(
+        self, database_url: str, *, schema: str, application_name: str, decrypt: Callable[[str], str | None]
+    ) -> None:
+        self._url = database_url
+        self._application_name = application_name
+        self._query = _QUERY.format(schema=f'"{schema}"')
+        self._decrypt = decrypt
+        self._idle: list[asyncpg.Connection] = []
+        self._places = asyncio.Semaphore(CONNECTIONS)
+        self._waiting = 0
+        self._profiles: dict[int, Profile] = {}
+        self._backends: dict[int, Backend] = {}
+        self._credentials: dict[str, str | None] = {}
+        self._away = False
+
+    async def find(self, digest: str) -> Access:
+        """What the key with this digest may do.
+
+        Raises:
+            KeyRefusedError: there is none, or it is revoked or has expired.
+            BusyError: the database does not answer.
+        """
+        if self._waiting >= _LONGEST_QUEUE:
+            raise BusyError("Too many keys are being looked up.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT), self._places:
+                rows = await self._ask(digest)
+        except _AWAY as error:  # a timeout is an OSError
+            if not self._away:
+                self._away = True
+                log.warning("keys that are not in memory get 503: the database does not answer: %s", describe(error))
+            raise BusyError(
+                "The gateway's database does not answer, and this key is not in memory; try again soon.",
+                code="database_unavailable",
+            ) from None
+        finally:
+            self._waiting -= 1
+        if self._away:
+            self._away = False
+            log.info("the database answers again: keys are looked up")
+        return self._access(rows)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        while self._idle:
+            self._idle.pop().terminate()
+
+    async def _ask(self, digest: str) -> Sequence[asyncpg.Record]:
+        """A pooled connection may have died unnoticed: then once more, on a fresh one."""
+        if self._idle:
+            try:
+                return await self._ask_over(self._idle.pop(), digest)
+            except _LOST:
+                pass
+        return await self._ask_over(await self._connect(), digest)
+
+    async def _ask_over(self, connection: asyncpg.Connection, digest: str) -> Sequence[asyncpg.Record]:
+        try:
+            rows: Sequence[asyncpg.Record] = await connection.fetch(self._query, digest)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._idle.append(connection)
+        return rows
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection: asyncpg.Connection = await asyncpg.connect(
+            self._url,
+            timeout=_CONNECT_TIMEOUT,
+            statement_cache_size=0,
+            server_settings={"application_name": self._application_name},
+        )
+        return connection
+
+    def _access(self, rows: Sequence[asyncpg.Record]) -> Access:
+        if not rows:
+            raise KeyRefusedError("This API key does not exist.")
+        key = rows[0]
+        if key["revoked"]:
+            raise KeyRefusedError("This API key has been revoked.", code="revoked_api_key")
+        if key["expires_in"] is not None and key["expires_in"] <= 0:
+            raise KeyRefusedError("This API key has expired.", code="expired_api_key")
+        return Access(
+            key_id=key["key_id"],
+            user_email=key["user_email"],
+            profile=self._profile(rows),
+            expires_at=None if key["expires_in"] is None else time.monotonic() + key["expires_in"],
+        )
+
+    def _profile(self, rows: Sequence[asyncpg.Record]) -> Profile:
+        """One object for all keys of a profile, as long as its rows are the same."""
+        row = rows[0]
+        profile = Profile(
+            id=row["profile_id"],
+            name=row["profile_name"],
+            allowed_models=frozenset(row["allowed_models"]),
+            allow_stateful_endpoints=row["allow_stateful_endpoints"],
+            backends=tuple(self._backend(row) for row in rows if row["backend_id"] is not None),
+        )
+        known = self._profiles.get(profile.id)
+        if known != profile:
+            self._profiles[profile.id] = known = profile
+        return known
+
+    def _backend(self, row: asyncpg.Record) -> Backend:
+        token = row["api_key"]
+        credential = None if token is None else self._open(token)
+        backend = Backend(
+            id=row["backend_id"],
+            name=row["backend_name"],
+            base_url=row["base_url"],
+            credential=credential,
+            credential_unreadable=token is not None and credential is None,
+            skip_tls_verify=row["skip_tls_verify"],
+            max_concurrency=row["max_concurrency"],
+            connect_timeout=row["connect_timeout"],
+            first_byte_timeout=row["first_byte_timeout"],
+            chunk_timeout=row["chunk_timeout"],
+        )
+        known = self._backends.get(backend.id)
+        if known != backend:
+            self._backends[backend.id] = known = backend
+        return known
+
+    def _open(self, token: str) -> str | None:
+        """The credential; opening one takes longer than the rest of a look-up."""
+        if token not in self._credentials:
+            if len(self._credentials) >= _MOST_CREDENTIALS:
+                self._credentials.clear()
+            self._credentials[token] = self._decrypt(token)
+        return self._credentials[token]

@@ -1,0 +1,94 @@
+"""The gateway as a Litestar plugin: the parts of `/v1`, put together, and their life."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+
+from litestar import Litestar
+from litestar.config.app import AppConfig
+from litestar.plugins import InitPlugin
+
+from gasket.backends.breaker import Breakers
+from gasket.db import application_name
+from gasket.proxy.access import Access
+from gasket.proxy.access_log import AccessLog
+from gasket.proxy.directory import KeyDirectory
+from gasket.proxy.dispatch import Dispatcher
+from gasket.proxy.gateway import Gateway, Observer
+from gasket.proxy.listener import ChangeListener
+from gasket.proxy.lookup import KeyLookup
+from gasket.proxy.model_lists import ModelLists
+from gasket.settings import Settings
+from gasket.upstream.client import UpstreamClient
+
+
+class GatewayPlugin(InitPlugin):
+    """Makes `gateway` and looks after it; whoever composes the application puts it at `/v1`.
+
+    URLs are libpq URLs; `listener_url` leads around a transaction pooler where that is needed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database_url: str,
+        listener_url: str,
+        client: UpstreamClient,
+        breakers: Breakers,
+        decrypt: Callable[[str], str | None],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._lookup = KeyLookup(
+            database_url,
+            schema=settings.database_schema,
+            application_name=application_name("gasket-keys", settings.release),
+            decrypt=decrypt,
+        )
+        self._directory = KeyDirectory(self._look_up, ttl=settings.key_cache_ttl)
+        self._listener = ChangeListener(
+            listener_url,
+            schema=settings.database_schema,
+            application_name=application_name("gasket-listen", settings.release),
+            directory=self._directory,
+        )
+        self._access_log = AccessLog()
+        self.gateway = Gateway(
+            self._directory,
+            Dispatcher(client, breakers),
+            ModelLists(client),
+            largest_body=settings.max_body_size,
+            most_requests=settings.max_requests,
+            observers=[self._access_log, *observers],
+        )
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Register the handlers."""
+        app_config.on_startup.append(self._start)
+        app_config.on_shutdown.append(self._stop)
+        return app_config
+
+    async def _start(self, _app: Litestar) -> None:
+        self._access_log.configure()
+        _settle_memory()
+
+    async def _look_up(self, digest: str) -> Access:
+        """A replica listens from the first key on: until then there is nothing to forget, and a start only looks."""
+        self._listener.start()
+        return await self._lookup.find(digest)
+
+    async def _stop(self, _app: Litestar) -> None:
+        self._access_log.flush()
+        await self._listener.stop()
+        await self._lookup.close()
+
+
+def _settle_memory() -> None:
+    """What is there after start-up stays: never look through it again, and collect more rarely.
+
+    Full collections, which stop everything, are what the slowest of a hundred requests waited for.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -1,0 +1,112 @@
+"""Passes an answer on, byte for byte, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from litestar.types import Send
+
+from gasket.proxy.dispatch import Answer, explain
+from gasket.proxy.errors import ClientGoneError, GatewayError
+from gasket.proxy.events import EventStream, error_event
+from gasket.proxy.exchange import Exchange
+from gasket.proxy.headers import downstream
+from gasket.upstream.client import Response
+from gasket.upstream.connection import Fields
+from gasket.upstream.failures import BrokenAnswerError, UpstreamError
+
+_STALLED_AFTER = 300.0
+_FAREWELL = 1.0
+_EVENT_STREAM = b"text/event-stream"
+_NO_BUFFERING = (b"x-accel-buffering", b"no")
+_DONE = b"[DONE]"
+_ENDS_WITH_DONE = ("/chat/completions", "/completions")
+
+
+class Relay:
+    """One answer on its way to the client. `extra` are fields that every answer of the replica gets."""
+
+    def __init__(self, exchange: Exchange, answer: Answer, send: Send, *, extra: Fields) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._send = send
+        self._extra = extra
+        self._events = EventStream() if answer.response.field(b"content-type").startswith(_EVENT_STREAM) else None
+        self._ended_with_done = False
+
+    async def run(self) -> None:
+        """Pass everything on.
+
+        Raises:
+            UpstreamFailedError, UpstreamTimeoutError: the answer broke off. `break_off` is what the client is due then.
+        """
+        exchange, response = self._exchange, self._answer.response
+        exchange.status, exchange.first_byte = response.status, time.monotonic()
+        exchange.streamed = self._events is not None
+        await self._start(response)
+        try:
+            if self._events is None:
+                await self._pass_on(response)
+            else:
+                await self._pass_events_on(response, self._events)
+        except UpstreamError as error:
+            self._answer.broke_off()
+            raise explain(error, self._answer.backend) from error
+
+    async def break_off(self, reason: GatewayError) -> None:
+        """An answer that is cut short never looks whole: of events the last is an error, and any other is left without
+        its end, at which the server breaks the connection.
+        """
+        if self._events is not None:
+            event = error_event(reason.body(), clean=self._events.clean)
+            await self._body(event, more=False, within=_FAREWELL)
+
+    async def _start(self, response: Response) -> None:
+        exchange = self._exchange
+        fields = downstream(
+            response.fields, request_id=exchange.request_id, client_request_id=exchange.client_request_id
+        )
+        if self._events is not None:
+            fields.append(_NO_BUFFERING)
+        fields += self._extra
+        await self._send({"type": "http.response.start", "status": response.status, "headers": fields})
+
+    async def _pass_on(self, response: Response) -> None:
+        more = True
+        while more:
+            chunk = await response.piece()
+            more = not response.at_end
+            self._exchange.bytes_out += len(chunk)
+            await self._body(chunk, more=more)
+
+    async def _pass_events_on(self, response: Response, events: EventStream) -> None:
+        while piece := await response.piece():
+            if whole := events.feed(piece):
+                await self._events_out(whole)
+        if not response.delimited and self._exchange.path in _ENDS_WITH_DONE and not self._ended_with_done:
+            # Nothing but the end of the connection told its length (RFC 9112, 6.3, rule 8), and that came too soon.
+            raise BrokenAnswerError("broke off in the middle of its answer")
+        if rest := events.rest():
+            await self._events_out(rest)
+        await self._body(b"", more=False)
+
+    async def _events_out(self, block: bytes) -> None:
+        self._ended_with_done = _DONE in block[-32:]
+        self._exchange.bytes_out += len(block)
+        await self._body(block, more=True)
+
+    async def _body(self, body: bytes, *, more: bool, within: float = _STALLED_AFTER) -> None:
+        """A client that does not read for so long, in seconds, has left, whatever its connection says."""
+        try:
+            async with asyncio.timeout(within):
+                await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError:
+            raise ClientGoneError from None
+
+
+async def send_whole(send: Send, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """An answer of the gateway's own."""
+    await send({"type": "http.response.start", "status": status, "headers": list(fields)})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,68 @@
+"""Notices that the client has left, or that the replica stops, and then cancels what is done for the request."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from litestar.types import Receive
+
+from gasket.proxy.errors import BusyError, ClientGoneError
+
+
+class Watch:
+    """`async with Watch(receive):` around the work for one request, once its body is read.
+
+    Leaving the block turns the cancellation that came from here into its reason, as `asyncio.timeout` does.
+
+    Raises:
+        ClientGoneError: the client closed its connection.
+        BusyError: the replica stops, and the time for its requests is over.
+    """
+
+    __slots__ = ("_listening", "_over", "_reason", "_receive", "_task", "_watching")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._reason: Exception | None = None
+        self._over = False
+
+    async def __aenter__(self) -> Watch:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._listening = asyncio.ensure_future(self._receive())
+        self._listening.add_done_callback(self._client_left)
+        return self
+
+    def stop(self) -> None:
+        """The replica stops: end this request now."""
+        self._interrupt(BusyError("This replica is being stopped.", code="shutting_down"))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over = True
+        self._listening.cancel()
+        if self._reason is None:
+            return
+        if kind is not asyncio.CancelledError:
+            # It came too late to interrupt anything, but the task is still marked: take the mark off.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        if self._task.uncancel() > 0 or (kind is not None and kind is not asyncio.CancelledError):
+            return
+        if kind is asyncio.CancelledError:
+            raise self._reason from None
+
+    def _client_left(self, listening: asyncio.Future[Any]) -> None:
+        if not listening.cancelled():
+            listening.exception()
+            self._interrupt(ClientGoneError())
+
+    def _interrupt(self, reason: Exception) -> None:
+        if not self._over and self._reason is None:
+            self._reason = reason
+            self._task.cancel()

@@ -1,0 +1,228 @@
+"""One connection to a backend, which carries one request at a time (RFC 9112)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from gasket.upstream.failures import AnswerTimeoutError, BrokenAnswerError, UpstreamError
+
+Fields = list[tuple[bytes, bytes]]
+
+_PAUSE_ABOVE = 256 * 1024
+_RESUME_BELOW = 64 * 1024
+_LARGEST_HEAD = 64 * 1024
+_SWITCHING_PROTOCOLS = 101
+
+
+class Connection(asyncio.Protocol):
+    """The socket, the parser, and what has been received and not yet been taken.
+
+    `on_idle` is called when a request is over and the connection can carry another one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_idle: Callable[[Connection], None]) -> None:
+        self._loop = loop
+        self._on_idle = on_idle
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._pieces: deque[bytes] = deque()
+        self._paused = False
+        self._failure: UpstreamError | None = None
+        self._busy = False
+        self._without_body = False
+        self._reusable = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pieces.clear()
+        self._waiting_bytes = 0
+        self.status = 0
+        self.fields: Fields = []
+        self.complete = False
+        self.delimited = True
+        """Whether the answer itself tells where it ends; if not, the end of the connection does."""
+        self._head_size = 0
+        self._head_complete = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be sent."""
+        return self._transport is not None and not self._transport.is_closing() and not self._busy
+
+    def send(self, head: bytes, body: bytes, *, without_body: bool) -> None:
+        """Send a request. `without_body`: its answer has none whatever its fields say, as that to HEAD."""
+        assert self._transport is not None
+        self._reset()
+        self._busy, self._reusable, self._failure = True, False, None
+        self._without_body = without_body
+        self._transport.write(head + body)
+
+    async def head(self, within: float) -> None:
+        """Wait until `status` and `fields` are there; informational answers (1xx) are passed over.
+
+        Raises:
+            AnswerTimeoutError: not within so many seconds.
+            BrokenAnswerError: the connection ended first, or what came is not HTTP/1.1.
+        """
+        while not self._head_complete:
+            await self._wait(within)
+
+    async def piece(self, within: float) -> bytes:
+        """What has come of the body, at least one byte; empty at its end.
+
+        Raises:
+            AnswerTimeoutError: nothing for so many seconds.
+            BrokenAnswerError: the connection ended first. What came before that is handed out before.
+        """
+        while not self._pieces:
+            if self.complete:
+                return b""
+            await self._wait(within)
+        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._waiting_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return piece
+
+    @property
+    def at_end(self) -> bool:
+        """Whether `piece` would be empty, without waiting."""
+        return self.complete and not self._pieces
+
+    def finish(self) -> None:
+        """The request is over: keep the connection if its answer is complete, else end it."""
+        if self._reusable and not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._busy = False
+            self._on_idle(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End the connection, whatever is under way."""
+        self._stop_timer()
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self, within: float) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = self._loop.create_future()
+        self._timer = self._loop.call_later(within, self._time_is_up)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._stop_timer()
+
+    def _time_is_up(self) -> None:
+        what = "fell silent in the middle of its answer" if self._head_complete else "did not answer in time"
+        self._fail(AnswerTimeoutError(what))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, failure: UpstreamError) -> None:
+        if self._failure is None and not self.complete:
+            self._failure = failure
+        self._wake()
+        self.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's: the connection is there."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by birth
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's: bytes came."""
+        if not self._busy or self.complete:  # nobody has asked for them
+            self._reusable = False
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(BrokenAnswerError("does not answer in HTTP/1.1"))
+
+    def eof_received(self) -> None:
+        """asyncio's: the other side will send no more. The transport closes by itself."""
+        self._ended()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's: the connection is gone."""
+        self._ended(exc)
+        self._transport = None
+        self._stop_timer()
+
+    def _ended(self, exc: Exception | None = None) -> None:
+        if not self._busy or self.complete:
+            return
+        if self._head_complete and not self.delimited and exc is None:
+            self.complete = True
+            self._wake()
+        elif self._head_complete:
+            self._fail(BrokenAnswerError("broke off in the middle of its answer"))
+        else:
+            self._fail(BrokenAnswerError("closed the connection without an answer"))
+
+    # httptools' callbacks, in the order in which they come
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; those of a trailer are dropped."""
+        if self._head_complete:
+            return
+        self._head_size += len(name) + len(value)
+        if self._head_size > _LARGEST_HEAD:
+            raise httptools.HttpParserError("the head is too large")
+        self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there, or that of an informational answer (RFC 9110, 15.2)."""
+        status: int = self._parser.get_status_code()
+        if status == _SWITCHING_PROTOCOLS:
+            raise httptools.HttpParserError("nobody has asked for another protocol")
+        if status < 200:
+            self._head_size, self.fields = 0, []
+            return
+        self.status = status
+        self._head_complete = True
+        names = {name for name, _ in self.fields}
+        self.delimited = b"content-length" in names or b"transfer-encoding" in names or status in (204, 304)
+        self.complete = self._without_body
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, without the framing of chunks."""
+        if self._without_body:
+            return
+        self._pieces.append(body)
+        self._waiting_bytes += len(body)
+        if self._waiting_bytes > _PAUSE_ABOVE and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        """The answer is complete, if it was no informational one."""
+        if not self._head_complete or self.complete:
+            return
+        self.complete = True
+        # A request that is still being written when its answer is complete was answered early.
+        sent = self._transport is not None and not self._transport.get_write_buffer_size()
+        self._reusable = sent and self._parser.should_keep_alive()
+        self._wake()
