@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -121,8 +122,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.free_at: float | None = None
         """When the next trial may begin; None while the backend is available."""
 
-    @rule(seconds=st.floats(0, 70))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([1, 5, 10, 60]) | st.integers(0, 70))
+    def time_passes(self, seconds: int) -> None:
         self.clock.now += seconds
 
     @rule()
@@ -133,6 +134,13 @@ class AnyOrder(RuleBasedStateMachine):
             before == "available" or (before == "set_aside" and self.clock.now >= (self.free_at or 0.0))
         )
         self.running += admitted
+
+    @precondition(lambda self: self.breaker.state == "available")
+    @rule()
+    def it_breaks_down(self) -> None:
+        for _ in range(FAILURES):
+            self.a_request_comes()
+            self.a_request_ends("failed")
 
     @precondition(lambda self: self.running)
     @rule(end=st.sampled_from(["succeeded", "failed", "abandoned"]))
@@ -161,6 +169,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=30, deadline=None)
 
 
 class TestRegistry:
