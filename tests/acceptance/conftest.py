@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.installation import Installation, Project
+from tests.acceptance.installation import REPOSITORY, Installation, Project
 from tests.acceptance.processes import ForkServer, Programs
 
 
@@ -33,14 +33,15 @@ async def programs(forks: ForkServer, tmp_path: Path) -> AsyncIterator[Programs]
 async def install(
     make_database: Callable[[], Awaitable[str]], programs: Programs, tmp_path: Path
 ) -> AsyncIterator[Callable[..., Awaitable[Installation]]]:
-    """Call it for one more installation; with a `database_url`, in that database."""
+    """Call it for one more installation; with a `database_url`, in that database; with a `tree`, of that release."""
     made: list[Installation] = []
 
-    async def make(database_url: str | None = None) -> Installation:
-        project = Project(tmp_path / f"project{len(made)}")
+    async def make(database_url: str | None = None, tree: Path | None = None) -> Installation:
+        project = Project(tmp_path / f"project{len(made)}", tree or REPOSITORY)
         home = tmp_path / f"home{len(made)}"
         home.mkdir()
-        installation = Installation(project, database_url or await make_database(), programs, home)
+        source = tree and tree / "src"
+        installation = Installation(project, database_url or await make_database(), programs, home, source)
         made.append(installation)
         return installation
 

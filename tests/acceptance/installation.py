@@ -28,7 +28,7 @@ Settings = Mapping[str, str | None]
 SERVING = {"GASKET_ADMIN_TOKEN": ADMIN_TOKEN, "GASKET_SECRET_KEY": SECRET_KEY}
 """What only a replica needs; commands do without."""
 
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 _REVISION = '''\
 """{revision}"""
 
@@ -67,15 +67,15 @@ def api(replica: Replica, token: str = ADMIN_TOKEN) -> httpx.AsyncClient:
 
 
 class Project:
-    """A copy of `alembic.ini` and `migrations/`, to which a test adds revisions of its own."""
+    """A copy of a tree's `alembic.ini` and `migrations/`, to which a test adds revisions of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tree: Path = REPOSITORY) -> None:
         self.folder = folder
         self.ini = folder / "alembic.ini"
         self.versions = folder / "migrations" / "versions"
         folder.mkdir()
-        shutil.copy(_REPOSITORY / "alembic.ini", self.ini)
-        shutil.copytree(_REPOSITORY / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(tree / "alembic.ini", self.ini)
+        shutil.copytree(tree / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
         self.shipped = self.revisions()
 
     def revisions(self) -> list[str]:
@@ -151,10 +151,13 @@ class Installation:
     """Gasket's settings and files for one database; every program it starts gets exactly those.
 
     `database_url` is a superuser's: tests look at the database over it. The programs' own URL and all other
-    settings are in `settings`, and can be changed there or for one program alone.
+    settings are in `settings`, and can be changed there or for one program alone. With the `source` of another
+    release its programs run that, and are cold: what the fork server has imported is this tree's.
     """
 
-    def __init__(self, project: Project, database_url: str, programs: Programs, home: Path) -> None:
+    def __init__(
+        self, project: Project, database_url: str, programs: Programs, home: Path, source: Path | None = None
+    ) -> None:
         self.project = project
         self.database_url = database_url
         self.schema = "public"
@@ -164,17 +167,20 @@ class Installation:
             "GASKET_DRAIN_DELAY": "0",
             **SERVING,
         }
+        if source is not None:
+            self.settings["PYTHONPATH"] = str(source)  # comes before where the tree itself is installed
+        self._cold = source is not None
         self._programs = programs
         self._home = home
         self._looking: asyncpg.Connection | None = None
 
     def replica(self, settings: Settings | None = None, *, cold: bool = False) -> Replica:
         """Start one; a setting of None is taken away."""
-        return self._programs.replica(settings=self._with(settings), folder=self._home, cold=cold)
+        return self._programs.replica(settings=self._with(settings), folder=self._home, cold=cold or self._cold)
 
     def start(self, *command: str, settings: Settings | None = None, cold: bool = False) -> Program:
         """Start a command: `alembic`, `litestar` or `gasket` with its arguments."""
-        return self._programs.start(*command, settings=self._with(settings), folder=self._home, cold=cold)
+        return self._programs.start(*command, settings=self._with(settings), folder=self._home, cold=cold or self._cold)
 
     async def run(
         self, *command: str, settings: Settings | None = None, cold: bool = False, within: float = 60.0

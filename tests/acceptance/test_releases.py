@@ -1,23 +1,16 @@
 """Two releases on one database: rolling deploys, rollbacks without the newer files, and no boomerang.
 
 The older release is the same code with fewer migration files, which is what tells two releases apart for the
-migrator; code that was built from an earlier commit is no part of this suite.
+migrator. `test_rollout.py` has one that is built from an earlier commit.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import signal
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
-import httpx
 import pytest
 
 from tests.acceptance.installation import Installation, api
-from tests.acceptance.processes import Replica, until
 
 ROLLBACK = ("gasket", "database", "rollback")
 
@@ -203,122 +196,3 @@ async def test_one_revision_that_needs_its_file_keeps_all_of_a_rollback_from_sta
     done = await newer.run("gasket", "database", "downgrade", "--no-prompt", older.project.shipped[-1])
     assert done.exit_code == 0, done.output
     assert (await older.replica().ready())["state"] == "at_head"
-
-
-async def test_a_rolling_deploy_and_the_way_back_fail_no_request(older: Installation, newer: Installation) -> None:
-    first = await _started(older)
-    async with _traffic(first) as traffic:
-        await traffic.goes_on()
-        second = [newer.replica(), newer.replica()]
-        for replica in second:
-            assert (await replica.ready())["state"] == "at_head"
-            traffic.rotation.append(replica)
-
-        async def ahead() -> bool:
-            return [(await replica.ready())["state"] for replica in first] == ["ahead", "ahead"]
-
-        await until(ahead, 10, "the older replicas to see the newer schema: an answer may be a second old")
-        for replica in first:
-            await traffic.goes_on()
-            await traffic.take_out(replica)
-        await traffic.goes_on()
-
-        # And back: the older release serves on the newer schema first, then brings it back under the traffic.
-        third = await _started(older)
-        traffic.rotation += third
-        for replica in second:
-            await traffic.goes_on()
-            await traffic.take_out(replica)
-        await traffic.goes_on()
-        done = await older.run(*ROLLBACK, "--no-prompt")
-        assert done.exit_code == 0, done.output
-        await traffic.goes_on()
-    assert traffic.failures == []
-    assert await older.versions() == older.project.shipped[-1:]
-    assert {replica: answered > 0 for replica, answered in traffic.answered.items()} == dict.fromkeys(
-        [*first, *second, *third], True
-    )
-    rows = await (await older.look()).fetch("SELECT name FROM openai_backends")
-    assert {row["name"] for row in rows} == traffic.made
-
-
-async def _started(installation: Installation) -> list[Replica]:
-    replicas = [installation.replica(), installation.replica()]
-    await asyncio.gather(*(replica.ready() for replica in replicas))
-    return replicas
-
-
-class _Traffic:
-    """Some requests at once, all the time, to the replicas in `rotation`: what a load balancer lets through."""
-
-    def __init__(self, rotation: Iterable[Replica]) -> None:
-        self.rotation = list(rotation)
-        self.failures: list[str] = []
-        self.made: set[str] = set()
-        self.answered: Counter[Replica] = Counter()
-        self.over = False
-        self._under_way: Counter[Replica] = Counter()
-        self._turn = itertools.count()
-        self._numbers = itertools.count()
-        self._clients: dict[Replica, httpx.AsyncClient] = {}
-
-    async def goes_on(self, requests: int = 30) -> None:
-        """Wait for so many more answers."""
-        goal = self.answered.total() + requests
-        await until(lambda: self.answered.total() >= goal or bool(self.failures), 30, "answers")
-
-    async def take_out(self, replica: Replica) -> None:
-        """No more requests; end it once those under way are answered."""
-        self.rotation.remove(replica)
-        await until(lambda: not self._under_way[replica], 10, "the last answer of a replica")
-        replica.signal(signal.SIGTERM)
-        await replica.exited(within=15)
-
-    async def work(self) -> None:
-        """One after the other, until it is over: make a backend, read it, change it, list."""
-        while not self.over:
-            name = f"backend-{next(self._numbers)}"
-            made = await self._send("POST", "/backends", {"name": name, "base_url": "https://example.com"})
-            if made is not None:
-                self.made.add(name)
-                path = f"/backends/{made.json()['id']}"
-                await self._send("GET", path)
-                await self._send("PATCH", path, {"base_url": "https://changed.example.com"})
-            await self._send("GET", "/backends")
-
-    async def _send(self, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response | None:
-        replica = self.rotation[next(self._turn) % len(self.rotation)]
-        self._under_way[replica] += 1
-        try:
-            response = await self._client(replica).request(method, path, json=body)
-        except httpx.HTTPError as error:
-            self.failures.append(f"{method} {path}: {error!r}")
-            return None
-        finally:
-            self._under_way[replica] -= 1
-        self.answered[replica] += 1
-        if response.is_success:
-            return response
-        self.failures.append(f"{method} {path}: {response.status_code} {response.text}")
-        return None
-
-    def _client(self, replica: Replica) -> httpx.AsyncClient:
-        return self._clients.setdefault(replica, api(replica))
-
-    async def close(self) -> None:
-        for client in self._clients.values():
-            await client.aclose()
-
-
-@asynccontextmanager
-async def _traffic(rotation: Iterable[Replica]) -> AsyncIterator[_Traffic]:
-    traffic = _Traffic(rotation)
-    workers = [asyncio.create_task(traffic.work()) for _ in range(3)]
-    try:
-        yield traffic
-    finally:
-        traffic.over = True
-        try:
-            await asyncio.wait_for(asyncio.gather(*workers), 60)
-        finally:
-            await traffic.close()
