@@ -1,0 +1,145 @@
+"""Who stands in a step's way: autovacuum, which yields to the patient, and readers who come while rows are copied."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import alembic.command
+import asyncpg
+import pytest
+from alembic.config import Config
+
+from gasket.migrator.errors import LocksNotGrantedError
+from gasket.migrator.runner import bring_to_head
+from tests.integration.test_runner import BOOKS, Project, tables
+
+# A vacuum that sleeps for 100 ms at every page of the table takes more than a minute.
+SLOW = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection: asyncpg.Connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def frequent_vacuum(server_url: str) -> AsyncIterator[None]:
+    """Autovacuum looks at every database once a second, as it does once a minute elsewhere."""
+    server: asyncpg.Connection = await asyncpg.connect(server_url)
+    try:
+        await server.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+        await server.execute("SELECT pg_reload_conf()")
+        yield
+    finally:
+        await server.execute("ALTER SYSTEM RESET autovacuum_naptime")
+        await server.execute("SELECT pg_reload_conf()")
+        await server.close()
+
+
+async def vacuum_of_t1(observer: asyncpg.Connection) -> int:
+    """Wait until autovacuum is at work on the table; returns the worker's pid."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' "
+        "AND datname = current_database() AND query LIKE 'autovacuum: VACUUM% public.t1%'"
+    )
+    async with asyncio.timeout(30):
+        while (pid := await observer.fetchval(query)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert isinstance(pid, int)
+    return pid
+
+
+async def failed_tries(observer: asyncpg.Connection) -> int:
+    count: int = await observer.fetchval("SELECT count(*) FROM migration_failures")
+    return count
+
+
+async def test_an_autovacuum_worker_yields_to_one_patient_try(
+    project: Project, database_url: str, observer: asyncpg.Connection, frequent_vacuum: None
+) -> None:
+    """PostgreSQL cancels it for who has waited `deadlock_timeout`, which no ordinary try does."""
+    at_once = "autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0"
+    project.add(f'op.execute("CREATE TABLE t1 (id int) WITH ({SLOW}, {at_once})")')
+    await bring_to_head(project.config(database_url))
+    await observer.execute("INSERT INTO t1 SELECT generate_series(1, 200000)")
+    await observer.execute("DELETE FROM t1 WHERE id % 2 = 0")
+    await vacuum_of_t1(observer)
+    project.add('op.execute("ALTER TABLE t1 ADD COLUMN c int")', 'op.execute("ALTER TABLE t1 DROP COLUMN c")')
+    await bring_to_head(project.config(database_url, ddl_wait=8))
+    assert await failed_tries(observer) == 2, "one to see that there is somebody, one to see who"
+    assert await observer.fetchval("SELECT autovacuum_count FROM pg_stat_user_tables WHERE relname = 't1'") == 0
+
+
+async def test_a_vacuum_against_wraparound_is_named_and_no_reader_waits_for_it(
+    project: Project, database_url: str, observer: asyncpg.Connection, frequent_vacuum: None
+) -> None:
+    project.add(f'op.execute("CREATE TABLE t1 (id int) WITH ({SLOW}, autovacuum_freeze_max_age = 100000)")')
+    await bring_to_head(project.config(database_url))
+    await observer.execute("ALTER TABLE t1 SET (autovacuum_enabled = false)")  # an ordinary one would come first
+    await observer.execute("INSERT INTO t1 SELECT generate_series(1, 200000)")
+    one_more = "PERFORM pg_current_xact_id(); COMMIT;"
+    await observer.execute(f"DO $$ BEGIN FOR i IN 1..100100 LOOP {one_more} END LOOP; END $$")
+    pid = await vacuum_of_t1(observer)
+    project.add('op.execute("ALTER TABLE t1 ADD COLUMN c int")', 'op.execute("ALTER TABLE t1 DROP COLUMN c")')
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url, ddl_wait=2)))
+    worst = 0.0
+    while not migrating.done():
+        started = time.monotonic()
+        await observer.execute("SELECT FROM t1 LIMIT 1", timeout=10)
+        worst = max(worst, time.monotonic() - started)
+        await asyncio.sleep(0.01)
+    with pytest.raises(LocksNotGrantedError) as refusal:
+        await migrating
+    for part in ("revision r2", f"pid {pid} (an autovacuum worker", "public.t1 (to prevent wraparound)"):
+        assert part in str(refusal.value).replace("Revision", "revision"), part
+    assert worst < 0.8, "a reader waited behind a try that was patient for nothing"
+    assert await tables(observer) == [*BOOKS, "t1"]
+
+
+async def test_rows_copied_in_vain_twice_are_copied_under_the_strong_lock_the_third_time(
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Readers go on while a large table is copied, so there is one in the way of the DROP each time."""
+    project.add()
+    config = project.config(database_url)
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO t1 SELECT generate_series(1, 500000)")
+    reader: asyncpg.Connection = await asyncpg.connect(database_url)
+    command = Config(str(project.ini), attributes={"read_config": lambda: config})
+    in_the_way = asyncio.create_task(_read_during_each_copy(observer, reader))
+    try:
+        await asyncio.to_thread(alembic.command.downgrade, command, "base")
+    finally:
+        in_the_way.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await in_the_way
+        await reader.close()
+    assert await failed_tries(observer) == 2
+    assert caplog.text.count("readers wait while rows of revision r1 are copied") == 1
+    assert await tables(observer) == BOOKS
+    [kept] = await observer.fetch("SELECT row_count FROM gasket_archive.manifest")
+    assert kept["row_count"] == 500_000
+
+
+async def _read_during_each_copy(observer: asyncpg.Connection, reader: asyncpg.Connection) -> None:
+    """Begin to read while a copy lets readers in, and go on until the try has failed."""
+    copying = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass('t1') AND mode = 'ShareRowExclusiveLock'"
+    while True:
+        failed = await failed_tries(observer)
+        while not await observer.fetchval(copying):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await reader.execute("BEGIN; SELECT FROM t1 LIMIT 1")
+        while await failed_tries(observer) == failed:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await reader.execute("ROLLBACK")
