@@ -22,7 +22,9 @@ import httpx
 READY_WITHIN = 60.0
 _POLL = 0.03
 _BIN = Path(sys.executable).parent
-_PORTS = itertools.count(random.randint(20_000, 28_000))  # below those that the kernel gives to clients
+# Below those that the kernel gives to clients; each process of a test run that is shared out has its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.count(20_000 + 5_000 * _WORKER + random.randint(0, 3_000))
 
 
 class Handle(Protocol):

@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.acceptance.installation import Finished, Installation
+from tests.acceptance.installation import Finished, Installation, api
 from tests.acceptance.processes import at_most
 from tests.acceptance.terminal import run_at_terminal
 
@@ -84,6 +84,16 @@ async def test_status_of_tables_that_somebody_changed_while_the_lock_is_held(ins
     assert any("by_hand" in difference for difference in said["drift"])
     assert "a colleague" in said["lock_holder"]
     assert str(installation.project.shipped[-1]) in said["sentence"]
+
+    # The API says the same, but compares the tables only when it is asked to.
+    replica = installation.replica()
+    await replica.ready()
+    async with api(replica) as client:
+        report = (await client.get("/migrations")).json()
+        compared = (await client.get("/migrations?drift=true")).json()
+    assert report.keys() == said.keys()
+    assert (report["state"], report["drift"]) == ("at_head", None)
+    assert (compared["state"], compared["drift"]) == ("drifted", said["drift"])
 
 
 async def test_an_edited_file_is_said_everywhere_and_nothing_is_built_on_it_before_it_is_accepted(

@@ -296,6 +296,20 @@ async def test_a_terminated_holder_starts_afresh_from_the_lock(
     assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
 
 
+async def test_a_connection_that_is_lost_every_time_ends_the_fresh_tries(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    await observer.execute("CREATE SEQUENCE tries")
+    project.add()
+    project.add("op.execute(\"SELECT nextval('public.tries'), pg_terminate_backend(pg_backend_pid())\")")
+    with pytest.raises(LockLostError) as refusal:
+        await bring_to_head(project.config(database_url))
+    for part in ("migration lock was lost", "the revision under way was rolled back", "Start again"):
+        assert part in str(refusal.value)
+    assert await observer.fetchval("SELECT last_value FROM tries") == 3
+    assert await ledger(observer) == [("r1", "upgrade")]
+
+
 @pytest.mark.parametrize(("target", "left"), [("-2", "r3"), ("r2", "r2")])
 async def test_after_a_lost_connection_only_a_named_target_is_tried_afresh(
     project: Project, database_url: str, observer: asyncpg.Connection, target: str, left: str
@@ -506,8 +520,9 @@ async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(
 
 
 async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
-    project: Project, database_url: str, observer: asyncpg.Connection
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     project.add()
     await bring_to_head(project.config(database_url))
     project.add('op.execute("CREATE TABLE once (id int)"); op.execute("ALTER TABLE t1 ADD COLUMN c int")')
@@ -516,10 +531,15 @@ async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
     await transaction.start()
     await blocker.execute("SELECT * FROM t1")
     with pytest.raises(LocksNotGrantedError) as refusal:
-        await bring_to_head(project.config(database_url, ddl_wait=0.3))
+        await bring_to_head(project.config(database_url, ddl_wait=0.8))
     message = str(refusal.value)
-    assert f"pid {blocker.get_server_pid()} (application 'long report', role " in message
-    assert "SELECT * FROM t1" in message
+    who = f"pid {blocker.get_server_pid()} (application 'long report', role "
+    for part in ("Revision r2", who, "SELECT * FROM t1", "pg_terminate_backend", "GASKET_MIGRATION_DDL_WAIT"):
+        assert part in message, part
+    [second, *_] = [line for line in caplog.messages if "(try 2, " in line]
+    for part in ("revision r2: its locks are taken", "of at most 1 s", who, "trying again in"):
+        assert part in second, part
+    assert "upgrade of revision r2 (1 of 1)" in caplog.text
     assert await tables(observer) == [*BOOKS, "t1"]
     await transaction.rollback()
     await blocker.close()

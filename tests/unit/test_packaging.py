@@ -1,15 +1,19 @@
-"""That what is declared, what is pinned and what guards the history say the same."""
+"""What is declared and what is pinned say the same, and what guards the migrations in `.ci` finds what it is for."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from gasket.migrator.revisions import read_revisions
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -108,3 +112,50 @@ def test_a_branch_is_compared_with_where_it_left_main(clone: Clone) -> None:
     (clone.versions / "third.py").write_text("third\n")
     clone.commit()
     assert clone.verdict().returncode == 1
+
+
+_MIGRATION = """
+from alembic import op
+
+revision: str = "newest"
+down_revision: str | None = "{head}"
+backward_compatible: bool = True
+{more}
+
+
+def upgrade() -> None:
+    {upgrade}
+
+
+def downgrade() -> None:
+    op.execute("DROP INDEX by_name")
+"""
+_INDEX = 'op.execute("CREATE INDEX by_name ON api_keys (name)")'
+_ALLOWED = 'allowed_findings: dict[str, str] = {"squawk/require-concurrent-index-creation": "a test"}'
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "more", "code", "says"),
+    [
+        (_INDEX, "", 1, "require-concurrent-index-creation"),
+        (_INDEX, _ALLOWED, 0, "1 new migrations, nothing found"),
+        ("raise RuntimeError('asks the database')", "", 1, "squawk has nothing to read"),
+    ],
+    ids=["harm", "allowed harm", "no SQL"],
+)
+def test_harm_in_the_sql_of_a_new_migration_is_found(
+    clone: Clone, upgrade: str, more: str, code: int, says: str
+) -> None:
+    (clone.versions / "first.py").unlink()
+    for name in (".ci/squawk", ".ci/squawk.toml", "alembic.ini"):
+        shutil.copy(REPOSITORY / name, clone.folder / name)
+    shutil.copytree(REPOSITORY / "migrations", clone.folder / "migrations", dirs_exist_ok=True)
+    clone.commit()
+    [head] = read_revisions(REPOSITORY / "migrations").heads
+    (clone.versions / "2030_newest.py").write_text(_MIGRATION.format(head=head, more=more, upgrade=upgrade))
+    clone.commit()
+    environment = {name: value for name, value in _git_environment().items() if name != "ALEMBIC_CONFIG"}
+    command = [sys.executable, str(clone.folder / ".ci" / "squawk")]
+    verdict = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert verdict.returncode == code, verdict
+    assert says in verdict.stdout, verdict
