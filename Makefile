@@ -8,6 +8,10 @@ PIP = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 # Some shells export HOST as the name of the machine: it counts only when given on make's command line.
 SERVE = $(if $(filter command line,$(origin HOST)),--host "$(HOST)") $(if $(PORT),--port "$(PORT)")
 
+# Tests run in two processes, each with a server of its own; a server that is given would be shared, and some tests look
+# at all of its databases. Files go out by name: the slow ones come first, so both processes end at about the same time.
+SHARED_OUT = $(if $(TEST_DATABASE_URL),,--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -20,8 +24,8 @@ help:  ## Show this list
 run: $(VENV)/.installed  ## Start Gasket, on its embedded PostgreSQL unless DATABASE_URL is set (PORT=..., HOST=...)
 	@exec $(BIN)/gasket run $(SERVE)
 
-test: dev  ## Run the tests (ARGS="-k lock" for some of them)
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: dev  ## Run the tests (ARGS="-k lock" for some of them, ARGS="-n 0" in one process)
+	@exec $(BIN)/python -m pytest $(SHARED_OUT) $(ARGS)
 
 dev: $(VENV)/.installed-dev  ## Install what the other targets need
 
