@@ -65,17 +65,6 @@ async def _done(installation: Installation, *command: str) -> Finished:
     return done
 
 
-async def _archive(installation: Installation) -> int:
-    """How many rows the archive holds."""
-    look = await installation.look()
-    tables = await look.fetch(
-        "SELECT c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace "
-        "WHERE nspname = 'gasket_archive' AND relkind = 'r' AND relname <> 'manifest'"
-    )
-    counts = [await look.fetchval(f"SELECT count(*) FROM {table}") for [table] in tables]
-    return sum(counts)
-
-
 @pytest.mark.parametrize("handle", [GASKET, ("alembic",)], ids=["gasket", "alembic"])
 async def test_every_row_is_kept_and_comes_back_as_it_was(filled: Installation, handle: tuple[str, ...]) -> None:
     """Of a table (the keys), and of columns of rows that stay (their end and revocation)."""
@@ -87,10 +76,10 @@ async def test_every_row_is_kept_and_comes_back_as_it_was(filled: Installation, 
     await _done(filled, *handle, "downgrade", *confirm, "-1")
     without = [tuple(value for name, value in key.items() if name not in LIFECYCLE) for key in before["api_keys"]]
     assert [tuple(key) for key in (await _rows(filled))["api_keys"]] == without
-    assert await _archive(filled) == 4
+    assert await filled.archived_rows() == 4
     await _done(filled, *handle, "upgrade", "head")
     assert await _rows(filled) == before
-    assert await _archive(filled) == 0
+    assert await filled.archived_rows() == 0
 
     # The table with them, and everything.
     for target in (filled.project.shipped[1], "base"):
@@ -98,7 +87,7 @@ async def test_every_row_is_kept_and_comes_back_as_it_was(filled: Installation, 
         assert not await filled.has_table("api_keys")
         await _done(filled, *handle, "upgrade", "head")
         assert await _rows(filled) == before
-        assert await _archive(filled) == 0
+        assert await filled.archived_rows() == 0
 
     # Keys made from then on get numbers of their own.
     look = await filled.look()
@@ -132,10 +121,10 @@ async def test_the_archive_is_listed_shown_and_dropped(filled: Installation) -> 
     refused = await filled.run(*GASKET, "archive", "drop", number)
     assert refused.exit_code > 0
     assert "--no-prompt" in refused.line
-    assert await _archive(filled) == 8
+    assert await filled.archived_rows() == 8
     dropped = await run_at_terminal(filled, *GASKET, "archive", "drop", number, answers=[("for good?", "y")])
     assert dropped.exit_code == 0, dropped.output
-    assert await _archive(filled) == 4
+    assert await filled.archived_rows() == 4
     for command in ("show", "drop"):
         unknown = await filled.run(*GASKET, "archive", command, number)
         assert unknown.exit_code > 0
@@ -180,7 +169,7 @@ async def test_plain_alembic_has_an_option_for_it_and_archives_without(filled: I
     assert [line.split()[4].strip(",") for line in listed] == ["689f3f5b9163"]
     await _done(filled, "alembic", "-x", "restore=no", "upgrade", "head")
     assert (await _rows(filled))["api_keys"] == []
-    assert await _archive(filled) == 4
+    assert await filled.archived_rows() == 4
 
 
 async def test_at_a_terminal_it_shows_what_would_go_and_asks(filled: Installation) -> None:
@@ -216,7 +205,7 @@ async def test_a_downgrade_that_needs_python_is_shown_and_kept_too(installation:
     assert "uses the result of a statement" in done.line
     assert "table public.asking: about" in done.line
     assert not await installation.has_table("asking")
-    assert await _archive(installation) == 1
+    assert await installation.archived_rows() == 1
 
 
 async def test_a_downgrade_that_fails_keeps_everything_and_says_why(installation: Installation) -> None:
@@ -266,7 +255,7 @@ async def test_writers_during_a_downgrade_lose_nothing(filled: Installation) -> 
     await until(lambda: written.total() > 200, 20, "rows")
     await _done(filled, *GASKET, "downgrade", "--no-prompt", filled.project.shipped[1])
     await asyncio.wait_for(asyncio.gather(*writers), 20)
-    assert await _archive(filled) == 2 * (4 + written.total())
+    assert await filled.archived_rows() == 2 * (4 + written.total())
     await _done(filled, *GASKET, "upgrade")
     rows = await look.fetch("SELECT name, revoked_by FROM api_keys WHERE name LIKE 'writer%'")
     assert Counter(row["name"] for row in rows) == written

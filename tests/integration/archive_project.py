@@ -157,6 +157,26 @@ class ArchiveProject(Project):
         return upgrade if step.is_upgrade else downgrade
 
 
+async def there_and_back(
+    project: ArchiveProject, observer: asyncpg.Connection, filling: str, *, meanwhile: str = ""
+) -> RestoreReport:
+    """To head and fill the tables; take the last revision back, let others do things `meanwhile`, apply it again.
+
+    Returns the report of that last step.
+    """
+    await project.up()
+    await observer.execute(filling)
+    await project.down()
+    if meanwhile:
+        await observer.execute(meanwhile)
+    return await project.up()
+
+
+async def rows(observer: asyncpg.Connection, query: str) -> list[tuple[Any, ...]]:
+    """What a query finds, as plain tuples."""
+    return [tuple(row) for row in await observer.fetch(query)]
+
+
 async def manifest(observer: asyncpg.Connection, archive: str = "gasket_archive") -> list[asyncpg.Record]:
     """The book of the archive, in the order in which it was written."""
     rows: list[asyncpg.Record] = await observer.fetch(f'SELECT * FROM "{archive}".manifest ORDER BY id')

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gasket.app import create_app
 from gasket.backends.models import key_ring
 from gasket.settings import read_settings
+from tests.integration.archive_project import ArchiveProject
 
 ADMIN_TOKEN = "an-admin-token-for-the-tests"
 SECRET_KEY = Fernet.generate_key().decode()
@@ -45,6 +46,20 @@ async def api_database_url(server_url: str, url_with: Callable[..., str]) -> Asy
     finally:
         await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await server.close()
+
+
+@pytest.fixture
+async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A look at the test's own database; of a schema that changes it remembers no statement."""
+    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_url: str) -> ArchiveProject:
+    """Migrations of a test's own in that database, run through the archive; other files have other projects."""
+    return ArchiveProject(tmp_path, database_url)
 
 
 async def migrate(database_url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -11,18 +10,6 @@ import pytest
 
 from gasket.migrator.archive.inventory import LossKind
 from tests.integration.archive_project import ArchiveProject, kept, manifest
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    return ArchiveProject(tmp_path, database_url)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 async def lost(project: ArchiveProject, observer: asyncpg.Connection, *, rows: str = "SELECT") -> list[tuple[str, str]]:

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
-
 import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.fitting import CHANGED_SINCE, EXISTS, GONE
-from tests.integration.archive_project import ArchiveProject
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    return ArchiveProject(tmp_path, database_url)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
-
-
-async def rows(observer: asyncpg.Connection, query: str) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await observer.fetch(query)]
+from tests.integration.archive_project import ArchiveProject, rows, there_and_back
 
 
 async def test_a_row_that_nobody_changed_gets_its_values_back_whatever_upgrade_computed(
@@ -105,11 +85,13 @@ async def test_a_column_of_another_type_comes_back_only_into_rows_that_nobody_ch
         "ALTER TABLE t ALTER v TYPE text, ALTER v SET DEFAULT 'xyz'",
         "ALTER TABLE t ALTER v TYPE varchar(3) USING left(v, 3)",
     )
-    await project.up()
-    await observer.execute("INSERT INTO t SELECT id, 'abcdef' FROM generate_series(1, 4) AS id")
-    await project.down()
-    await observer.execute("UPDATE t SET v = 'xyz' WHERE id = 2; UPDATE t SET v = NULL WHERE id = 3")
-    [result] = (await project.up()).put_back
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t SELECT id, 'abcdef' FROM generate_series(1, 4) AS id",
+        meanwhile="UPDATE t SET v = 'xyz' WHERE id = 2; UPDATE t SET v = NULL WHERE id = 3",
+    )
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (2, {CHANGED_SINCE: 2})
     assert await rows(observer, "SELECT v FROM t ORDER BY id") == [("abcdef",), ("xyz",), (None,), ("abcdef",)]
 
@@ -119,11 +101,13 @@ async def test_a_unique_value_that_another_row_has_now_stays(
 ) -> None:
     project.step("CREATE TABLE t (id int PRIMARY KEY, name text)", "DROP TABLE t")
     project.step("ALTER TABLE t ADD handle text UNIQUE;\nUPDATE t SET handle = name", "ALTER TABLE t DROP handle")
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES (1, 'a', 'free'), (2, 'b', 'taken'), (4, 'd', 'd')")
-    await project.down()
-    await observer.execute("INSERT INTO t VALUES (3, 'taken')")
-    [result] = (await project.up()).put_back
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES (1, 'a', 'free'), (2, 'b', 'taken'), (4, 'd', 'd')",
+        meanwhile="INSERT INTO t VALUES (3, 'taken')",
+    )
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (2, {EXISTS: 1})
     assert await rows(observer, "SELECT handle FROM t ORDER BY id") == [("free",), ("b",), ("taken",), ("d",)]
 
@@ -137,10 +121,8 @@ async def test_an_autocommit_block_in_between_makes_every_row_a_changed_one(
         "    op.execute(\"UPDATE t SET v = 'computed' WHERE id = 1\")",
         "ALTER TABLE t DROP v",
     )
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES (1, 'a', 'one'), (2, 'b', 'two')")
-    await project.down()
-    [result] = (await project.up()).put_back
+    report = await there_and_back(project, observer, "INSERT INTO t VALUES (1, 'a', 'one'), (2, 'b', 'two')")
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (1, {CHANGED_SINCE: 1})
     assert await rows(observer, "SELECT v FROM t ORDER BY id") == [("computed",), ("two",)]
 
@@ -158,13 +140,12 @@ async def test_partitions_and_inherited_tables_get_their_columns_back(
         "ALTER TABLE p ADD v int UNIQUE, ADD CHECK (v > 0);\nALTER TABLE base ADD v int".replace(" UNIQUE", ""),
         "ALTER TABLE p DROP v;\nALTER TABLE base DROP v",
     )
-    await project.up()
-    await observer.execute(
-        "INSERT INTO p VALUES (1, 10), (20, 200); INSERT INTO base VALUES (1, 1); INSERT INTO child VALUES (1, 2)"
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO p VALUES (1, 10), (20, 200); INSERT INTO base VALUES (1, 1); INSERT INTO child VALUES (1, 2)",
+        meanwhile="UPDATE p SET id = 2 WHERE id = 1",
     )
-    await project.down()
-    await observer.execute("UPDATE p SET id = 2 WHERE id = 1")
-    report = await project.up()
     assert {p.name: (p.rows, dict(p.left), p.error) for p in report.put_back} == {
         "public.p (v)": (1, {GONE: 1}, None),
         "public.base (v)": (1, {}, None),
@@ -202,11 +183,13 @@ async def test_keys_are_followed_through_renames_and_types_of_the_user(
         "UPDATE t SET v = upper(name)",
         "ALTER TABLE t DROP v;\nALTER TABLE t RENAME colour TO k;\nALTER TABLE t RENAME TO old",
     )
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES ('red', 'a', 'one'), ('blue', 'b', 'two')")
-    await project.down()
-    await observer.execute("UPDATE old SET name = 'c' WHERE k = 'blue'")
-    [result] = (await project.up()).put_back
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES ('red', 'a', 'one'), ('blue', 'b', 'two')",
+        meanwhile="UPDATE old SET name = 'c' WHERE k = 'blue'",
+    )
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (1, {CHANGED_SINCE: 1})
     assert await rows(observer, "SELECT v FROM t ORDER BY colour") == [("one",), ("C",)]
 
@@ -217,13 +200,13 @@ async def test_in_a_table_made_anew_every_row_counts_as_changed(
     """As after a dump and restore: the versions of rows mean nothing any more."""
     project.step("CREATE TABLE t (id int PRIMARY KEY, name text)", "DROP TABLE t")
     project.step("ALTER TABLE t ADD v text;\nUPDATE t SET v = upper(name)", "ALTER TABLE t DROP v")
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES (1, 'a', 'one'), (2, NULL, 'two')")
-    await project.down()
-    await observer.execute(
-        "ALTER TABLE t RENAME TO before; CREATE TABLE t (LIKE before INCLUDING ALL);"
-        "INSERT INTO t SELECT * FROM before; DROP TABLE before"
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES (1, 'a', 'one'), (2, NULL, 'two')",
+        meanwhile="ALTER TABLE t RENAME TO before; CREATE TABLE t (LIKE before INCLUDING ALL);"
+        "INSERT INTO t SELECT * FROM before; DROP TABLE before",
     )
-    [result] = (await project.up()).put_back
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (1, {CHANGED_SINCE: 1})
     assert await rows(observer, "SELECT v FROM t ORDER BY id") == [("A",), ("two",)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,18 +15,6 @@ from gasket.migrator.archive.manifest import archived_revisions, drop_archive, l
 from gasket.migrator.errors import UnknownArchiveError
 from gasket.migrator.sql.render import Rendering, Statement
 from tests.integration.archive_project import ArchiveProject, Run
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    return ArchiveProject(tmp_path, database_url)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 async def estimated(project: ArchiveProject, *steps: str) -> Estimate:

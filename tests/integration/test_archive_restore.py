@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 from uuid import uuid4
 
 import asyncpg
@@ -15,23 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.fitting import EXISTS, GONE, ORPHANED
 from gasket.migrator.catalog import read_catalog
-from tests.integration.archive_project import ArchiveProject, kept, manifest
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    return ArchiveProject(tmp_path, database_url)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
-
-
-async def rows(observer: asyncpg.Connection, query: str) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await observer.fetch(query)]
+from tests.integration.archive_project import ArchiveProject, kept, manifest, rows, there_and_back
 
 
 async def test_tables_columns_and_positions_are_as_they_were(
@@ -136,16 +118,17 @@ async def test_chains_within_one_table_break_where_their_parent_is_gone(
         "CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes, root int REFERENCES roots)",
         "DROP TABLE nodes",
     )
-    await project.up()
-    await observer.execute(
+    report = await there_and_back(
+        project,
+        observer,
         "INSERT INTO roots VALUES (1), (2);"
         "INSERT INTO nodes SELECT n, nullif(n - 1, 0), CASE n WHEN 1 THEN 1 END FROM generate_series(1, 20) AS n;"
-        "INSERT INTO nodes SELECT n, nullif(n - 1, 100), CASE n WHEN 101 THEN 2 END FROM generate_series(101, 120) n;"
-        "INSERT INTO nodes VALUES (200, 200, NULL)"
+        "INSERT INTO nodes SELECT n, nullif(n - 1, 100), CASE n WHEN 101 THEN 2 END "
+        "FROM generate_series(101, 120) AS n;"
+        "INSERT INTO nodes VALUES (200, 200, NULL)",
+        meanwhile="DELETE FROM roots WHERE id = 2",
     )
-    await project.down()
-    await observer.execute("DELETE FROM roots WHERE id = 2")
-    [result] = (await project.up()).put_back
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (21, {ORPHANED: 20})
 
 
@@ -229,14 +212,13 @@ async def test_triggers_are_off_and_then_as_they_were(project: ArchiveProject, o
         + states,
         "DROP TABLE t;\nDROP TABLE p;\nDROP FUNCTION refuse CASCADE;\nALTER TABLE kept DROP v",
     )
-    await project.up()
-    await observer.execute(
+    report = await there_and_back(
+        project,
+        observer,
         "SET session_replication_role = local; ALTER TABLE t DISABLE TRIGGER USER; ALTER TABLE p1 DISABLE TRIGGER USER;"
         "ALTER TABLE kept DISABLE TRIGGER USER; INSERT INTO kept VALUES (1, 2); INSERT INTO t VALUES (1);"
-        "INSERT INTO p VALUES (1)"
+        "INSERT INTO p VALUES (1)",
     )
-    await project.down()
-    report = await project.up()
     assert [p.error for p in report.put_back] == [None, None, None]
     assert await rows(observer, "SELECT * FROM t") == await rows(observer, "SELECT * FROM p") == [(1,)]
     assert await rows(observer, "SELECT * FROM kept") == [(1, 2)]
@@ -257,11 +239,12 @@ async def test_a_table_that_is_not_there_and_a_failing_insert_are_written_down(
         '    op.execute("ALTER TABLE u ADD CHECK (id > 1)")',
         "DROP TABLE IF EXISTS t;\nDROP TABLE u;\nDROP TABLE w",
     )
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES (1); INSERT INTO u VALUES (1), (2); INSERT INTO w VALUES (1)")
-    await project.down()
-    await observer.execute("INSERT INTO here VALUES (1)")
-    report = await project.up()
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES (1); INSERT INTO u VALUES (1), (2); INSERT INTO w VALUES (1)",
+        meanwhile="INSERT INTO here VALUES (1)",
+    )
     errors = {p.name: p.error for p in report.put_back}
     assert errors["public.t"] == "there is no table public.t"
     assert "violates check constraint" in str(errors["public.u"])
@@ -287,13 +270,13 @@ async def test_odd_tables_come_back_too(project: ArchiveProject, observer: async
         'INSERT INTO computed VALUES (1);\nCREATE TABLE word (v json, t text COLLATE "C", UNIQUE (t))',
         "DROP TABLE nothing;\nDROP TABLE quick;\nDROP TABLE computed;\nDROP TABLE word",
     )
-    await project.up()
-    await observer.execute(
+    report = await there_and_back(
+        project,
+        observer,
         "INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES; INSERT INTO quick VALUES (1);"
-        "INSERT INTO computed VALUES (2); INSERT INTO word VALUES ('{}', NULL), ('[]', 'x')"
+        "INSERT INTO computed VALUES (2); INSERT INTO word VALUES ('{}', NULL), ('[]', 'x')",
     )
-    await project.down()
-    assert (await project.up()).complete
+    assert report.complete
     counts = {table: await observer.fetchval(f"SELECT count(*) FROM {table}") for table in ("nothing", "quick", "word")}
     assert counts == {"nothing": 2, "quick": 1, "word": 2}
     assert await rows(observer, "SELECT * FROM computed ORDER BY a") == [(1, 2), (2, 4)]
@@ -320,11 +303,13 @@ async def test_what_did_not_fit_once_is_not_tried_again(project: ArchiveProject,
 async def test_truncated_rows_come_back(project: ArchiveProject, observer: asyncpg.Connection) -> None:
     project.step("CREATE TABLE t (id int PRIMARY KEY, v int)", "DROP TABLE t")
     project.step("ALTER TABLE t ADD w int", "TRUNCATE t;\nALTER TABLE t DROP w")
-    await project.up()
-    await observer.execute("INSERT INTO t VALUES (1, 1, 1), (2, 2, 2)")
-    await project.down()
-    await observer.execute("INSERT INTO t VALUES (2, 0), (3, 3)")
-    [result] = (await project.up()).put_back
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES (1, 1, 1), (2, 2, 2)",
+        meanwhile="INSERT INTO t VALUES (2, 0), (3, 3)",
+    )
+    [result] = report.put_back
     assert (result.rows, dict(result.left)) == (1, {EXISTS: 1})
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1, 1), (2, 0, None), (3, 3, None)]
 
@@ -362,10 +347,10 @@ async def test_a_migration_role_of_its_own_gets_everything_back(
         "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
         "DROP TABLE t;\nALTER TABLE p DROP v",
     )
-    await project.up()
-    await observer.execute("INSERT INTO p (v) VALUES (5); INSERT INTO t VALUES (1, 1, NULL), (2, 1, 1)")
-    await project.down()
-    assert (await project.up()).complete
+    report = await there_and_back(
+        project, observer, "INSERT INTO p (v) VALUES (5); INSERT INTO t VALUES (1, 1, NULL), (2, 1, 1)"
+    )
+    assert report.complete
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1, None), (2, 1, 1)]
     assert await rows(observer, "SELECT * FROM p") == [(1, 5)]
     await observer.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -19,18 +18,6 @@ from gasket.migrator.errors import MissingPrivilegeError, NotArchivedError
 from tests.integration.archive_project import ArchiveProject, kept, manifest
 
 DEADLINE = 20.0
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    return ArchiveProject(tmp_path, database_url)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

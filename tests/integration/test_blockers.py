@@ -27,13 +27,6 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def frequent_vacuum(server_url: str) -> AsyncIterator[None]:
     """Autovacuum looks at every database once a second, as it does once a minute elsewhere."""
     server: asyncpg.Connection = await asyncpg.connect(server_url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -17,13 +16,6 @@ from tests.integration.test_runner import CONCURRENTLY, Project
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def is_refused(project: Project, database_url: str, doubt: str) -> None:

@@ -108,13 +108,6 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection: asyncpg.Connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
 async def tables(observer: asyncpg.Connection, schema: str = "public") -> list[str]:
     rows = await observer.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", schema)
     return [row[0] for row in rows]
