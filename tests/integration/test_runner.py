@@ -17,6 +17,7 @@ from alembic.config import Config
 from sqlalchemy import MetaData
 
 from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.digest import digest
 from gasket.migrator.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
@@ -145,6 +146,7 @@ async def test_everything_pending_is_applied_and_written_down(
     assert [r["file_sha256"] for r in rows] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)
     ]
+    assert [r["digest"] for r in rows] == [digest(path.read_bytes()) for path in (first, second)]
     assert [r["backward_compatible"] for r in rows] == [True, False]
     assert {r["release"] for r in rows} == {"1.0"}
     assert {r["role"] for r in rows} == {await observer.fetchval("SELECT current_user")}
@@ -244,6 +246,17 @@ async def test_a_failure_behind_an_autocommit_block_says_what_is_committed(
         await bring_to_head(project.config(database_url))
     assert "kept" in await tables(observer)
     assert await ledger(observer) == []
+
+
+async def test_an_autocommit_block_may_drop_prepared_statements(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """Ours as well, which writes the ledger."""
+    project.add()
+    project.add('with op.get_context().autocommit_block():\n        op.execute("DEALLOCATE ALL")')
+    project.add()
+    await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade"), ("r3", "upgrade")]
 
 
 async def test_two_applications_of_one_process_migrate_their_own_schemas(

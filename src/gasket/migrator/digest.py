@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from hashlib import sha256
 from itertools import groupby
 from typing import Any
@@ -30,7 +31,12 @@ def digest(source: bytes) -> str:
     Raises:
         SyntaxError, ValueError: `source` is not Python.
     """
-    written = _write(ast.parse(source))
+    return digest_of(ast.parse(source))
+
+
+def digest_of(module: ast.Module) -> str:
+    """The same, of a source that is parsed already; the tree stays as it is."""
+    written = _write(module)
     return f"{DIGEST_VERSION}:{sha256(written.encode('ascii')).hexdigest()}"
 
 
@@ -63,21 +69,31 @@ def _write(module: ast.Module) -> str:
 
 def _push_fields(node: ast.AST, waiting: list[Any]) -> None:
     """What counts of a node. Empty fields do not: newer versions of Python add fields and leave them empty."""
-    kind = type(node)
-    for name in reversed(node._fields):
+    kind: Any = type(node)  # mypy takes no class for hashable
+    for name, label in _fields(kind):
         value = getattr(node, name, None)
-        if value is None or value == [] or (name in _NOT_CODE and (kind is not ast.AnnAssign or name == "simple")):
+        if value is None or value == []:
             continue
-        if kind is ast.JoinedStr:
-            value = _joined(value)
-        elif isinstance(value, list) and isinstance(value[0], ast.stmt):
-            value = _statements(value, in_class=kind is ast.ClassDef)
+        if isinstance(value, list):
+            if kind is ast.JoinedStr:
+                value = _joined(value)
+            elif isinstance(value[0], ast.stmt):
+                value = _statements(value, in_class=kind is ast.ClassDef)
+            elif isinstance(value[0], str):
+                value = ascii(value)
+        elif not isinstance(value, ast.AST):
+            value = ascii(value)  # a name, a number
         elif isinstance(value, ast.JoinedStr) and not value.values:  # f"{x:}"
             continue
-        elif not isinstance(value, ast.AST) and not (isinstance(value, list) and not isinstance(value[0], str)):
-            value = ascii(value)  # a name, a list of names, a number
         if value:
-            waiting += (value, f".{name}=")
+            waiting += (value, label)
+
+
+@cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, str], ...]:
+    """The fields that may count, the last first, each with what is written before it."""
+    left_out = {"simple"} if kind is ast.AnnAssign else _NOT_CODE
+    return tuple((name, f".{name}=") for name in reversed(kind._fields) if name not in left_out)
 
 
 def _statements(body: list[ast.stmt], *, in_class: bool) -> list[ast.stmt | str]:

@@ -129,7 +129,7 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
         check_hold(plan, release=config.release, applied_by=None)  # taken back while this one waited
         if plan.serves:
             return
-        refuse_broken(plan.pending)
+        session.steps.digests = refuse_broken(plan.pending)
         await session.refuse_to_guess(revisions, database)
         log.info("applying %d revisions up to %s", len(plan.pending), plan.head)
         await session.prepare()
@@ -275,7 +275,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
         plan = make_plan(revisions, database)
         check_upgrade(plan, session.config.release)
         check_edits(plan, await session.find_edits(plan, database))
-        refuse_broken(plan.pending)
+        session.steps.digests = refuse_broken(plan.pending)
         await session.refuse_to_guess(revisions, database)
         if plan.state is SchemaState.AHEAD:
             log.info("nothing to do: the schema is ahead of this release and compatible with it")

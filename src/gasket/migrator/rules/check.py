@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Dialect, MetaData
 
+from gasket.migrator.digest import digest_of
 from gasket.migrator.errors import RuleBrokenError
 from gasket.migrator.revisions import RevisionFile
 from gasket.migrator.rules.rulebook import SQL_RULES
@@ -44,18 +45,24 @@ def check_files(files: Iterable[RevisionFile]) -> list[Finding]:
     return [
         Finding(rule, file.revision, file.path.name, message)
         for file in files
-        for rule, message in _file_problems(file)
+        for rule, message in _file_problems(file, _parse(file))
     ]
 
 
-def refuse_broken(files: Iterable[RevisionFile]) -> None:
-    """Refuse to apply files of which one breaks a rule.
+def refuse_broken(files: Iterable[RevisionFile]) -> dict[str, str]:
+    """Refuse to apply files of which one breaks a rule; return the digest of each, because it is parsed for that.
 
     Raises:
         RuleBrokenError: the first of `check_files`.
     """
-    for finding in check_files(files):
-        raise RuleBrokenError(file=finding.file, finding=finding.message)
+    digests: dict[str, str] = {}
+    for file in files:
+        parsed = _parse(file)
+        for _rule, message in _file_problems(file, parsed):
+            raise RuleBrokenError(file=file.path.name, finding=message)
+        assert isinstance(parsed, ast.Module)
+        digests[file.revision] = digest_of(parsed)
+    return digests
 
 
 def check_revision(
@@ -93,11 +100,16 @@ def allowed_findings(file: RevisionFile) -> dict[str, str]:
     return {rule: reason for rule, reason in declared.items() if isinstance(reason, str) and reason.strip()}
 
 
-def _file_problems(file: RevisionFile) -> Iterator[tuple[str, str]]:
+def _parse(file: RevisionFile) -> ast.Module | SyntaxError | ValueError:
     try:
-        module = ast.parse(file.path.read_bytes())
+        return ast.parse(file.path.read_bytes())
     except (SyntaxError, ValueError) as error:
-        yield "not-python", f"It is not Python ({error}). Correct it."
+        return error
+
+
+def _file_problems(file: RevisionFile, module: ast.Module | SyntaxError | ValueError) -> Iterator[tuple[str, str]]:
+    if not isinstance(module, ast.Module):
+        yield "not-python", f"It is not Python ({module}). Correct it."
         return
     functions = {name: body for node in module.body for name, body in _functions(node)}
     for name in ("upgrade", "downgrade"):
