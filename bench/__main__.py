@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 
-from bench import apply_migrations, import_time, start_to_ready, up_to_date_check
+from bench import apply_migrations, import_time, reader_stall, start_to_ready, up_to_date_check
 from bench.harness import describe_machine, markdown
 
 _BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (up_to_date_check, apply_migrations, start_to_ready, import_time)
+    for module in (up_to_date_check, apply_migrations, reader_stall, start_to_ready, import_time)
 }
 
 
