@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 
 from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement
 from gasket.migrator.sql.sqltext import NAME, created_names, plain_name, squeeze
@@ -41,51 +42,49 @@ class Touch:
     index: str = ""
 
 
+@cache
 def _pattern(text: str) -> re.Pattern[str]:
     for group in ("table", "index"):
         text = text.replace(f"@{group}", f"(?P<{group}>{NAME})")
     return re.compile(text.replace("@name", NAME), re.IGNORECASE)
 
 
-# Of a whole statement; the first that matches counts.
+# Of a whole statement; the first that matches counts. Compiled when it is asked for: a start does not need them.
 _STATEMENTS = [
-    (_pattern(text), mode, work)
-    for text, mode, work in [
-        (
-            r"CREATE (UNIQUE )?INDEX CONCURRENTLY (IF NOT EXISTS )?(?!ON )(@index )?ON (ONLY )?@table",
-            _SUE,
-            Work.BUILD,
-        ),
-        (r"CREATE (UNIQUE )?INDEX (IF NOT EXISTS )?((?!ON )@index )?ON (ONLY )?@table", _SHARE, Work.BUILD),
-        (r"DROP INDEX CONCURRENTLY (IF EXISTS )?@table", _SUE, Work.NONE),
-        (r"REINDEX (\([^)]*\) ?)?(TABLE|INDEX) CONCURRENTLY @table", _SUE, Work.BUILD),
-        (r"REINDEX (\([^)]*\) ?)?(TABLE|INDEX) @table", _AE, Work.BUILD),
-        (r"ALTER INDEX (IF EXISTS )?@table", _SUE, Work.NONE),
-        (r"ALTER SEQUENCE (IF EXISTS )?@table (RENAME|OWNER|SET SCHEMA)", _AE, Work.NONE),
-        (r"ALTER SEQUENCE (IF EXISTS )?@table", _SRE, Work.NONE),
-        (r"ALTER (MATERIALIZED )?VIEW (IF EXISTS )?@table", _AE, Work.NONE),
-        (r"CREATE OR REPLACE (RECURSIVE )?VIEW @table", _AE, Work.NONE),
-        (r"CREATE (OR REPLACE )?(CONSTRAINT )?TRIGGER .*? ON @table", _SRE, Work.NONE),
-        (r"DROP TRIGGER (IF EXISTS )?@name ON @table", _AE, Work.NONE),
-        (r"ALTER TRIGGER @name ON @table", _AE, Work.NONE),
-        (r"CREATE (OR REPLACE )?RULE .*? TO @table", _AE, Work.NONE),
-        (r"(ALTER|DROP) RULE (IF EXISTS )?@name ON @table", _AE, Work.NONE),
-        (r"(CREATE|ALTER|DROP) POLICY (IF EXISTS )?@name ON @table", _AE, Work.NONE),
-        (r"CREATE STATISTICS .*? FROM @table", _SUE, Work.NONE),
-        (r"COMMENT ON (TABLE|VIEW|MATERIALIZED VIEW|INDEX|SEQUENCE) @table", _SUE, Work.NONE),
-        (rf"COMMENT ON COLUMN (?P<table>{NAME}) ?\. ?(\"(?:[^\"]|\"\")+\"|\w+) IS", _SUE, Work.NONE),
-        (r"INSERT INTO @table", LockMode.ROW_EXCLUSIVE, Work.NONE),
-        (r"COPY @table .*?\bFROM\b", LockMode.ROW_EXCLUSIVE, Work.NONE),
-        (r"UPDATE (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
-        (r"DELETE FROM (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
-        (r"MERGE INTO (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
-        (r"REFRESH MATERIALIZED VIEW CONCURRENTLY @table", LockMode.EXCLUSIVE, Work.NONE),
-        (r"REFRESH MATERIALIZED VIEW @table", _AE, Work.REWRITE),
-        (r"CLUSTER (\([^)]*\) ?)?(VERBOSE )?@table", _AE, Work.REWRITE),
-        (r"VACUUM (\([^)]*\bFULL\b[^)]*\)|FULL)( (FREEZE|VERBOSE|ANALYZE))* @table", _AE, Work.REWRITE),
-        (r"VACUUM (\([^)]*\) ?)?((FREEZE|VERBOSE|ANALYZE) )*@table", _SUE, Work.SCAN),
-        (r"ANALYZE (\([^)]*\) ?)?(VERBOSE )?@table", _SUE, Work.NONE),
-    ]
+    (
+        r"CREATE (UNIQUE )?INDEX CONCURRENTLY (IF NOT EXISTS )?(?!ON )(@index )?ON (ONLY )?@table",
+        _SUE,
+        Work.BUILD,
+    ),
+    (r"CREATE (UNIQUE )?INDEX (IF NOT EXISTS )?((?!ON )@index )?ON (ONLY )?@table", _SHARE, Work.BUILD),
+    (r"DROP INDEX CONCURRENTLY (IF EXISTS )?@table", _SUE, Work.NONE),
+    (r"REINDEX (\([^)]*\) ?)?(TABLE|INDEX) CONCURRENTLY @table", _SUE, Work.BUILD),
+    (r"REINDEX (\([^)]*\) ?)?(TABLE|INDEX) @table", _AE, Work.BUILD),
+    (r"ALTER INDEX (IF EXISTS )?@table", _SUE, Work.NONE),
+    (r"ALTER SEQUENCE (IF EXISTS )?@table (RENAME|OWNER|SET SCHEMA)", _AE, Work.NONE),
+    (r"ALTER SEQUENCE (IF EXISTS )?@table", _SRE, Work.NONE),
+    (r"ALTER (MATERIALIZED )?VIEW (IF EXISTS )?@table", _AE, Work.NONE),
+    (r"CREATE OR REPLACE (RECURSIVE )?VIEW @table", _AE, Work.NONE),
+    (r"CREATE (OR REPLACE )?(CONSTRAINT )?TRIGGER .*? ON @table", _SRE, Work.NONE),
+    (r"DROP TRIGGER (IF EXISTS )?@name ON @table", _AE, Work.NONE),
+    (r"ALTER TRIGGER @name ON @table", _AE, Work.NONE),
+    (r"CREATE (OR REPLACE )?RULE .*? TO @table", _AE, Work.NONE),
+    (r"(ALTER|DROP) RULE (IF EXISTS )?@name ON @table", _AE, Work.NONE),
+    (r"(CREATE|ALTER|DROP) POLICY (IF EXISTS )?@name ON @table", _AE, Work.NONE),
+    (r"CREATE STATISTICS .*? FROM @table", _SUE, Work.NONE),
+    (r"COMMENT ON (TABLE|VIEW|MATERIALIZED VIEW|INDEX|SEQUENCE) @table", _SUE, Work.NONE),
+    (rf"COMMENT ON COLUMN (?P<table>{NAME}) ?\. ?(\"(?:[^\"]|\"\")+\"|\w+) IS", _SUE, Work.NONE),
+    (r"INSERT INTO @table", LockMode.ROW_EXCLUSIVE, Work.NONE),
+    (r"COPY @table .*?\bFROM\b", LockMode.ROW_EXCLUSIVE, Work.NONE),
+    (r"UPDATE (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
+    (r"DELETE FROM (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
+    (r"MERGE INTO (ONLY )?@table", LockMode.ROW_EXCLUSIVE, Work.SCAN),
+    (r"REFRESH MATERIALIZED VIEW CONCURRENTLY @table", LockMode.EXCLUSIVE, Work.NONE),
+    (r"REFRESH MATERIALIZED VIEW @table", _AE, Work.REWRITE),
+    (r"CLUSTER (\([^)]*\) ?)?(VERBOSE )?@table", _AE, Work.REWRITE),
+    (r"VACUUM (\([^)]*\bFULL\b[^)]*\)|FULL)( (FREEZE|VERBOSE|ANALYZE))* @table", _AE, Work.REWRITE),
+    (r"VACUUM (\([^)]*\) ?)?((FREEZE|VERBOSE|ANALYZE) )*@table", _SUE, Work.SCAN),
+    (r"ANALYZE (\([^)]*\) ?)?(VERBOSE )?@table", _SUE, Work.NONE),
 ]
 _ALTER_TABLE = _pattern(r"ALTER (FOREIGN )?TABLE (IF EXISTS )?(ONLY )?@table( ?\*)? (?P<actions>.*)")
 _DROP = _pattern(
@@ -104,25 +103,22 @@ _PARTITION = _pattern(r"(?P<verb>ATTACH|DETACH) PARTITION @table")
 _CONSTRAINT = r"ADD (CONSTRAINT @index )?"
 _COLUMN = r"ALTER (COLUMN )?@name "
 _ACTIONS = [
-    (_pattern(text), mode, work)
-    for text, mode, work in [
-        (r"VALIDATE CONSTRAINT ", _SUE, Work.SCAN),
-        (_CONSTRAINT + r"FOREIGN KEY.* NOT VALID$", _SRE, Work.NONE),
-        (_CONSTRAINT + r"FOREIGN KEY", _SRE, Work.SCAN),
-        (_CONSTRAINT + r"UNIQUE USING INDEX", _AE, Work.NONE),
-        (_CONSTRAINT + r"PRIMARY KEY USING INDEX", _AE, Work.SCAN),
-        (_CONSTRAINT + r"(UNIQUE|PRIMARY KEY|EXCLUDE)\b", _AE, Work.BUILD),
-        (_CONSTRAINT + r"(CHECK|NOT NULL).* NOT VALID$", _AE, Work.NONE),
-        (_CONSTRAINT + r"(CHECK|NOT NULL)\b", _AE, Work.SCAN),
-        (_COLUMN + r"(SET DATA )?TYPE ", _AE, Work.REWRITE),
-        (_COLUMN + r"SET NOT NULL", _AE, Work.SCAN),
-        (_COLUMN + r"SET EXPRESSION", _AE, Work.REWRITE),
-        (_COLUMN + r"(SET STATISTICS|(RE)?SET ?\()", _SUE, Work.NONE),
-        (r"(CLUSTER ON|SET WITHOUT CLUSTER|(RE)?SET ?\(|ATTACH PARTITION)", _SUE, Work.NONE),
-        (r"DETACH PARTITION @name (CONCURRENTLY|FINALIZE)", _SUE, Work.NONE),
-        (r"(ENABLE|DISABLE) ((ALWAYS|REPLICA) )?TRIGGER", _SRE, Work.NONE),
-        (r"SET (LOGGED|UNLOGGED|TABLESPACE|ACCESS METHOD)\b", _AE, Work.REWRITE),
-    ]
+    (r"VALIDATE CONSTRAINT ", _SUE, Work.SCAN),
+    (_CONSTRAINT + r"FOREIGN KEY.* NOT VALID$", _SRE, Work.NONE),
+    (_CONSTRAINT + r"FOREIGN KEY", _SRE, Work.SCAN),
+    (_CONSTRAINT + r"UNIQUE USING INDEX", _AE, Work.NONE),
+    (_CONSTRAINT + r"PRIMARY KEY USING INDEX", _AE, Work.SCAN),
+    (_CONSTRAINT + r"(UNIQUE|PRIMARY KEY|EXCLUDE)\b", _AE, Work.BUILD),
+    (_CONSTRAINT + r"(CHECK|NOT NULL).* NOT VALID$", _AE, Work.NONE),
+    (_CONSTRAINT + r"(CHECK|NOT NULL)\b", _AE, Work.SCAN),
+    (_COLUMN + r"(SET DATA )?TYPE ", _AE, Work.REWRITE),
+    (_COLUMN + r"SET NOT NULL", _AE, Work.SCAN),
+    (_COLUMN + r"SET EXPRESSION", _AE, Work.REWRITE),
+    (_COLUMN + r"(SET STATISTICS|(RE)?SET ?\()", _SUE, Work.NONE),
+    (r"(CLUSTER ON|SET WITHOUT CLUSTER|(RE)?SET ?\(|ATTACH PARTITION)", _SUE, Work.NONE),
+    (r"DETACH PARTITION @name (CONCURRENTLY|FINALIZE)", _SUE, Work.NONE),
+    (r"(ENABLE|DISABLE) ((ALWAYS|REPLICA) )?TRIGGER", _SRE, Work.NONE),
+    (r"SET (LOGGED|UNLOGGED|TABLESPACE|ACCESS METHOD)\b", _AE, Work.REWRITE),
 ]
 _ADD_COLUMN = re.compile(r"ADD (COLUMN )?", re.IGNORECASE)
 # A default that is computed for each row, and is not known to be the same for all, has to be written to each.
@@ -186,7 +182,7 @@ def _add(effects: Effects, touch: Touch) -> None:
 
 def _of_statement(text: str) -> Iterator[Touch]:
     for pattern, mode, work in _STATEMENTS:
-        if match := pattern.match(text):
+        if match := _pattern(pattern).match(text):
             index = match.groupdict().get("index") or ""
             yield Touch(match["table"], mode, work, index)
             return
@@ -209,7 +205,7 @@ def _of_alter_table(text: str) -> Iterator[Touch]:
 
 def _of_action(table: str, action: str) -> Touch:
     for pattern, mode, work in _ACTIONS:
-        if match := pattern.match(action):
+        if match := _pattern(pattern).match(action):
             return Touch(table, mode, work, match.groupdict().get("index") or "")
     if not _ADD_COLUMN.match(action):
         return Touch(table, _AE)
