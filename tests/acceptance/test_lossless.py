@@ -172,6 +172,13 @@ async def test_plain_alembic_has_an_option_for_it_and_archives_without(filled: I
     assert await filled.archived_rows() == 4
 
 
+async def test_an_upgrade_may_leave_the_archive_alone(filled: Installation) -> None:
+    await _done(filled, *GASKET, "downgrade", "--no-prompt", filled.project.shipped[1])
+    await _done(filled, *GASKET, "upgrade", "--no-restore")
+    assert (await _rows(filled))["api_keys"] == []
+    assert await _archive(filled) == 8  # of a step the whole rows, of another three of their columns
+
+
 async def test_at_a_terminal_it_shows_what_would_go_and_asks(filled: Installation) -> None:
     before, ledger = await _rows(filled), await filled.ledger()
     target = filled.project.shipped[1]

@@ -382,6 +382,16 @@ async def test_a_database_that_was_set_aside_is_used_and_left_empty(
         await connection.close(timeout=10)
 
 
+async def test_at_a_terminal_an_upgrade_asks_first(installation: Installation) -> None:
+    declined = await run_at_terminal(installation, *GASKET, "upgrade", answers=[("Upgrade the database to head?", "n")])
+    assert declined.exit_code == 1
+    assert "nothing was changed" in declined.line
+    assert not await installation.has_table("alembic_version")
+    done = await run_at_terminal(installation, *GASKET, "upgrade", answers=[("Upgrade the database to head?", "y")])
+    assert done.exit_code == 0, done.output
+    await installation.assert_migrated_once()
+
+
 async def test_a_stamp_asks_and_is_one_row_for_each_revision(installation: Installation) -> None:
     shipped = installation.project.shipped
     refused = await _done(installation, "stamp", "head", exit_code=1)

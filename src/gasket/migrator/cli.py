@@ -15,7 +15,7 @@ import click
 from advanced_alchemy.extensions.litestar.cli import database_group
 from alembic.util import CommandError
 
-from gasket.migrator.commands import added_commands, at_a_terminal
+from gasket.migrator.commands import added_commands
 from gasket.migrator.connection import MigratorConfig
 
 _ADAPTED = "gasket_adapted"
@@ -33,8 +33,8 @@ def _adapt(group: click.Group) -> None:
         if isinstance(command, click.Group):
             _adapt(command)
         elif command.callback is not None and not hasattr(command.callback, _ADAPTED):
-            callback = _CHANGED.get(name, _as_it_is)(command.callback) if group is database_group else command.callback
-            command.callback = _refuse_in_one_line(callback)
+            refused = group is database_group and name == "drop-all"
+            command.callback = _refuse_in_one_line(_drop_all if refused else command.callback)
             setattr(command.callback, _ADAPTED, True)
 
 
@@ -50,31 +50,8 @@ def _refuse_in_one_line(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _as_it_is(callback: Callable[..., Any]) -> Callable[..., Any]:
-    return callback
-
-
-def _without_question_unless_terminal(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """An upgrade is what every start does anyway, so a Job without a terminal need not confirm it."""
-
-    @functools.wraps(callback)
-    def upgrade(*args: Any, no_prompt: bool, **options: Any) -> Any:
-        return callback(*args, no_prompt=no_prompt or not at_a_terminal(), **options)
-
-    return upgrade
-
-
-def _refused(_callback: Callable[..., Any]) -> Callable[..., Any]:
-    def drop_all(*_args: Any, **_options: Any) -> None:
-        raise CommandError(
-            "drop-all would drop tables behind the ledger's back, without the migration lock; nothing was changed. "
-            "Run: litestar database downgrade base"
-        )
-
-    return drop_all
-
-
-_CHANGED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "upgrade": _without_question_unless_terminal,
-    "drop-all": _refused,
-}
+def _drop_all(**_options: Any) -> None:
+    raise CommandError(
+        "drop-all would drop tables behind the ledger's back, without the migration lock; nothing was changed. "
+        "Run: litestar database downgrade base"
+    )

@@ -17,13 +17,14 @@ from alembic.script import ScriptDirectory
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
 from gasket.migrator.collisions import collisions_with_revisions
+from gasket.migrator.confirm import ask, at_a_terminal, confirm, confirmations
 from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.edits import check_edits, find_edits
-from gasket.migrator.errors import AdoptionError, NotConfirmedError
+from gasket.migrator.errors import AdoptionError
 from gasket.migrator.ledger import read_state
 from gasket.migrator.plan import check_upgrade, make_plan
-from gasket.migrator.preview import Preview, preview_downgrade
-from gasket.migrator.report import StatusReport, read_report
+from gasket.migrator.preview import preview_downgrade
+from gasket.migrator.report import format_status, read_report
 from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.rules.check import check_revision, refuse_broken
 from gasket.migrator.runner import OPTIONS, accept, rollback
@@ -59,16 +60,43 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         run(config, lambda: accept(config, revision))
         click.echo(f"The file of revision {revision}, as it is now, counts as what was applied.")
 
+    @click.command("upgrade", help="Apply what is pending, up to REVISION.")
+    @click.argument("revision", default="head")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
+    @click.option("--tag", help="Handed to env.py.")
+    @click.option("--no-restore", is_flag=True, help="Leave in the archive what earlier downgrades took away.")
+    @click.option("--no-prompt", is_flag=True, help="Do not ask.")
+    def upgrade(revision: str, sql: bool, tag: str | None, no_restore: bool, no_prompt: bool) -> None:
+        if not sql and at_a_terminal():  # every start does it: a Job without a terminal need not confirm it
+            ask(f"Upgrade the database to {revision}?", no_prompt=no_prompt)
+        options = StepOptions(restore=not no_restore)
+        alembic.command.upgrade(Config(str(config.ini), attributes={OPTIONS: options}), revision, sql=sql, tag=tag)
+
+    @click.command("merge", help="Make a revision that stands on all the given REVISIONS: two heads become one.")
+    @click.argument("revisions", nargs=-1, required=True)
+    @click.option("-m", "--message", default="merge heads", show_default=True, help="What the new file is called.")
+    @click.option("--branch-label", help="A label for the branch.")
+    @click.option("--rev-id", help="The new revision, instead of one that is made up.")
+    @click.option("--no-prompt", is_flag=True, help="Nothing is asked anyway.")
+    def merge(
+        revisions: tuple[str, ...], message: str, branch_label: str | None, rev_id: str | None, no_prompt: bool
+    ) -> None:
+        alembic.command.merge(
+            Config(str(config.ini)), revisions, message=message, branch_label=branch_label, rev_id=rev_id
+        )
+
     @click.command("downgrade", help="Take revisions back, down to REVISION; rows that would go are archived.")
     @click.argument("revision", default="-1")
     @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; REVISION is from:to.")
     @click.option("--tag", help="Handed to env.py.")
-    @_confirmations
+    @confirmations
     def downgrade(revision: str, sql: bool, tag: str | None, **answers: bool) -> None:
         if sql:
             alembic.command.downgrade(Config(str(config.ini)), revision, sql=True, tag=tag)
             return
-        options = _confirm(config, lambda: preview_downgrade(config, revision, from_ledger=False), **answers)
+        options = confirm(
+            lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=False)), **answers
+        )
         alembic.command.downgrade(Config(str(config.ini), attributes={OPTIONS: options}), revision, tag=tag)
 
     @click.command(
@@ -77,9 +105,9 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         "SQL that the ledger keeps. For revisions that this release has no files for.",
     )
     @click.argument("revision", required=False)
-    @_confirmations
+    @confirmations
     def roll_back(revision: str | None, **answers: bool) -> None:
-        options = _confirm(config, lambda: preview_downgrade(config, revision, from_ledger=True), **answers)
+        options = confirm(lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=True)), **answers)
         taken_back = run(config, lambda: rollback(config, revision, options))
         click.echo(f"Taken back: {', '.join(taken_back)}" if taken_back else "Nothing to take back.")
 
@@ -93,7 +121,7 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         if not sql:
             current = ", ".join(run(config, lambda: read_report(config)).current) or "no revision"
             click.echo(f"The schema is recorded at {current}, and would be at {revision}. No table is touched.")
-            _ask("Is the schema what that revision builds?", no_prompt=no_prompt)
+            ask("Is the schema what that revision builds?", no_prompt=no_prompt)
         alembic.command.stamp(Config(str(config.ini)), revision, sql=sql, tag=tag, purge=purge)
 
     @click.command(
@@ -145,65 +173,13 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
     def archive_drop(number: int, no_prompt: bool) -> None:
         one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
         click.echo(format_archive(one))
-        _ask("Drop it for good?", no_prompt=no_prompt)
+        ask("Drop it for good?", no_prompt=no_prompt)
         run(config, lambda: _with_connection(config, partial(drop_archive, number=number)))
         click.echo(f"Dropped archive {number}.")
 
     for command in (downgrade, roll_back):
         command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
-    return [status, plan, adopt, accept_edit, downgrade, roll_back, stamp, archive]
-
-
-def _confirmations(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that takes revisions back."""
-    for option, text in (
-        ("--discard-data", "With --no-archive and --no-prompt: yes, the rows are lost."),
-        ("--no-archive", "Do not keep the rows that go."),
-        ("--no-prompt", "Do not ask."),
-    ):
-        command = click.option(option, is_flag=True, help=text)(command)
-    return command
-
-
-def _confirm(
-    config: MigratorConfig,
-    preview: Callable[[], Coroutine[Any, Any, Preview]],
-    *,
-    no_prompt: bool,
-    no_archive: bool,
-    discard_data: bool,
-) -> StepOptions:
-    """Show what would happen, and ask; a second time where rows would be lost.
-
-    Raises:
-        NotConfirmedError: there is nobody to ask, or the answer was no.
-    """
-    if no_prompt and no_archive and not discard_data:
-        raise NotConfirmedError(
-            "--no-archive loses the rows that go, and --no-prompt says not to ask; nothing was changed. "
-            "Add --discard-data to confirm that."
-        )
-    if not (no_prompt or at_a_terminal()):
-        raise NotConfirmedError(_NOBODY_TO_ASK)
-    click.echo(run(config, preview).text(archived=not no_archive))
-    _ask("Go on?", no_prompt=no_prompt)
-    if no_archive:
-        _ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
-    return StepOptions(discard_data=no_archive)
-
-
-def _ask(question: str, *, no_prompt: bool) -> None:
-    if no_prompt:
-        return
-    if not at_a_terminal():
-        raise NotConfirmedError(_NOBODY_TO_ASK)
-    if not click.confirm(question):
-        raise NotConfirmedError("Not confirmed; nothing was changed.")
-
-
-_NOBODY_TO_ASK = (
-    "This has to be confirmed, and there is no terminal to ask at; nothing was changed. Add --no-prompt to confirm it."
-)
+    return [status, plan, adopt, accept_edit, upgrade, downgrade, roll_back, stamp, merge, archive]
 
 
 async def _forecast(config: MigratorConfig) -> Forecast:
@@ -231,37 +207,9 @@ async def _forecast(config: MigratorConfig) -> Forecast:
     return await forecast(config, revisions, applied=applied, pending=plan.pending, findings=findings)
 
 
-async def _with_connection(config: MigratorConfig, ask: Callable[..., Awaitable[T]]) -> T:
+async def _with_connection(config: MigratorConfig, look: Callable[..., Awaitable[T]]) -> T:
     async with looking(config, migrating=True) as connection:
-        return await ask(connection, config.schema)
-
-
-def format_status(report: StatusReport) -> str:
-    """The report as lines for a terminal; what is empty is left out."""
-    lines = [f"{report.state}: {report.sentence}", f"  current    {', '.join(report.current) or '(none)'}"]
-    lines.append(f"  head       {report.head or '(none)'}")
-    for label, values in (
-        ("pending", report.pending),
-        ("ahead", report.ahead),
-        ("edited", report.edited),
-        ("drift", report.drift or []),
-    ):
-        lines += [f"  {label if first else '':<10} {value}" for first, value in _marked(values)]
-    if report.lock_holder:
-        lines.append(f"  lock       {report.lock_holder}")
-    if report.archive_bytes:
-        lines.append(f"  archive    {report.archive_bytes / 1_000_000:.1f} MB")
-    for first, row in _marked(report.history):
-        lines.append(
-            f"  {'last runs' if first else '':<10} {row.started_at:%Y-%m-%d %H:%M:%S} {row.direction} "
-            f"{row.revision} by release {row.release} in {row.duration_ms} ms"
-        )
-    for first, failure in _marked(report.failures):
-        lines.append(
-            f"  {'failures' if first else '':<10} {failure.failed_at:%Y-%m-%d %H:%M:%S} {failure.direction} "
-            f"{failure.revision} by release {failure.release}: {failure.error}"
-        )
-    return "\n".join(lines)
+        return await look(connection, config.schema)
 
 
 def format_archive(archive: Archive) -> str:
@@ -277,12 +225,3 @@ def format_archive(archive: Archive) -> str:
         *notes,
     ]
     return "; ".join(parts)
-
-
-def _marked(values: list[T]) -> list[tuple[bool, T]]:
-    return [(index == 0, value) for index, value in enumerate(values)]
-
-
-def at_a_terminal() -> bool:
-    """Whether there is somebody to ask."""
-    return sys.stdin is not None and sys.stdin.isatty()

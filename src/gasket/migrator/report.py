@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TypeVar
 
 import asyncpg
 import msgspec
@@ -19,6 +20,8 @@ from gasket.migrator.plan import Plan, SchemaState, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import engine_over
 from gasket.migrator.steps import is_ours_to_compare
+
+T = TypeVar("T")
 
 _ROWS = 10
 
@@ -167,3 +170,35 @@ async def _archive_bytes(connection: asyncpg.Connection, schema: str) -> int:
         archive_schema(schema),
     )
     return size
+
+
+def format_status(report: StatusReport) -> str:
+    """The report as lines for a terminal; what is empty is left out."""
+    lines = [f"{report.state}: {report.sentence}", f"  current    {', '.join(report.current) or '(none)'}"]
+    lines.append(f"  head       {report.head or '(none)'}")
+    for label, values in (
+        ("pending", report.pending),
+        ("ahead", report.ahead),
+        ("edited", report.edited),
+        ("drift", report.drift or []),
+    ):
+        lines += [f"  {label if first else '':<10} {value}" for first, value in _marked(values)]
+    if report.lock_holder:
+        lines.append(f"  lock       {report.lock_holder}")
+    if report.archive_bytes:
+        lines.append(f"  archive    {report.archive_bytes / 1_000_000:.1f} MB")
+    for first, row in _marked(report.history):
+        lines.append(
+            f"  {'last runs' if first else '':<10} {row.started_at:%Y-%m-%d %H:%M:%S} {row.direction} "
+            f"{row.revision} by release {row.release} in {row.duration_ms} ms"
+        )
+    for first, failure in _marked(report.failures):
+        lines.append(
+            f"  {'failures' if first else '':<10} {failure.failed_at:%Y-%m-%d %H:%M:%S} {failure.direction} "
+            f"{failure.revision} by release {failure.release}: {failure.error}"
+        )
+    return "\n".join(lines)
+
+
+def _marked(values: list[T]) -> list[tuple[bool, T]]:
+    return [(index == 0, value) for index, value in enumerate(values)]
