@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.acceptance.installation import Installation
-from tests.acceptance.processes import free_port
+from tests.acceptance.processes import at_most, free_port
 from tests.acceptance.wire import Server, tapped
 
 
@@ -29,6 +29,18 @@ async def test_a_server_that_does_not_answer(installation: Installation) -> None
         said = await installation.replica({"DATABASE_URL": url, "GASKET_DATABASE_WAIT": "2"}).refused()
     assert "DATABASE_URL" in said
     assert "within 2 s" in said
+
+
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "GASKET_MIGRATION_DATABASE_URL"])
+async def test_a_certificate_that_is_not_there(installation: Installation, setting: str) -> None:
+    """Waiting would not bring it."""
+    joint = "&" if "?" in installation.database_url else "?"
+    url = f"{installation.database_url}{joint}sslmode=verify-ca&sslrootcert=/nowhere/root.crt"
+    with at_most(20):
+        said = await installation.replica({setting: url, "GASKET_DATABASE_WAIT": "60"}).refused()
+    for part in ("sslrootcert is /nowhere/root.crt", f"Correct {setting}", "nothing was changed"):
+        assert part in said, part
+    assert "waiting" not in said
 
 
 async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

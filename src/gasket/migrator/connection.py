@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 from sqlalchemy import MetaData
@@ -51,6 +52,8 @@ _REFUSED = (
     asyncpg.PostgresSyntaxError,  # of `options`
     ValueError,
 )
+
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 # Settings of the migration session. "0" is "no limit" (PostgreSQL manual, "Client Connection Defaults"): limits
 # that a role carries are meant for requests. client_connection_check_interval makes a statement end soon after
@@ -129,6 +132,8 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
         except _REFUSED as error:
             raise DatabaseRefusedError(setting=setting, reason=describe(error)) from None
         except _AWAY as error:
+            if isinstance(error, OSError) and (unreadable := _unreadable_file(config, migrating=migrating)):
+                raise DatabaseRefusedError(setting=setting, reason=unreadable) from None
             waited = time.monotonic() - started
             if waited >= config.database_wait:
                 raise DatabaseUnavailableError(setting=setting, waited=waited, reason=describe(error)) from None
@@ -185,6 +190,19 @@ async def open_connection(config: MigratorConfig, *, migrating: bool) -> asyncpg
         server_settings={"application_name": name},
     )
     return connection
+
+
+def _unreadable_file(config: MigratorConfig, *, migrating: bool) -> str | None:
+    """The TLS file of the URL, or of libpq's variable, that cannot be read: waiting would not help.
+
+    The driver's error is the one of a server's socket that is missing, and does not name the file.
+    """
+    given = dict(parse_qsl(urlsplit(config.migration_url if migrating else config.database_url).query))
+    for name in _TLS_FILES:
+        path = given.get(name) or os.environ.get(f"PG{name.upper()}")
+        if path and not os.access(path, os.R_OK):
+            return f"{name} is {path}, which is no file that can be read"
+    return None
 
 
 async def leads_through_pooler(connection: asyncpg.Connection) -> bool:

@@ -2,7 +2,7 @@
 
 MigratorError
 ├── DatabaseUnavailableError     the server is away, or the database does not exist, for longer than the wait
-├── DatabaseRefusedError         the server answers and will not let this role in
+├── DatabaseRefusedError         the server answers and will not let this role in, or the URL cannot be used
 ├── TransactionPoolerError       something is pending and the way to the server is a pooler
 ├── ReadOnlyServerError          something is pending and the server takes no writes
 ├── MissingPrivilegeError        the migration role may not do what is needed
@@ -53,11 +53,11 @@ class DatabaseUnavailableError(MigratorError):
 
 
 class DatabaseRefusedError(MigratorError):
-    """The server answers and will not let this role in."""
+    """The server answers and will not let this role in, or the URL cannot be used."""
 
     def __init__(self, *, setting: str, reason: str) -> None:
         super().__init__(
-            f"The database of {setting} refused the connection ({reason}); nothing was changed. Correct {setting}."
+            f"There is no connection to the database of {setting}: {reason}; nothing was changed. Correct {setting}."
         )
 
 
