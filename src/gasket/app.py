@@ -30,7 +30,7 @@ from gasket.models import metadata
 from gasket.proxy.plugin import GatewayPlugin
 from gasket.settings import Settings, read_settings
 from gasket.shutdown import Shutdown
-from gasket.startup import Gasket, Startup
+from gasket.startup import Gasket, OneProcess, Startup
 from gasket.upstream.client import UpstreamClient
 
 
@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             BackendsCLI(engine, config.start_database),
             migrator,
             gateway,
+            OneProcess(),
         ],
         exception_handlers=http.EXCEPTION_HANDLERS,
         before_send=[http.log_response],

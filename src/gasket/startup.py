@@ -15,6 +15,7 @@ from cryptography.fernet import Fernet
 from litestar import Litestar
 from litestar.datastructures.secret_values import SecretBytes
 from litestar.enums import ScopeType
+from litestar.plugins import CLIPlugin
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 from litestar.types.asgi_types import LifeSpanSendMessage
 
@@ -140,6 +141,25 @@ class Startup:
             path = self._settings.data_dir / SECRET_KEY_FILE
             keys = (read_or_make_secret(path, lambda: Fernet.generate_key().decode()),)
         key_ring.load(keys)
+
+
+class OneProcess(CLIPlugin):
+    """Refuses `run` with several workers: uvicorn's parent of many exits 0 when a start is refused."""
+
+    def on_cli_init(self, cli: click.Group) -> None:
+        """It adds no command."""
+
+    @contextmanager
+    def server_lifespan(self, app: Litestar) -> Iterator[None]:
+        """Entered by Litestar's command line before it starts any server."""
+        context = click.get_current_context(silent=True)
+        workers = context.params.get("wc", 1) if context else 1
+        if workers > 1:
+            raise SystemExit(
+                f"gasket: a replica is one process, and {workers} were asked for (--web-concurrency, or "
+                "LITESTAR_WEB_CONCURRENCY or WEB_CONCURRENCY); nothing was started. Start more replicas instead."
+            )
+        yield
 
 
 def _refusal(error: BaseException | None) -> GasketError | MigratorError | None:

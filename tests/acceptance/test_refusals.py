@@ -73,6 +73,26 @@ async def test_a_database_that_is_created_while_it_is_waited_for(
         await look.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        (("gasket", "run", "--web-concurrency", "2"), {}),
+        (("gasket", "run"), {"LITESTAR_WEB_CONCURRENCY": "2"}),
+        (("litestar", "--app", "gasket.app:create_app", "run"), {"WEB_CONCURRENCY": "2"}),
+    ],
+)
+async def test_more_than_one_process(
+    installation: Installation, command: tuple[str, ...], settings: dict[str, str | None]
+) -> None:
+    """Its workers would each be refused or not, and the parent exit 0 either way."""
+    said = await installation.run(*command, "--port", str(free_port()), settings=settings)
+    assert said.exit_code == 1
+    assert "a replica is one process, and 2 were asked for" in said.line
+    assert "Start more replicas" in said.line
+    assert "Traceback" not in said.output
+    assert not await installation.has_table("alembic_version")
+
+
 async def test_two_heads(installation: Installation) -> None:
     base = installation.project.shipped[-1]
     installation.project.add_table("left")
