@@ -33,7 +33,7 @@ SECRET_KEY_FILE = "secret-key"
 
 
 class Gasket(Litestar):
-    """Litestar, with `/v1` beside it, which says why it does not start in one sentence instead of a stack trace."""
+    """Litestar, with `/v1` beside it, which says why it does not start, or ends at once, in a sentence, with no trace."""
 
     gateway: Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -51,6 +51,8 @@ class Gasket(Litestar):
         async def in_one_sentence(message: LifeSpanSendMessage) -> None:
             if message["type"] == "lifespan.startup.failed" and (refusal := _refusal(sys.exception())):
                 message["message"] = f"Gasket does not start. {refusal}"
+            elif message["type"] == "lifespan.shutdown.failed" and isinstance(sys.exception(), asyncio.CancelledError):
+                message["message"] = "Told to stop a second time: Gasket ends without waiting for what is under way."
             await forward(message)
 
         await application(scope, receive, in_one_sentence)
