@@ -137,6 +137,28 @@ async def test_stamp_is_recorded(installation: Installation, handle: tuple[str, 
     assert await installation.holder() is None
 
 
+@BOTH
+async def test_the_version_table_is_made_under_the_lock_and_not_beside_tables_of_ours(
+    installation: Installation, handle: tuple[str, ...]
+) -> None:
+    """An empty one would say that nothing is applied, and the next start would apply it all."""
+    ensure = (*handle, "ensure_version" if handle == ALEMBIC else "ensure-version")
+    look = await installation.look()
+    async with installation.lock_held("a colleague"):
+        held = await _refused(installation, *ensure, settings={"GASKET_MIGRATION_LOCK_WAIT": "0"})
+        assert "a colleague" in held.line
+    await look.execute("CREATE TABLE api_keys (id integer)")
+    beside = await _refused(installation, *ensure)
+    assert "litestar database adopt" in beside.line
+    assert not await installation.has_table("alembic_version")
+    await look.execute("DROP TABLE api_keys")
+    await _done(installation, *ensure)
+    assert await installation.versions() == []
+    assert await installation.ledger() == []
+    await installation.migrate()
+    await installation.assert_migrated_once()
+
+
 @pytest.mark.parametrize("option", ["--sql", "--sql --tag=x"])
 async def test_sql_for_a_database_administrator(installation: Installation, option: str) -> None:
     """Printed and not run: without a database at all."""

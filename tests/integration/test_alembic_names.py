@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Config:
         (lambda c: command.downgrade(c, "base"), "downgrade"),
         (lambda c: command.stamp(c, "head"), "stamp"),
         (lambda c: command.current(c), None),
-        (lambda c: command.ensure_version(c), None),
+        (lambda c: command.ensure_version(c), "ensure-version"),
     ],
 )
 def test_the_command_is_known_and_its_steps_can_be_followed(project: Config, run: object, name: str | None) -> None:

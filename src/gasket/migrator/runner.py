@@ -235,7 +235,7 @@ async def _locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator
 
 
 async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
-    """upgrade, downgrade and stamp from a command line: under the lock, each step on the ledger."""
+    """upgrade, downgrade, stamp and ensure-version from a command line: under the lock, each step on the ledger."""
     revisions = read_revisions(migrations_directory(config.ini))
     options = _options_of(context)
     if writes != "upgrade":
@@ -283,6 +283,8 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
         if plan.missing:  # and nothing pending, or that would have been refused
             log.warning("nothing to do: the schema is at head, but files of applied revisions are gone")
             return False
+    elif writes == "ensure-version":
+        await session.refuse_to_guess(revisions, database)  # an empty version table would say: nothing is applied
     elif writes == "downgrade" and (unknown := sorted(database.versions - revisions.keys())):
         entry = database.ledger.get(unknown[0])
         raise SchemaAheadError(

@@ -43,11 +43,16 @@ from gasket.migrator.sql.render import Rendering, from_json, render, to_json
 
 log = logging.getLogger("gasket.migrator")
 
-_COMMANDS = {"upgrade": "upgrade", "downgrade": "downgrade", "do_stamp": "stamp"}
+_COMMANDS = {
+    "upgrade": "upgrade",
+    "downgrade": "downgrade",
+    "do_stamp": "stamp",
+    "do_ensure_version": "ensure-version",
+}
 
 
 def command_that_writes(environment: Any) -> str | None:
-    """`upgrade`, `downgrade` or `stamp`, or None for a command that only looks (current, check, revision).
+    """`upgrade`, `downgrade`, `stamp` or `ensure-version`; None for one that only looks (current, check, revision).
 
     `environment` is the module `alembic.context` as env.py imports it.
     """
