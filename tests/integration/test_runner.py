@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,7 +37,7 @@ from gasket.migrator.errors import (
     SchemaAheadError,
 )
 from gasket.migrator.lock import LOCK_CLASS, lock_key
-from gasket.migrator.plan import SchemaState
+from gasket.migrator.plan import Plan, SchemaState
 from gasket.migrator.runner import bring_to_head, rollback
 from gasket.migrator.steps import StepOptions
 
@@ -553,6 +554,137 @@ async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
     await transaction.rollback()
     await blocker.close()
     await bring_to_head(project.config(database_url))
+
+
+LOCKS = [
+    "LOCK TABLE migration_ledger",
+    "LOCK TABLE alembic_version",
+    "LOCK TABLE migration_ledger IN SHARE MODE",
+    "LOCK TABLE alembic_version IN SHARE MODE",
+    "SELECT * FROM alembic_version FOR UPDATE",
+]
+
+
+@asynccontextmanager
+async def _locked(database_url: str, statement: str) -> AsyncIterator[asyncpg.Connection]:
+    """Somebody has run the statement in a transaction that stays open until the end, or until it is rolled back."""
+    somebody = await asyncpg.connect(database_url, server_settings={"application_name": "somebody"})
+    try:
+        await somebody.execute(f"BEGIN; {statement}")
+        yield somebody
+    finally:
+        await somebody.close()
+
+
+async def _until(condition: Callable[[], Awaitable[object]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def _until_it_names_somebody(migrating: asyncio.Task[Plan], caplog: pytest.LogCaptureFixture) -> None:
+    async def named() -> bool:
+        return migrating.done() or "application 'somebody'" in caplog.text
+
+    await _until(named)
+    assert not migrating.done(), migrating
+
+
+@pytest.mark.parametrize("statement", LOCKS)
+async def test_books_that_others_hold_are_waited_for_and_their_holder_is_named(
+    project: Project,
+    database_url: str,
+    observer: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    statement: str,
+) -> None:
+    """From the first look on, and between two steps."""
+    project.add()
+    await bring_to_head(project.config(database_url))
+    project.add()
+    async with _locked(database_url, statement) as somebody:
+        with pytest.raises(LocksNotGrantedError, match=f"pid {somebody.get_server_pid()} .*'somebody'"):
+            await bring_to_head(project.config(database_url, ddl_wait=0.3))
+        assert await tables(observer) == [*BOOKS, "t1"]
+        caplog.clear()
+        migrating = asyncio.create_task(bring_to_head(project.config(database_url, database_wait=20)))
+        await _until_it_names_somebody(migrating, caplog)
+        await somebody.execute("ROLLBACK")
+        await migrating
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+
+
+async def test_books_that_are_taken_between_two_steps_are_waited_for(
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    await observer.execute("CREATE SCHEMA gate; CREATE TABLE gate.t ()")
+    await observer.execute("BEGIN; LOCK TABLE gate.t IN ROW SHARE MODE")
+    # The step waits in its own statement, which has no lock_timeout, until the test has locked the books for the next.
+    waiting = 'op.execute("SET LOCAL lock_timeout = 0"); op.execute("LOCK TABLE gate.t")'
+    project.add(waiting, "pass")
+    project.add()
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+    blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'gate.t'::regclass"
+    await _until(lambda: observer.fetchval(blocked))
+    somebody = await asyncpg.connect(database_url, server_settings={"application_name": "somebody"})
+    locking = asyncio.create_task(somebody.execute("BEGIN; LOCK TABLE migration_ledger IN SHARE MODE"))
+    # It queues behind the step, and is first when that has committed.
+    await _until(lambda: observer.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'ShareLock'"))
+    await observer.execute("COMMIT")
+    await locking
+    await _until_it_names_somebody(migrating, caplog)
+    assert "revision r2: locks are taken" in caplog.text
+    await somebody.execute("ROLLBACK")
+    await somebody.close()
+    await migrating
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+
+
+async def test_books_that_are_taken_while_an_index_is_built_do_not_undo_it(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """What an autocommit block has committed cannot be tried again: its ledger row waits for its place."""
+    project.add('op.execute("CREATE TABLE t1 (v int)")')
+    await bring_to_head(project.config(database_url))
+    project.add(CONCURRENTLY.format(unique=""), 'op.execute("DROP INDEX by_v")')
+    writer = await asyncpg.connect(database_url)
+    await writer.execute("BEGIN; INSERT INTO t1 VALUES (7)")  # the build waits for it to end
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+    building = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE  INDEX %' AND wait_event_type = 'Lock'"
+    await _until(lambda: observer.fetchval(building))
+    async with _locked(database_url, "LOCK TABLE migration_ledger IN SHARE MODE"):
+        await writer.execute("COMMIT")
+        await writer.close()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'migration_ledger'::regclass"
+        await _until(lambda: observer.fetchval(waiting))
+        await asyncio.wait({migrating}, timeout=0.5)  # five times as long as a try waits
+        assert not migrating.done(), migrating
+    await migrating
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
+
+
+async def test_the_ledgers_new_columns_wait_as_any_other_change_does(
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.add()
+    await bring_to_head(project.config(database_url))
+    project.add()
+    await observer.execute("ALTER TABLE migration_ledger DROP digest")
+    async with _locked(database_url, "SELECT FROM migration_ledger") as somebody:
+        with pytest.raises(LocksNotGrantedError, match="The migrator's own tables .*'somebody'"):
+            await bring_to_head(project.config(database_url, ddl_wait=0.3))
+        migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
+        await _until_it_names_somebody(migrating, caplog)
+        worst = 0.0
+        for _ in range(20):
+            started = asyncio.get_running_loop().time()
+            await observer.execute("SELECT FROM migration_ledger", timeout=5)
+            worst = max(worst, asyncio.get_running_loop().time() - started)
+            await asyncio.sleep(0.01)
+        assert worst < 0.5, "a reader was held up behind the queued ALTER"
+        await somebody.execute("ROLLBACK")
+        await migrating
+    assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
 
 
 async def test_a_head_that_was_taken_back_is_not_applied_again_by_a_start(

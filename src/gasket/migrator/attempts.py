@@ -1,4 +1,4 @@
-"""One step, tried until it gets its locks: short tries under `lock_timeout`, longer and longer pauses between.
+"""Work that is tried until it gets its locks: short tries under `lock_timeout`, longer and longer pauses between.
 
 A queued ALTER TABLE stops every reader that comes after it. So no try waits longer than 100 ms for a lock;
 what grows is the pause, in which readers and writers flow.
@@ -10,55 +10,88 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
+from gasket.migrator.blockers import Blocker, BlockerWatch
 from gasket.migrator.connection import MigratorConfig, open_connection
 from gasket.migrator.errors import LocksNotGrantedError
 
 log = logging.getLogger("gasket.migrator")
 
+T = TypeVar("T")
+
 TRY_LOCK_TIMEOUT_MS = 100
 _AUTOVACUUM_MARGIN_MS = 200
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
-_WATCH_EVERY = 0.02
 _RETRIED = {"55P03", "40P01"}  # lock_not_available, deadlock_detected
 
-_BLOCKERS = """
-SELECT a.pid, a.application_name, a.usename::text AS role, a.xact_start AS since, a.backend_type,
-    left(regexp_replace(a.query, '\\s+', ' ', 'g'), 200) AS query
-FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
-"""
 
+class Tries:
+    """The tries of one revision, or where that is None of work on the migrator's own tables."""
 
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """Somebody whose lock a step waited for, as far as this role may see it."""
-
-    pid: int
-    application: str
-    role: str
-    since: datetime | None
-    query: str
-    autovacuum: bool
+    def __init__(self, config: MigratorConfig, connection: asyncpg.Connection, revision: str | None) -> None:
+        self._limit = config.ddl_wait
+        self._revision = revision
+        self._started = time.monotonic()
+        self._number = 1
+        self._watch = BlockerWatch(lambda: open_connection(config, migrating=True), connection.get_server_pid())
 
     @property
-    def yields(self) -> bool:
-        """An autovacuum worker that PostgreSQL cancels for a waiter; one against wraparound it does not."""
-        return self.autovacuum and "to prevent wraparound" not in self.query
+    def blockers(self) -> list[Blocker]:
+        """Who blocked the last try, as far as anybody looked."""
+        return self._watch.blockers
 
-    def __str__(self) -> str:
-        since = f", in its transaction since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
-        who = "an autovacuum worker" if self.autovacuum else f"application {self.application or '(none)'!r}"
-        return f"pid {self.pid} ({who}, role {self.role or '(none)'}{since}: {self.query or '(not shown)'})"
+    @contextmanager
+    def one(self) -> Iterator[int]:
+        """One try; gives its number. From the second on somebody looks who blocks."""
+        with self._watch.watching() if self._number > 1 else nullcontext():
+            yield self._number
+
+    def failed(self) -> float:
+        """Say that the try found a lock taken; returns how many seconds to pause.
+
+        Raises:
+            LocksNotGrantedError: it was the last within GASKET_MIGRATION_DDL_WAIT; it names who blocks.
+        """
+        number, waited = self._number, time.monotonic() - self._started
+        blockers = [str(blocker) for blocker in self.blockers]
+        if number > 1 and waited >= self._limit:
+            raise LocksNotGrantedError(revision=self._revision, waited=waited, tries=number, blockers=blockers)
+        pause: float = min(_FIRST_PAUSE * 2 ** min(number - 1, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        log.warning(
+            "%s: locks are taken (try %d, %.1f of at most %.0f s)%s; trying again in %.1f s",
+            f"revision {self._revision}" if self._revision else "the migrator's own tables",
+            number,
+            waited,
+            self._limit,
+            ": " + "; ".join(blockers) if blockers else "",
+            pause,
+        )
+        self._number += 1
+        return pause
+
+
+async def until_granted(config: MigratorConfig, connection: asyncpg.Connection, work: Callable[[], Awaitable[T]]) -> T:
+    """Do `work` on the migrator's own tables, again while somebody holds them; the session has a `lock_timeout`.
+
+    Raises:
+        LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT.
+    """
+    tries = Tries(config, connection, None)
+    while True:
+        try:
+            with tries.one():
+                return await work()
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            pause = tries.failed()
+        await asyncio.sleep(pause)
 
 
 class Attempts:
@@ -73,7 +106,6 @@ class Attempts:
         self._config = config
         self._connection = connection
         self._on_failed_try = on_failed_try
-        self._blockers: list[Blocker] = []
         self._lock_timeout = 0
 
     async def start(self) -> None:
@@ -84,12 +116,14 @@ class Attempts:
     @contextmanager
     def no_lock_timeout(self) -> Iterator[None]:
         """For an autocommit block: a CREATE INDEX CONCURRENTLY that times out leaves an INVALID index behind."""
-        await_only(self._set_lock_timeout(0))
-        try:
+        with self._lock_timeout_of(0):
             yield
-        finally:
-            if not self._connection.is_closed():
-                await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
+
+    @contextmanager
+    def long_lock_timeout(self) -> Iterator[None]:
+        """For a lock that nobody queues behind: as long as all the tries of a step may take together."""
+        with self._lock_timeout_of(max(TRY_LOCK_TIMEOUT_MS, round(self._config.ddl_wait * 1000))):
+            yield
 
     def run(self, context: Any, revision: str, step: Callable[[int], None], *, may_retry: Callable[[], bool]) -> None:
         """Call `step(try_number)` in the context's transaction, again in a new one while its locks are taken.
@@ -100,10 +134,10 @@ class Attempts:
         Raises:
             LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT; it names who blocks.
         """
-        started, number = time.monotonic(), 1
+        tries = Tries(self._config, self._connection, revision)
         while True:
             try:
-                with self._watched(number > 1):
+                with tries.one() as number:
                     step(number)
                 await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
                 return
@@ -112,28 +146,22 @@ class Attempts:
                     raise
                 context._transaction.rollback()
                 self._on_failed_try(error.orig or error)
-                waited = time.monotonic() - started
-                if number > 1 and waited >= self._config.ddl_wait:
-                    raise LocksNotGrantedError(
-                        revision=revision, waited=waited, tries=number, blockers=[str(b) for b in self._blockers]
-                    ) from error
-            pause = min(_FIRST_PAUSE * 2 ** min(number - 1, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-            log.warning(
-                "revision %s: its locks are taken (try %d, %.1f of at most %.0f s)%s; trying again in %.1f s",
-                revision,
-                number,
-                waited,
-                self._config.ddl_wait,
-                ": " + "; ".join(map(str, self._blockers)) if self._blockers else "",
-                pause,
-            )
+                pause = tries.failed()
             await_only(asyncio.sleep(pause))
             # A worker is cancelled only for who has waited deadlock_timeout (PostgreSQL manual, "Routine Vacuuming").
-            only_vacuum = bool(self._blockers) and all(blocker.yields for blocker in self._blockers)
+            only_vacuum = bool(tries.blockers) and all(blocker.yields for blocker in tries.blockers)
             patience = await_only(self._past_deadlock_timeout()) if only_vacuum else TRY_LOCK_TIMEOUT_MS
             await_only(self._set_lock_timeout(patience))
-            number += 1
             context._transaction = context.connection.begin()
+
+    @contextmanager
+    def _lock_timeout_of(self, milliseconds: int) -> Iterator[None]:
+        await_only(self._set_lock_timeout(milliseconds))
+        try:
+            yield
+        finally:
+            if not self._connection.is_closed():
+                await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
 
     async def _set_lock_timeout(self, milliseconds: int) -> None:
         """For the session: SET LOCAL would end with the first autocommit block.
@@ -148,38 +176,3 @@ class Attempts:
     async def _past_deadlock_timeout(self) -> int:
         setting = "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'"  # in milliseconds
         return int(await self._connection.fetchval(setting)) + _AUTOVACUUM_MARGIN_MS
-
-    @contextmanager
-    def _watched(self, wanted: bool) -> Iterator[None]:
-        """From the second try on, another connection looks who blocks: afterwards nobody could tell."""
-        if not wanted:
-            yield
-            return
-        self._blockers = []
-        watcher = asyncio.ensure_future(self._watch(self._connection.get_server_pid()))
-        try:
-            yield
-        finally:
-            watcher.cancel()
-
-    async def _watch(self, waiting_pid: int) -> None:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            connection = await open_connection(self._config, migrating=True)
-            try:
-                while True:
-                    if rows := await connection.fetch(_BLOCKERS, waiting_pid):
-                        self._blockers = [_blocker(row) for row in rows]
-                    await asyncio.sleep(_WATCH_EVERY)
-            finally:
-                connection.terminate()
-
-
-def _blocker(row: asyncpg.Record) -> Blocker:
-    return Blocker(
-        pid=row["pid"],
-        application=row["application_name"] or "",
-        role=row["role"] or "",
-        since=row["since"],
-        query=row["query"] or "",
-        autovacuum=row["backend_type"] == "autovacuum worker",
-    )

@@ -21,13 +21,20 @@ from urllib.parse import parse_qsl, urlsplit
 import asyncpg
 from sqlalchemy import MetaData
 
-from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MissingPrivilegeError
+from gasket.migrator.blockers import Blocker, BlockerWatch
+from gasket.migrator.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    LocksNotGrantedError,
+    MissingPrivilegeError,
+)
 
 log = logging.getLogger("gasket.migrator")
 
 _CONNECT_TIMEOUT = 10.0
 _SHORTEST_TRY = 2.0  # a server that answers at all has this long, also where GASKET_DATABASE_WAIT is 0
 _RETRY_PAUSE = 0.25
+_LONG_LOOK = 0.3  # then something may be in the way
 
 _AWAY = (
     OSError,  # refused, no such host, no such socket, timed out
@@ -155,12 +162,22 @@ async def looking(config: MigratorConfig, *, migrating: bool = False) -> AsyncIt
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
         MissingPrivilegeError: the role may not read the books.
+        LocksNotGrantedError: somebody holds them locked.
     """
     started = time.monotonic()
     connection = await connect(config, migrating=migrating)
+    limit = max(_SHORTEST_TRY, config.database_wait)
+
+    def say(blockers: list[Blocker]) -> None:
+        log.warning("waiting up to %.0f s to read the migrator's own tables: %s", limit, "; ".join(map(str, blockers)))
+
+    watch = BlockerWatch(
+        lambda: open_connection(config, migrating=migrating), connection.get_server_pid(), on_first=say
+    )
     try:
-        async with asyncio.timeout(max(_SHORTEST_TRY, config.database_wait)):
-            yield connection
+        async with asyncio.timeout(limit):
+            with watch.watching(after=_LONG_LOOK):
+                yield connection
     except asyncpg.InsufficientPrivilegeError as error:
         role = quote_identifier(await connection.fetchval("SELECT current_user", timeout=_SHORTEST_TRY))
         schema = quote_identifier(config.schema)
@@ -172,6 +189,11 @@ async def looking(config: MigratorConfig, *, migrating: bool = False) -> AsyncIt
         ) from None
     except _AWAY as error:
         waited = time.monotonic() - started
+        if isinstance(error, TimeoutError) and watch.blockers:
+            blockers = [str(blocker) for blocker in watch.blockers]
+            raise LocksNotGrantedError(
+                revision=None, waited=waited, tries=1, blockers=blockers, limit="GASKET_DATABASE_WAIT"
+            ) from None
         setting = config.migration_setting if migrating else "DATABASE_URL"
         raise DatabaseUnavailableError(setting=setting, waited=waited, reason=describe(error)) from None
     finally:

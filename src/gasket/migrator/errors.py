@@ -12,7 +12,7 @@ MigratorError
 ├── SchemaAheadError             the database has revisions that this release lacks and cannot run on
 ├── LockTimeoutError             another process holds the migration lock for longer than the wait
 ├── LockLostError                the connection that held the lock is gone
-├── LocksNotGrantedError         a revision did not get its table locks in time
+├── LocksNotGrantedError         a revision did not get its table locks in time, or our own tables were locked
 ├── InvalidIndexError            an INVALID index stands where one is to be built, and may be somebody's
 ├── EditedRevisionError          an applied file was edited or is gone, and something is pending
 ├── HeldRevisionError            this release's head was taken back; a start does not apply it again
@@ -151,14 +151,27 @@ class LockLostError(MigratorError):
 
 
 class LocksNotGrantedError(MigratorError):
-    """A revision did not get its table locks in time."""
+    """A revision did not get its table locks in time, or the migrator's own tables were locked."""
 
-    def __init__(self, *, revision: str, waited: float, tries: int, blockers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        revision: str | None,
+        waited: float,
+        tries: int,
+        blockers: Sequence[str],
+        limit: str = "GASKET_MIGRATION_DDL_WAIT",
+    ) -> None:
+        if revision is None:
+            what = f"The migrator's own tables stayed locked for {waited:.0f} s; nothing was changed"
+        else:
+            what = (
+                f"Revision {revision} did not get its locks in {tries} tries over {waited:.0f} s; it was rolled back, "
+                f"what came before it stays"
+            )
         super().__init__(
-            f"Revision {revision} did not get its locks in {tries} tries over {waited:.0f} s; it was rolled back, "
-            f"what came before it stays. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
-            f"Let those finish or end them with pg_terminate_backend(pid), then start again, or raise "
-            f"GASKET_MIGRATION_DDL_WAIT."
+            f"{what}. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
+            f"Let those finish or end them with pg_terminate_backend(pid), then start again, or raise {limit}."
         )
 
 

@@ -118,7 +118,10 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
     """Take the lock, look again, and bring the schema to head."""
 
     async def at_head(connection: asyncpg.Connection) -> bool:
-        return await read_versions(connection, config.schema) == set(revisions.heads)
+        try:
+            return await read_versions(connection, config.schema) == set(revisions.heads)
+        except asyncpg.LockNotAvailableError:  # somebody holds it locked: not known yet
+            return False
 
     async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
         if session is None:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 from alembic.util import CommandError
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gasket.migrator.archive.schema import check_archive_rights
+from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS, until_granted
 from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import (
     MigratorConfig,
@@ -31,6 +33,7 @@ from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import (
     AdoptionError,
     LockLostError,
+    LocksNotGrantedError,
     LockTimeoutError,
     MigrationFailedError,
     MigratorError,
@@ -54,6 +57,8 @@ from gasket.migrator.lock import migration_lock
 from gasket.migrator.plan import Plan
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.steps import StepRecorder
+
+T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 2.0
 _RECOVERY_POLL = 0.5
@@ -83,13 +88,13 @@ class MigrationSession:
             MissingPrivilegeError: the role may not read the books.
         """
         try:
-            return await read_state(self._connection, self.config.schema)
+            return await self._until_granted(lambda: read_state(self._connection, self.config.schema))
         except asyncpg.InsufficientPrivilegeError as error:
             raise await self._not_our_books(error) from None
 
     async def find_edits(self, plan: Plan, database: DatabaseState) -> tuple[Edit, ...]:
         """Applied files that are no longer what was applied."""
-        return await find_edits(self._connection, self.config.schema, plan, database)
+        return await self._until_granted(lambda: find_edits(self._connection, self.config.schema, plan, database))
 
     async def refuse_to_guess(self, revisions: Revisions, database: DatabaseState) -> None:
         """Refuse to build beside tables that the revisions would make, where nothing says at which revision they are.
@@ -104,7 +109,7 @@ class MigrationSession:
 
     async def read_stored(self) -> dict[str, StoredRevision]:
         """What the ledger keeps of every revision."""
-        return await read_stored(self._connection, self.config.schema)
+        return await self._until_granted(lambda: read_stored(self._connection, self.config.schema))
 
     async def check_archive_rights(self) -> None:
         """Refuse a downgrade whose rows could not be kept, before any of it starts.
@@ -116,7 +121,7 @@ class MigrationSession:
 
     async def accept(self, revision: str) -> None:
         """Write down that the file of an applied revision, as it is now, was reviewed."""
-        await self.steps.record(revision, "accept")
+        await self._until_granted(lambda: self.steps.record(revision, "accept"))
 
     async def prepare(self) -> None:
         """Make sure of the rights, the schema and the migrator's own tables, before anything is applied.
@@ -128,11 +133,15 @@ class MigrationSession:
         if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
             raise ReadOnlyServerError(setting=config.migration_setting, in_recovery=False, waited=0)
         await self._prepare_schema()
-        try:
+
+        async def make_tables() -> None:
             async with connection.transaction():
                 await ensure_tables(connection, config.schema)
                 if self._application_role:
                     await grant_to_application(connection, config.schema, self._application_role)
+
+        try:
+            await self._until_granted(make_tables)
         except asyncpg.InsufficientPrivilegeError as error:
             raise await self._not_our_books(error) from None
 
@@ -158,6 +167,8 @@ class MigrationSession:
             if self._connection.is_closed():
                 raise LockLostError(reason=describe(_first(error)), applied=self.steps.applied) from error
             if self.steps.current is None:
+                if getattr(cause, "sqlstate", None) == "55P03":  # in the moment since they were free
+                    raise LocksNotGrantedError(revision=None, waited=0, tries=1, blockers=()) from error
                 if place := _place(error):  # Alembic loads all files before the first step
                     raise RevisionFileError(
                         file=place[0], problem=f"cannot be loaded: {_where(error, cause)}"
@@ -172,6 +183,9 @@ class MigrationSession:
                 applied=self.steps.applied,
                 partly=self.steps.partly,
             ) from error
+
+    async def _until_granted(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await until_granted(self.config, self._connection, work)
 
     async def _not_our_books(self, error: Exception) -> MissingPrivilegeError:
         role = await self._connection.fetchval("SELECT current_user")
@@ -229,6 +243,7 @@ async def migration_session(
         if await leads_through_pooler(connection):
             raise TransactionPoolerError(setting=config.migration_setting)
         await prepare_session(connection, config)
+        await connection.execute(f"SET lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
         if not await _primary(connection, config, not_needed):
             yield None
             return

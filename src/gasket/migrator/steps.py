@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,14 @@ from gasket.migrator.connection import PINNED, MigratorConfig, describe, prepare
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
 from gasket.migrator.grants import grant_to_application
-from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE, StoredRevision, insert_statement, record_failure
+from gasket.migrator.ledger import (
+    OWN_TABLES_PREFIX,
+    VERSION_TABLE,
+    StoredRevision,
+    insert_statement,
+    lock_statement,
+    record_failure,
+)
 from gasket.migrator.leftovers import drop_invalid_indexes
 from gasket.migrator.lock import LOCK_CLASS, lock_key
 from gasket.migrator.revisions import Revisions
@@ -193,7 +200,7 @@ class StepRecorder:
             if not info.is_stamp:
                 log.info("%s of revision %s (%d of %d)", self.direction, name, number, len(steps))
                 self._clear_leftovers(step, name)
-                self._try_until_granted(context, step, name)
+            self._try_until_granted(context, step, name)
             yield step
             self.applied.append(name)
             self.current = None
@@ -215,16 +222,26 @@ class StepRecorder:
 
     def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
         migrate: Callable[..., None] = step.migration_fn
-        script: Script = step.revision
+        lock_books = functools.partial(connection_of(context).exec_driver_sql, lock_statement(self._config.schema))
 
         @functools.wraps(migrate)
         def tried(**arguments: Any) -> None:
             run = functools.partial(migrate, **arguments)
-            attempt = self._upgrade if step.is_upgrade else self._downgrade
             copies = _Copies()
-            self._attempts.run(
-                context, name, lambda _try: attempt(context, script, run, copies), may_retry=lambda: not self.partly
-            )
+
+            def attempt(_number: int) -> None:
+                lock_books()
+                if step.info.is_stamp:
+                    run()
+                elif step.is_upgrade:
+                    self._upgrade(context, step.revision, run, copies)
+                else:
+                    self._downgrade(context, step.revision, run, copies)
+
+            self._attempts.run(context, name, attempt, may_retry=lambda: not self.partly)
+            if self.partly:  # its commit has let the books go, and it cannot be done again
+                with self._attempts.long_lock_timeout():
+                    lock_books()
 
         step.migration_fn = tried
 
@@ -305,7 +322,8 @@ class StepRecorder:
         return render(script.module.downgrade, metadata=self._config.metadata)
 
     def _record_failed_try(self, error: BaseException) -> None:
-        await_only(self.record_failure(describe(error)))
+        with suppress(asyncpg.LockNotAvailableError):  # of that table: the log tells the same
+            await_only(self.record_failure(describe(error)))
 
     def _watch_autocommit(self, context: MigrationContext) -> None:
         enter_block: Callable[[], Any] = context.autocommit_block
