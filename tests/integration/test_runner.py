@@ -633,7 +633,7 @@ async def test_books_that_are_taken_between_two_steps_are_waited_for(
     await observer.execute("COMMIT")
     await locking
     await _until_it_names_somebody(migrating, caplog)
-    assert "revision r2: locks are taken" in caplog.text
+    assert "revision r2 (2 of 2): locks are taken" in caplog.text
     await somebody.execute("ROLLBACK")
     await somebody.close()
     await migrating

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gasket.migrator import errors
+from gasket.migrator import errors, events
 from gasket.migrator.rules.rulebook import SQL_RULES
 from gasket.settings import Settings
 
@@ -46,6 +46,13 @@ def test_every_refusal_of_the_migrator_is_in_the_table_of_what_to_do() -> None:
         name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__base__ is errors.MigratorError
     ]
     assert sorted(listed) == sorted(refusals)
+
+
+def test_every_event_of_a_migration_is_in_the_table() -> None:
+    table = (ROOT / "docs" / "schema-management.md").read_text().partition("## While it runs")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \| (?!beside)", table, re.MULTILINE)
+    emitted = re.findall(r'"event": "(\w+)"', Path(inspect.getfile(events)).read_text())
+    assert listed == emitted
 
 
 def test_every_rule_has_its_recipe() -> None:

@@ -7,7 +7,6 @@ what grows is the pause, in which readers and writers flow.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,8 +20,7 @@ from sqlalchemy.util import await_only
 from gasket.migrator.blockers import Blocker, BlockerWatch
 from gasket.migrator.connection import MigratorConfig, open_connection
 from gasket.migrator.errors import LocksNotGrantedError
-
-log = logging.getLogger("gasket.migrator")
+from gasket.migrator.events import Step, locks_taken
 
 T = TypeVar("T")
 
@@ -30,15 +28,16 @@ TRY_LOCK_TIMEOUT_MS = 100
 _AUTOVACUUM_MARGIN_MS = 200
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_ENOUGH_TRIES = 4  # to see who blocks, where connecting takes longer than a try
 _RETRIED = {"55P03", "40P01"}  # lock_not_available, deadlock_detected
 
 
 class Tries:
-    """The tries of one revision, or where that is None of work on the migrator's own tables."""
+    """The tries of one step, or where that is None of work on the migrator's own tables."""
 
-    def __init__(self, config: MigratorConfig, connection: asyncpg.Connection, revision: str | None) -> None:
+    def __init__(self, config: MigratorConfig, connection: asyncpg.Connection, step: Step | None) -> None:
         self._limit = config.ddl_wait
-        self._revision = revision
+        self._step = step
         self._started = time.monotonic()
         self._number = 1
         self._watch = BlockerWatch(lambda: open_connection(config, migrating=True), connection.get_server_pid())
@@ -49,10 +48,10 @@ class Tries:
         return self._watch.blockers
 
     @contextmanager
-    def one(self) -> Iterator[int]:
-        """One try; gives its number. From the second on somebody looks who blocks."""
+    def one(self) -> Iterator[None]:
+        """One try. From the second on somebody looks who blocks."""
         with self._watch.watching() if self._number > 1 else nullcontext():
-            yield self._number
+            yield
 
     def failed(self) -> float:
         """Say that the try found a lock taken; returns how many seconds to pause.
@@ -62,18 +61,11 @@ class Tries:
         """
         number, waited = self._number, time.monotonic() - self._started
         blockers = [str(blocker) for blocker in self.blockers]
-        if number > 1 and waited >= self._limit:
-            raise LocksNotGrantedError(revision=self._revision, waited=waited, tries=number, blockers=blockers)
+        if waited >= self._limit and (number >= _ENOUGH_TRIES or (number > 1 and blockers)):
+            revision = self._step.revision if self._step else None
+            raise LocksNotGrantedError(revision=revision, waited=waited, tries=number, blockers=blockers)
         pause: float = min(_FIRST_PAUSE * 2 ** min(number - 1, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-        log.warning(
-            "%s: locks are taken (try %d, %.1f of at most %.0f s)%s; trying again in %.1f s",
-            f"revision {self._revision}" if self._revision else "the migrator's own tables",
-            number,
-            waited,
-            self._limit,
-            ": " + "; ".join(blockers) if blockers else "",
-            pause,
-        )
+        locks_taken(self._step, tries=number, elapsed=waited, limit=self._limit, blockers=blockers, pause=pause)
         self._number += 1
         return pause
 
@@ -125,8 +117,8 @@ class Attempts:
         with self._lock_timeout_of(max(TRY_LOCK_TIMEOUT_MS, round(self._config.ddl_wait * 1000))):
             yield
 
-    def run(self, context: Any, revision: str, step: Callable[[int], None], *, may_retry: Callable[[], bool]) -> None:
-        """Call `step(try_number)` in the context's transaction, again in a new one while its locks are taken.
+    def run(self, context: Any, step: Step, migrate: Callable[[], None], *, may_retry: Callable[[], bool]) -> None:
+        """Call `migrate()` in the context's transaction, again in a new one while its locks are taken.
 
         Nothing of a failed try is left: the transaction it ran in is rolled back. `may_retry` says no once an
         autocommit block has committed a part of the step.
@@ -134,11 +126,11 @@ class Attempts:
         Raises:
             LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT; it names who blocks.
         """
-        tries = Tries(self._config, self._connection, revision)
+        tries = Tries(self._config, self._connection, step)
         while True:
             try:
-                with tries.one() as number:
-                    step(number)
+                with tries.one():
+                    migrate()
                 await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
                 return
             except DBAPIError as error:

@@ -24,6 +24,7 @@ from gasket.migrator.errors import AdoptionError
 from gasket.migrator.ledger import read_state
 from gasket.migrator.plan import check_upgrade, make_plan
 from gasket.migrator.preview import preview_downgrade
+from gasket.migrator.progress import progress_shown
 from gasket.migrator.report import format_status, read_report
 from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.rules.check import check_revision, refuse_broken
@@ -108,7 +109,8 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
     @confirmations
     def roll_back(revision: str | None, **answers: bool) -> None:
         options = confirm(lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=True)), **answers)
-        taken_back = run(config, lambda: rollback(config, revision, options))
+        with progress_shown():
+            taken_back = run(config, lambda: rollback(config, revision, options))
         click.echo(f"Taken back: {', '.join(taken_back)}" if taken_back else "Nothing to take back.")
 
     @click.command("stamp", help="Say that the schema is at REVISION, without running anything.")

@@ -8,7 +8,6 @@ a CREATE INDEX CONCURRENTLY of the holder, which waits for every older snapshot,
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 import zlib
@@ -20,8 +19,7 @@ from datetime import datetime
 import asyncpg
 
 from gasket.migrator.errors import LockTimeoutError
-
-log = logging.getLogger("gasket.migrator")
+from gasket.migrator.events import lock_awaited
 
 LOCK_CLASS = 0x6761736B
 """The first of the lock's two keys ("gask"): the same in every release, for ever."""
@@ -117,12 +115,7 @@ async def _acquire(
             raise LockTimeoutError(waited=now - started, holder=await _describe_holder(connection, schema))
         if now >= next_report:
             next_report = now + _REPORT_EVERY
-            log.info(
-                "waiting for the migration lock (%.0f of at most %.0f s): %s",
-                now - started,
-                wait,
-                await _describe_holder(connection, schema),
-            )
+            lock_awaited(elapsed=now - started, limit=wait, holder=await _describe_holder(connection, schema))
         await asyncio.sleep(min(random.uniform(0.1, 0.25), max(0.0, started + wait - now)))
     return True
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import asyncpg
@@ -30,6 +30,7 @@ from gasket.migrator.ledger import (
     read_versions,
 )
 from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, make_plan
+from gasket.migrator.progress import log_plainly, progress_shown
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.rules.check import refuse_broken
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
@@ -100,16 +101,13 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
         _run_migrations(context, session.config, connection, session.steps)
         return
     config = read_config()
-    if not logging.getLogger().handlers:
-        logging.basicConfig(format="%(levelname)s [%(name)s] %(message)s")
-        logging.getLogger("alembic").setLevel(logging.INFO)
-        logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # it repeats what is printed anyway
-        logging.getLogger("gasket").setLevel(logging.INFO)
+    writes = None if context.is_offline_mode() else command_that_writes(context)
+    if not writes:
+        log_plainly()
     if context.is_offline_mode():
         _print_sql(context, config)
         return
-    with config.start_database():
-        writes = command_that_writes(context)
+    with progress_shown() if writes else nullcontext(), config.start_database():
         work = _write(context, config, writes) if writes else _look(context, config)
         asyncio.run(until_signalled(work, pass_on=False))
 

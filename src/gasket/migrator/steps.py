@@ -34,6 +34,7 @@ from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
 from gasket.migrator.connection import PINNED, MigratorConfig, describe, prepare_session
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import LockLostError
+from gasket.migrator.events import Step, step_begun, step_done
 from gasket.migrator.grants import grant_to_application
 from gasket.migrator.ledger import (
     OWN_TABLES_PREFIX,
@@ -189,6 +190,7 @@ class StepRecorder:
     ) -> Iterator[RevisionStep | StampStep]:
         assert context.connection is not None
         context.connection.commit()  # Alembic has only looked so far: each step begins without a transaction
+        began = time.monotonic()
         for number, step in enumerate(steps, start=1):
             info = step.info
             name = info.up_revision_id or "base"
@@ -197,13 +199,16 @@ class StepRecorder:
             self.partly = False
             self._started = time.monotonic()
             await_only(self._pin_again())
+            place = Step(self.direction, name, number, len(steps))
+            step_begun(place, elapsed=self._started - began)
             if not info.is_stamp:
-                log.info("%s of revision %s (%d of %d)", self.direction, name, number, len(steps))
                 self._clear_leftovers(step, name)
-            self._try_until_granted(context, step, name)
+            self._try_until_granted(context, step, place)
             yield step
             self.applied.append(name)
             self.current = None
+            now = time.monotonic()
+            step_done(place, duration=now - self._started, elapsed=now - began)
 
     async def _pin_again(self) -> None:
         """A step that sets `search_path`, a timeout or the role, or resets all, must not decide for those after it."""
@@ -220,7 +225,7 @@ class StepRecorder:
             with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
                 await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
-    def _try_until_granted(self, context: MigrationContext, step: Any, name: str) -> None:
+    def _try_until_granted(self, context: MigrationContext, step: Any, place: Step) -> None:
         migrate: Callable[..., None] = step.migration_fn
         lock_books = functools.partial(connection_of(context).exec_driver_sql, lock_statement(self._config.schema))
 
@@ -229,7 +234,7 @@ class StepRecorder:
             run = functools.partial(migrate, **arguments)
             copies = _Copies()
 
-            def attempt(_number: int) -> None:
+            def attempt() -> None:
                 lock_books()
                 if step.info.is_stamp:
                     run()
@@ -238,7 +243,7 @@ class StepRecorder:
                 else:
                     self._downgrade(context, step.revision, run, copies)
 
-            self._attempts.run(context, name, attempt, may_retry=lambda: not self.partly)
+            self._attempts.run(context, place, attempt, may_retry=lambda: not self.partly)
             if self.partly:  # its commit has let the books go, and it cannot be done again
                 with self._attempts.long_lock_timeout():
                     lock_books()
