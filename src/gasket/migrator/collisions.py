@@ -6,11 +6,10 @@ import ast
 from collections.abc import Iterable, Iterator
 
 import asyncpg
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.migrator.loading import load_scripts
 from gasket.migrator.revisions import RevisionFile, Revisions
 from gasket.migrator.sql.render import render
 from gasket.migrator.sql.sqltext import created_names
@@ -47,7 +46,7 @@ async def collisions_with_revisions(
 
 def names_made(config: MigratorConfig, revisions: Revisions) -> set[str]:
     """The names of tables, views, types and sequences that the revisions make, without a database."""
-    directory = ScriptDirectory.from_config(Config(str(config.ini)))
+    directory = load_scripts(config.ini)
     names: set[str] = set()
     for file in revisions.values():
         upgrade = directory.get_revision(file.revision).module.upgrade

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,27 +12,27 @@ import alembic.command
 import click
 import msgspec
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
-from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.confirm import ask, at_a_terminal, confirm, confirmations
 from gasket.migrator.connection import MigratorConfig, looking
-from gasket.migrator.edits import check_edits, find_edits
+from gasket.migrator.edits import find_edits
 from gasket.migrator.errors import AdoptionError
 from gasket.migrator.ledger import read_state
-from gasket.migrator.plan import check_upgrade, make_plan
+from gasket.migrator.loading import load_scripts
+from gasket.migrator.plan import make_plan
 from gasket.migrator.preview import preview_downgrade
 from gasket.migrator.progress import progress_shown
 from gasket.migrator.report import format_status, read_report
-from gasket.migrator.revisions import migrations_directory, read_revisions
-from gasket.migrator.rules.check import check_revision, refuse_broken
+from gasket.migrator.revisions import RevisionFile, migrations_directory, read_revisions
+from gasket.migrator.rules.check import check_revision
 from gasket.migrator.runner import OPTIONS, accept, rollback
 from gasket.migrator.scratch.adopt import compare_with_revision
 from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.verdict import check_pending
 
 T = TypeVar("T")
 
@@ -190,23 +190,24 @@ async def _forecast(config: MigratorConfig) -> Forecast:
     async with looking(config) as connection:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
-        check_upgrade(plan, config.release)
-        check_edits(plan, await find_edits(connection, config.schema, plan, database))
-        if not database.has_version_table and (found := await collisions_with_revisions(connection, config, revisions)):
-            raise AdoptionError(found=found)
-    refuse_broken(plan.pending)
-    directory = ScriptDirectory.from_config(Config(str(config.ini)))
-    findings = {
+        edits = await find_edits(connection, config.schema, plan, database)
+        await check_pending(connection, config, revisions, plan, database, edits)
+    findings = _findings(config, plan.pending) if plan.pending else {}
+    applied = database.versions & revisions.keys()
+    return await forecast(config, revisions, applied=applied, pending=plan.pending, findings=findings)
+
+
+def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[str, list[str]]:
+    directory = load_scripts(config.ini)
+    return {
         file.revision: [
             f"{finding.rule}: {finding.message}" + (f" (allowed: {finding.allowed})" if finding.allowed else "")
             for finding in check_revision(
                 file, directory.get_revision(file.revision).module.upgrade, metadata=config.metadata
             )
         ]
-        for file in plan.pending
+        for file in pending
     }
-    applied = database.versions & revisions.keys()
-    return await forecast(config, revisions, applied=applied, pending=plan.pending, findings=findings)
 
 
 async def _with_connection(config: MigratorConfig, look: Callable[..., Awaitable[T]]) -> T:

@@ -11,6 +11,7 @@ from litestar.exceptions import ServiceUnavailableException
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 
+from gasket.migrator.errors import MigratorError
 from gasket.migrator.report import StatusReport
 from gasket.migrator.status import Readiness, SchemaMonitor
 
@@ -48,5 +49,7 @@ async def migrations(
     """The same as `litestar database status`."""
     try:
         return await schema_monitor.report(rows=limit, drift=drift)
+    except MigratorError as refusal:  # the files have changed under a running replica
+        raise ServiceUnavailableException(str(refusal)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         raise ServiceUnavailableException("The database cannot be reached; try again shortly.") from None

@@ -14,12 +14,14 @@ from sqlalchemy import Connection, text
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.connection import MigratorConfig, looking, quote_identifier
 from gasket.migrator.edits import Edit, find_edits
+from gasket.migrator.errors import HeldRevisionError, MigratorError
 from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state
 from gasket.migrator.lock import find_holder
 from gasket.migrator.plan import Plan, SchemaState, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.session import engine_over
 from gasket.migrator.steps import is_ours_to_compare
+from gasket.migrator.verdict import find_refusal
 
 T = TypeVar("T")
 
@@ -99,11 +101,12 @@ async def report_on(
     holder = await find_holder(connection, schema)
     history = await read_history(connection, schema, rows) if database.has_ledger else []
     failures = await read_failures(connection, schema, rows)
+    refusal = await find_refusal(connection, config, revisions, plan, database, edits)
     compare = drift and plan.state is SchemaState.AT_HEAD
     differences = await _drift(connection, config) if compare else None
     return StatusReport(
-        state=_word(plan, edits, differences),
-        sentence=_sentence(plan, edits, differences, database),
+        state=_word(plan, refusal, edits, differences),
+        sentence=f"A start refuses. {refusal}" if refusal else _sentence(config, plan, edits, differences, database),
         current=sorted(database.versions),
         head=plan.head,
         pending=[file.revision for file in plan.pending],
@@ -118,27 +121,27 @@ async def report_on(
     )
 
 
-def _word(plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None) -> str:
-    if plan.held:
+def _word(plan: Plan, refusal: MigratorError | None, edits: tuple[Edit, ...], drift: list[str] | None) -> str:
+    if isinstance(refusal, HeldRevisionError):
         return "held"
+    if refusal and plan.state is not SchemaState.INCOMPATIBLE:
+        return "refused"
     if plan.state is SchemaState.AT_HEAD and (edits or drift):
         return "edited" if edits else "drifted"
     return plan.state.value
 
 
-def _sentence(plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None, database: DatabaseState) -> str:
+def _sentence(
+    config: MigratorConfig, plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None, database: DatabaseState
+) -> str:
+    """Of a schema on which a start does not refuse."""
     current = ", ".join(sorted(database.versions)) or "no revision"
-    if plan.held:
-        return (
-            f"{plan.held.revision}, the head of this release, was taken back by {plan.held.role}: a start refuses, "
-            f"`litestar database upgrade` applies it again."
-        )
     if plan.state is SchemaState.BEHIND:
-        return f"The schema is at {current}; {len(plan.pending)} revisions up to {plan.head} are pending."
+        what = "applies them" if config.migrate_on_startup else "waits until somebody else has applied them"
+        pending = f"{len(plan.pending)} revision{'s' if len(plan.pending) > 1 else ''} up to {plan.head}"
+        return f"The schema is at {current}; {pending} pending: a start {what}."
     if plan.state is SchemaState.AHEAD:
         return f"The schema is at {current}, newer than {plan.head}; this release can run on it."
-    if plan.state is SchemaState.INCOMPATIBLE:
-        return f"The schema is at {current}, newer than {plan.head}; this release cannot run on it."
     if edits:
         return f"The schema is at head {plan.head}, but applied files are not what was applied."
     if drift:

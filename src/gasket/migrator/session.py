@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
@@ -36,10 +34,8 @@ from gasket.migrator.errors import (
     LocksNotGrantedError,
     LockTimeoutError,
     MigrationFailedError,
-    MigratorError,
     MissingPrivilegeError,
     ReadOnlyServerError,
-    RevisionFileError,
     TransactionPoolerError,
 )
 from gasket.migrator.grants import grant_to_application
@@ -53,6 +49,7 @@ from gasket.migrator.ledger import (
     read_state,
     read_stored,
 )
+from gasket.migrator.loading import not_loaded, where
 from gasket.migrator.lock import migration_lock
 from gasket.migrator.plan import Plan
 from gasket.migrator.revisions import Revisions
@@ -169,17 +166,15 @@ class MigrationSession:
             if self.steps.current is None:
                 if getattr(cause, "sqlstate", None) == "55P03":  # in the moment since they were free
                     raise LocksNotGrantedError(revision=None, waited=0, tries=1, blockers=()) from error
-                if place := _place(error):  # Alembic loads all files before the first step
-                    raise RevisionFileError(
-                        file=place[0], problem=f"cannot be loaded: {_where(error, cause)}"
-                    ) from error
+                if refusal := not_loaded(error):  # Alembic loads all files before the first step
+                    raise refusal from error
                 raise
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await self.steps.record_failure(_where(error, cause))
+                await self.steps.record_failure(where(error, cause))
             raise MigrationFailedError(
                 revision=self.steps.current,
                 direction=self.steps.direction,
-                error=_where(error, cause),
+                error=where(error, cause),
                 applied=self.steps.applied,
                 partly=self.steps.partly,
             ) from error
@@ -324,21 +319,3 @@ def _first(error: BaseException) -> BaseException:
     while error.__context__ is not None:
         error = error.__context__
     return error
-
-
-def _where(error: Exception, cause: BaseException) -> str:
-    """The error in one line; for one of Python's, also the line of the migration that raised it."""
-    if isinstance(error, DBAPIError | asyncpg.PostgresError | MigratorError):
-        return describe(cause)
-    what = error.msg if isinstance(error, SyntaxError) else describe(error)
-    place = _place(error)
-    return f"{type(error).__name__}: {what}" + (f" ({place[0]}, line {place[1]})" if place else "")
-
-
-def _place(error: Exception) -> tuple[str, int | None] | None:
-    """File and line of the migration that raised it, or that is no Python."""
-    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        places.append((Path(error.filename), error.lineno))
-    found = [(path.name, line) for path, line in places if path.parent.name == "versions"]
-    return found[-1] if found else None
