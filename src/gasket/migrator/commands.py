@@ -111,7 +111,8 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         options = confirm(lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=True)), **answers)
         with progress_shown():
             taken_back = run(config, lambda: rollback(config, revision, options))
-        click.echo(f"Taken back: {', '.join(taken_back)}" if taken_back else "Nothing to take back.")
+        if taken_back:  # or the preview has said that nothing would be
+            click.echo(f"Taken back: {', '.join(taken_back)}")
 
     @click.command("stamp", help="Say that the schema is at REVISION, without running anything.")
     @click.argument("revision")

@@ -40,7 +40,10 @@ def confirm(preview: Callable[[], Preview], *, no_prompt: bool, no_archive: bool
         )
     if not (no_prompt or at_a_terminal()):
         raise NotConfirmedError(_NOBODY_TO_ASK)
-    click.echo(preview().text(archived=not no_archive))
+    shown = preview()
+    click.echo(shown.text(archived=not no_archive))
+    if not shown.steps:
+        return StepOptions(discard_data=no_archive)
     ask("Go on?", no_prompt=no_prompt)
     if no_archive:
         ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)

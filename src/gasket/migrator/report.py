@@ -7,20 +7,16 @@ from typing import TypeVar
 
 import asyncpg
 import msgspec
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
 
 from gasket.migrator.archive.schema import archive_schema
-from gasket.migrator.connection import MigratorConfig, looking, quote_identifier
+from gasket.migrator.connection import MigratorConfig, looking
+from gasket.migrator.drift import find_drift
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import HeldRevisionError, MigratorError
 from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state
 from gasket.migrator.lock import find_holder
 from gasket.migrator.plan import Plan, SchemaState, make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
-from gasket.migrator.session import engine_over
-from gasket.migrator.steps import is_ours_to_compare
 from gasket.migrator.verdict import find_refusal
 
 T = TypeVar("T")
@@ -103,7 +99,7 @@ async def report_on(
     failures = await read_failures(connection, schema, rows)
     refusal = await find_refusal(connection, config, revisions, plan, database, edits)
     compare = drift and plan.state is SchemaState.AT_HEAD
-    differences = await _drift(connection, config) if compare else None
+    differences = await find_drift(connection, config) if compare else None
     return StatusReport(
         state=_word(plan, refusal, edits, differences),
         sentence=f"A start refuses. {refusal}" if refusal else _sentence(config, plan, edits, differences, database),
@@ -145,25 +141,9 @@ def _sentence(
     if edits:
         return f"The schema is at head {plan.head}, but applied files are not what was applied."
     if drift:
-        return f"The schema is at head {plan.head}, but the live tables differ from the models in {len(drift)} points."
+        points = f"{len(drift)} point{'s' if len(drift) > 1 else ''}"
+        return f"The schema is at head {plan.head}, but the live tables differ from the models in {points}."
     return f"The schema is at head {plan.head}" + (", and the live tables equal the models." if drift == [] else ".")
-
-
-async def _drift(connection: asyncpg.Connection, config: MigratorConfig) -> list[str]:
-    """The live schema against the models, as Alembic's autogenerate sees it."""
-
-    def compare(sqlalchemy_connection: Connection) -> list[str]:
-        context = MigrationContext.configure(
-            sqlalchemy_connection,
-            opts={"compare_type": True, "compare_server_default": True, "include_name": is_ours_to_compare},
-        )
-        return [str(difference) for difference in compare_metadata(context, config.metadata)]
-
-    async with engine_over(connection).begin() as sqlalchemy_connection:
-        await sqlalchemy_connection.execute(
-            text("SELECT set_config('search_path', :path, true)"), {"path": quote_identifier(config.schema)}
-        )
-        return await sqlalchemy_connection.run_sync(compare)
 
 
 async def _archive_bytes(connection: asyncpg.Connection, schema: str) -> int:
