@@ -33,7 +33,7 @@ SECRET_KEY_FILE = "secret-key"
 
 
 class Gasket(Litestar):
-    """Litestar, with `/v1` beside it, which says why it does not start, or ends at once, in a sentence, with no trace."""
+    """Litestar, with `/v1` beside it, which says why it does not start, or ends at once, in one sentence."""
 
     gateway: Callable[[Any, Any, Any], Awaitable[None]]
 

@@ -176,7 +176,7 @@ async def test_an_upgrade_may_leave_the_archive_alone(filled: Installation) -> N
     await _done(filled, *GASKET, "downgrade", "--no-prompt", filled.project.shipped[1])
     await _done(filled, *GASKET, "upgrade", "--no-restore")
     assert (await _rows(filled))["api_keys"] == []
-    assert await _archive(filled) == 8  # of a step the whole rows, of another three of their columns
+    assert await filled.archived_rows() == 8  # of a step the whole rows, of another three of their columns
 
 
 async def test_at_a_terminal_it_shows_what_would_go_and_asks(filled: Installation) -> None:

@@ -34,6 +34,9 @@ class AccessLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     streamed: bool = False
     bytes_in: int
     bytes_out: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
     retries: int
     error: str | None = None
 
@@ -91,6 +94,9 @@ def _line(exchange: Exchange) -> AccessLine:
         streamed=exchange.streamed,
         bytes_in=exchange.bytes_in,
         bytes_out=exchange.bytes_out,
+        prompt_tokens=exchange.prompt_tokens,
+        completion_tokens=exchange.completion_tokens,
+        estimated=exchange.estimated,
         retries=exchange.retries,
         error=exchange.error,
     )

@@ -29,6 +29,7 @@ _STATELESS = frozenset(
 )
 _FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
 _STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
+_COUNT_TOKENS = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
 # Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: an encoded slash,
 # backslash, dot or control character, and segments of dots.
 _PLAIN = re.compile(
@@ -53,12 +54,17 @@ class Endpoint(NamedTuple):
 
     kind: Kind
     path: str
-    asks_for_usage: bool
+    asks_for_usage: bool = False
     """Whether a stream tells its usage when `stream_options` asks for it."""
+    counts_tokens: bool = False
+    """Whether an answer costs tokens."""
 
 
 _KNOWN = {
-    ("POST", path): Endpoint(Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE) for path in _STATELESS
+    ("POST", path): Endpoint(
+        Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE, counts_tokens=path in _COUNT_TOKENS
+    )
+    for path in _STATELESS
 }
 
 
@@ -72,10 +78,10 @@ def find_endpoint(method: str, raw_path: bytes) -> Endpoint:
     if (known := _KNOWN.get((method, path))) is not None:
         return known
     if method == "GET" and (path == b"/models" or path.startswith(b"/models/")):
-        return Endpoint(Kind.MODELS, unquote(path.decode("latin-1")), asks_for_usage=False)
+        return Endpoint(Kind.MODELS, unquote(path.decode("latin-1")))
     if not _PLAIN.fullmatch(path):
         raise BadRequestError(
             "The path has no segment, an empty or dotted one, or an encoded slash.", code="invalid_path"
         )
     stateless = method == "POST" and _FAMILIES.fullmatch(path)
-    return Endpoint(Kind.STATELESS if stateless else Kind.STATEFUL, path.decode("ascii"), asks_for_usage=False)
+    return Endpoint(Kind.STATELESS if stateless else Kind.STATEFUL, path.decode("ascii"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 LONGEST_HELD = 64 * 1024
 """Bytes of an unfinished event that are held back; a longer one goes on in pieces."""
 
@@ -67,23 +65,3 @@ def event_data(event: bytes) -> bytes:
 def error_event(error: bytes, *, clean: bool) -> bytes:
     """An error as the last event of a stream; `clean` says that the one before it is whole."""
     return (b"" if clean else b"\n\n") + b"data: " + error + b"\n\n"
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens as an upstream counts them: of chat completions, embeddings and so on, or of responses."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of the request."""
-        return self.prompt_tokens or self.input_tokens or 0
-
-    @property
-    def completion(self) -> int:
-        """Tokens of the answer."""
-        return self.completion_tokens or self.output_tokens or max((self.total_tokens or 0) - self.prompt, 0)

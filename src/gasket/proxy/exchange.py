@@ -46,6 +46,10 @@ class Exchange(msgspec.Struct, kw_only=True):
     ended: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    """Whether the tokens are Gasket's own guess."""
 
 
 def new_request_id() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -12,9 +13,9 @@ import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
 from gasket.proxy.access import Backend, Profile
-from gasket.proxy.bodies import NOTHING, Wanted, read_body, read_wanted
+from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, read_body, read_wanted
 from gasket.proxy.directory import KeyDirectory
-from gasket.proxy.dispatch import Dispatcher
+from gasket.proxy.dispatch import Answer, Dispatcher
 from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
 from gasket.proxy.errors import (
     BusyError,
@@ -29,6 +30,7 @@ from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_req
 from gasket.proxy.headers import Incoming, bearer, own_fields
 from gasket.proxy.model_lists import ModelLists
 from gasket.proxy.relay import Relay, send_whole
+from gasket.proxy.usage_tap import UsageTap
 from gasket.proxy.watch import Watch
 from gasket.upstream.connection import Fields
 
@@ -36,6 +38,7 @@ log = logging.getLogger("gasket.gateway")
 
 Observer = Callable[[Exchange], None]
 
+_NOT_UNDERSTOOD = (400, 422)
 _CLOSE: Fields = [(b"connection", b"close")]
 _JSON = (b"content-type", b"application/json")
 
@@ -62,6 +65,7 @@ class Gateway:
         self._watches: set[Watch] = set()
         self._under_way = 0
         self._extra: Fields = []
+        self._not_to_ask: set[int] = set()
 
     @property
     def under_way(self) -> int:
@@ -130,7 +134,9 @@ class Gateway:
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
         exchange.model = wanted.model
         query = scope["query_string"].decode("latin-1")
-        request = _Request(endpoint, f"{endpoint.path}?{query}" if query else endpoint.path, incoming, body)
+        target = f"{endpoint.path}?{query}" if query else endpoint.path
+        asks = endpoint.asks_for_usage and bool(wanted.stream) and not wanted.tells_usage
+        request = _Request(endpoint, target, incoming, body, ask_for_usage(body, wanted) if asks else None)
         watch = Watch(receive)
         self._watches.add(watch)
         try:
@@ -144,19 +150,15 @@ class Gateway:
             self._watches.discard(watch)
 
     async def _pass_on(self, exchange: Exchange, profile: Profile, request: _Request, watch: Watch, send: Send) -> None:
-        answer, relay = None, None
+        answer: Answer | None = None
+        relay: Relay | None = None
         try:
             async with watch:
                 try:
-                    answer = await self._dispatcher.first_answer(
-                        exchange,
-                        await self._candidates(profile, request.endpoint, exchange.model),
-                        target=request.target,
-                        fields=request.incoming.upstream,
-                        body=request.body,
-                        may_fail_over=request.endpoint.kind is Kind.STATELESS,
-                    )
-                    relay = Relay(exchange, answer, send, extra=self._extra)
+                    backends = await self._candidates(profile, request.endpoint, exchange.model)
+                    answer, asked = await self._first_answer(exchange, backends, request)
+                    tap = UsageTap(request.endpoint, hide=asked)
+                    relay = Relay(exchange, answer, send, tap=tap, extra=self._extra)
                     await relay.run()
                 finally:
                     if answer is not None:
@@ -165,6 +167,32 @@ class Gateway:
             if relay is not None:
                 await relay.break_off(reason)
             raise
+
+    async def _first_answer(
+        self, exchange: Exchange, backends: Sequence[Backend], request: _Request
+    ) -> tuple[Answer, bool]:
+        """The answer, and whether Gasket asked for its usage. What fails because of that is asked as the client did."""
+        send = partial(
+            self._dispatcher.first_answer,
+            exchange,
+            backends,
+            target=request.target,
+            fields=request.incoming.upstream,
+            may_fail_over=request.endpoint.kind is Kind.STATELESS,
+        )
+        if request.asking is None or any(backend.id in self._not_to_ask for backend in backends):
+            return await send(body=request.body), False
+        answer = await send(body=request.asking)
+        if answer.response.status not in _NOT_UNDERSTOOD:
+            return answer, True
+        answer.close()
+        answer = await send(body=request.body)
+        if answer.response.status < 400:
+            self._not_to_ask.add(answer.backend.id)
+            log.info(
+                "backend %r does not know stream_options: the usage of its streams is estimated", answer.backend.name
+            )
+        return answer, False
 
     async def _candidates(self, profile: Profile, endpoint: Endpoint, model: str | None) -> Sequence[Backend]:
         if endpoint.kind is Kind.STATEFUL:
@@ -202,6 +230,8 @@ class _Request(NamedTuple):
     target: str
     incoming: Incoming
     body: bytes
+    asking: bytes | None
+    """The body that also asks for the usage of its stream, where the client's does not."""
 
 
 def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile) -> Wanted:

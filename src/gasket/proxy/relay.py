@@ -13,6 +13,7 @@ from gasket.proxy.errors import ClientGoneError, GatewayError
 from gasket.proxy.events import EventStream, error_event
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.headers import downstream
+from gasket.proxy.usage_tap import UsageTap
 from gasket.upstream.client import Response
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import BrokenAnswerError, UpstreamError
@@ -28,10 +29,11 @@ _ENDS_WITH_DONE = ("/chat/completions", "/completions")
 class Relay:
     """One answer on its way to the client. `extra` are fields that every answer of the replica gets."""
 
-    def __init__(self, exchange: Exchange, answer: Answer, send: Send, *, extra: Fields) -> None:
+    def __init__(self, exchange: Exchange, answer: Answer, send: Send, *, tap: UsageTap, extra: Fields) -> None:
         self._exchange = exchange
         self._answer = answer
         self._send = send
+        self._tap = tap
         self._extra = extra
         self._events = EventStream() if answer.response.field(b"content-type").startswith(_EVENT_STREAM) else None
         self._ended_with_done = False
@@ -46,14 +48,18 @@ class Relay:
         exchange.status, exchange.first_byte = response.status, time.monotonic()
         exchange.streamed = self._events is not None
         await self._start(response)
+        whole = False
         try:
             if self._events is None:
                 await self._pass_on(response)
             else:
                 await self._pass_events_on(response, self._events)
+            whole = True
         except UpstreamError as error:
             self._answer.broke_off()
             raise explain(error, self._answer.backend) from error
+        finally:
+            self._tap.settle(exchange, whole=whole)
 
     async def break_off(self, reason: GatewayError) -> None:
         """An answer that is cut short never looks whole: of events the last is an error, and any other is left without
@@ -79,6 +85,7 @@ class Relay:
             chunk = await response.piece()
             more = not response.at_end
             self._exchange.bytes_out += len(chunk)
+            self._tap.body(chunk)
             await self._body(chunk, more=more)
 
     async def _pass_events_on(self, response: Response, events: EventStream) -> None:
@@ -94,8 +101,9 @@ class Relay:
 
     async def _events_out(self, block: bytes) -> None:
         self._ended_with_done = _DONE in block[-32:]
-        self._exchange.bytes_out += len(block)
-        await self._body(block, more=True)
+        if block := self._tap.events(block):
+            self._exchange.bytes_out += len(block)
+            await self._body(block, more=True)
 
     async def _body(self, body: bytes, *, more: bool, within: float = _STALLED_AFTER) -> None:
         """A client that does not read for so long, in seconds, has left, whatever its connection says."""
