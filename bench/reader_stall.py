@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import asyncpg
@@ -79,10 +78,12 @@ async def measure(repeats: int) -> list[Row]:
 
 async def _longest_wait(url: str, migration: Awaitable[object]) -> float:
     """The longest that a reader waits for a row of table1 from the start of the migration to its end."""
-    async with asyncpg.create_pool(url, min_size=_READERS, max_size=_READERS) as pool, _long_select(url):
+    async with asyncpg.create_pool(url, min_size=_READERS, max_size=_READERS) as pool:
+        selecting = await _begin_long_select(url)
         migrating = asyncio.ensure_future(migration)
         longest = await asyncio.gather(*(_read(pool, migrating) for _ in range(_READERS)))
         await migrating
+        await selecting
     return max(longest)
 
 
@@ -97,14 +98,17 @@ async def _read(pool: asyncpg.Pool, migrating: asyncio.Future[object]) -> float:
     return longest
 
 
-@asynccontextmanager
-async def _long_select(url: str) -> AsyncIterator[None]:
-    """A statement of 4 s, whose lock on table1 is held when this is entered."""
+async def _begin_long_select(url: str) -> asyncio.Task[None]:
+    """A statement of 4 s under way, whose lock on table1 is held already."""
     connection = await asyncpg.connect(url)
-    await connection.execute("INSERT INTO table1 (name) VALUES ('a row to sleep over')")
-    async with connection.transaction():
-        await connection.fetch("SELECT id FROM table1")
-        selecting = asyncio.ensure_future(connection.execute("SELECT pg_sleep(4) FROM table1"))
-        yield
-        await selecting
-    await connection.close()
+    await connection.execute("INSERT INTO table1 (name) VALUES ('a row')")
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.fetch("SELECT id FROM table1")
+
+    async def select() -> None:
+        await connection.execute("SELECT pg_sleep(4)")
+        await transaction.commit()
+        await connection.close()
+
+    return asyncio.create_task(select())
