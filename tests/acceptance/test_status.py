@@ -96,7 +96,7 @@ async def test_told_not_to_migrate_a_start_waits_and_the_status_says_so(installa
     await _a_head_that_was_taken_back(installation)
     said = json.loads((await installation.run(*STATUS, settings={"GASKET_MIGRATE_ON_STARTUP": "false"})).output)
     assert said["state"] == "behind"
-    assert "a start waits until somebody else has applied them" in said["sentence"]
+    assert "A start waits until somebody else has applied it." in said["sentence"]
 
 
 async def test_a_replica_says_it_of_a_schema_that_changed_under_it(installation: Installation) -> None:

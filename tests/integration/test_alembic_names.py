@@ -1,4 +1,4 @@
-"""Alembic's names that are not public and that `gasket.migrator.steps` stands on."""
+"""Alembic's names that are not public and that `steps` and `alembic_command` of the migrator stand on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gasket.migrator.steps import downgrade_steps
 
 ENV = """
 from alembic import context
-from gasket.migrator.steps import command_that_writes
+from gasket.migrator.alembic_command import command_that_writes
 
 context.config.attributes["seen"].append(command_that_writes(context))
 context.configure(dialect_name="postgresql")

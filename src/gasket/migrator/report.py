@@ -133,9 +133,9 @@ def _sentence(
     """Of a schema on which a start does not refuse."""
     current = ", ".join(sorted(database.versions)) or "no revision"
     if plan.state is SchemaState.BEHIND:
-        what = "applies them" if config.migrate_on_startup else "waits until somebody else has applied them"
-        pending = f"{len(plan.pending)} revision{'s' if len(plan.pending) > 1 else ''} up to {plan.head}"
-        return f"The schema is at {current}; {pending} pending: a start {what}."
+        what = "applies what is pending" if config.migrate_on_startup else "waits until somebody else has applied it"
+        pending = f"{len(plan.pending)} revisions are" if len(plan.pending) > 1 else "1 revision is"
+        return f"The schema is at {current}; {pending} pending, up to {plan.head}. A start {what}."
     if plan.state is SchemaState.AHEAD:
         return f"The schema is at {current}, newer than {plan.head}; this release can run on it."
     if edits:

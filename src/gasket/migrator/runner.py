@@ -18,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
+from gasket.migrator.alembic_command import command_that_writes, counts_from_here
 from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
 from gasket.migrator.edits import check_edits, find_edits
 from gasket.migrator.errors import LockLostError, NotMigratedError, RevisionFileError, SchemaAheadError
@@ -35,7 +36,7 @@ from gasket.migrator.revisions import Revisions, migrations_directory, read_revi
 from gasket.migrator.rules.check import refuse_broken
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
-from gasket.migrator.steps import StepOptions, StepRecorder, command_that_writes, counts_from_here, is_ours_to_compare
+from gasket.migrator.steps import StepOptions, StepRecorder, is_ours_to_compare
 
 log = logging.getLogger("gasket.migrator")
 

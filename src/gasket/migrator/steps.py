@@ -1,7 +1,7 @@
 """Alembic's run, step by step: what is recorded of each revision, and which one failed.
 
-Names of Alembic's that are not public (`_migrations_fn`, `_proxy`, `_downgrade_revs`, the command's function) are
-used here alone, and in `render`; `tests/integration/test_alembic_names.py` fails when Alembic changes them.
+Names of Alembic's that are not public (`_migrations_fn`, `_downgrade_revs`) are used here alone, in `alembic_command`
+and in `render`; `tests/integration/test_alembic_names.py` fails when Alembic changes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import logging
-import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep, StampStep
 from alembic.script import Script, ScriptDirectory
 from asyncpg.prepared_stmt import PreparedStatement
@@ -50,28 +48,6 @@ from gasket.migrator.revisions import Revisions
 from gasket.migrator.sql.render import Rendering, from_json, render, to_json
 
 log = logging.getLogger("gasket.migrator")
-
-_COMMANDS = {
-    "upgrade": "upgrade",
-    "downgrade": "downgrade",
-    "do_stamp": "stamp",
-    "do_ensure_version": "ensure-version",
-}
-
-
-def command_that_writes(environment: Any) -> str | None:
-    """`upgrade`, `downgrade`, `stamp` or `ensure-version`; None for one that only looks (current, check, revision).
-
-    `environment` is the module `alembic.context` as env.py imports it.
-    """
-    proxied: EnvironmentContext = environment._proxy
-    return _COMMANDS.get(proxied.context_opts["fn"].__name__)
-
-
-def counts_from_here(environment: Any) -> bool:
-    """Whether the command's target is a number of steps (`-1`, `+2`): done again, it would go that much further."""
-    proxied: EnvironmentContext = environment._proxy
-    return bool(re.fullmatch(r"(?:[^@]*@)?[+-]\d+", str(proxied.context_opts.get("destination_rev"))))
 
 
 def is_ours_to_compare(name: str | None, kind: str, _parents: object) -> bool:

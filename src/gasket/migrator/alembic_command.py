@@ -1,0 +1,30 @@
+"""Which of Alembic's commands runs env.py: its public names do not tell (`_proxy`, the command's function)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from alembic.runtime.environment import EnvironmentContext
+
+_COMMANDS = {
+    "upgrade": "upgrade",
+    "downgrade": "downgrade",
+    "do_stamp": "stamp",
+    "do_ensure_version": "ensure-version",
+}
+
+
+def command_that_writes(environment: Any) -> str | None:
+    """`upgrade`, `downgrade`, `stamp` or `ensure-version`; None for one that only looks (current, check, revision).
+
+    `environment` is the module `alembic.context` as env.py imports it.
+    """
+    proxied: EnvironmentContext = environment._proxy
+    return _COMMANDS.get(proxied.context_opts["fn"].__name__)
+
+
+def counts_from_here(environment: Any) -> bool:
+    """Whether the command's target is a number of steps (`-1`, `+2`): done again, it would go that much further."""
+    proxied: EnvironmentContext = environment._proxy
+    return bool(re.fullmatch(r"(?:[^@]*@)?[+-]\d+", str(proxied.context_opts.get("destination_rev"))))
