@@ -123,6 +123,24 @@ def application_name(activity: str, release: str) -> str:
     return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
 
 
+async def open_plain_connection(database_url: str, *, application_name: str) -> asyncpg.Connection:
+    """A connection without SQLAlchemy, for one statement at a time outside any transaction.
+
+    Statements are not cached: under the DDL of a newer release none goes stale, and a pooler in transaction mode may
+    hand out another server connection for each.
+
+    Raises:
+        OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the database is away, or refuses.
+    """
+    connection: asyncpg.Connection = await asyncpg.connect(
+        database_url,
+        timeout=_CONNECT_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": application_name},
+    )
+    return connection
+
+
 def create_engine(
     database_url: str,
     *,

@@ -210,7 +210,7 @@ class Settings:
         "GASKET_DATABASE_POOL_SIZE",
         _count(1, 1000),
         8,
-        meaning="connections of a replica for `/api`; four more are kept for its other work",
+        meaning="connections of a replica for `/api`; six more are kept for its other work",
     )
     migrate_on_startup: bool = _setting(
         "GASKET_MIGRATE_ON_STARTUP",

@@ -31,6 +31,10 @@ async def test_the_name_is_enough(client: httpx.AsyncClient) -> None:
         "default_expiry_days": None,
         "enforce_expiry": False,
         "max_keys_per_user": None,
+        "requests_per_minute": None,
+        "tokens_per_window": None,
+        "token_window": 60,
+        "max_concurrency": None,
         "allow_stateful_endpoints": False,
     }
     assert (await client.get(f"/api/profiles/{profile['id']}")).json() == response.json()

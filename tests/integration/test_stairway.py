@@ -40,6 +40,14 @@ SEEDS = {
         "INSERT INTO api_keys (user_email, name, key_value, key_preview, profile_id) "
         "SELECT 'ann@example.org', name, md5(name), 'gsk_...' || id, id FROM backend_profiles"
     ),
+    "limit_windows": (
+        "INSERT INTO limit_windows (subject, kind, starts_at, ends_at, used) "
+        "VALUES ('key:1', 'tokens', '2030-01-01T00:00:00Z', '2030-01-01T00:01:00Z', 5000000000)"
+    ),
+    "limit_slots": (
+        "INSERT INTO limit_slots (subject, replica, slots, expires_at) "
+        "VALUES ('key:1', '00000000-0000-0000-0000-000000000000', 0, 'infinity')"
+    ),
 }
 SEEDED_COLUMNS = {
     ("api_keys", "expires_at"): "'2030-01-01T00:00:00Z'",
@@ -50,6 +58,14 @@ SEEDED_COLUMNS = {
     ("openai_backends", "first_byte_timeout"): "2",
     ("openai_backends", "chunk_timeout"): "86400",
     ("backend_profiles", "allow_stateful_endpoints"): "true",
+    ("backend_profiles", "requests_per_minute"): "60",
+    ("backend_profiles", "tokens_per_window"): "5000000000",
+    ("backend_profiles", "token_window"): "86400",
+    ("backend_profiles", "max_concurrency"): "9",
+    ("api_keys", "requests_per_minute"): "6",
+    ("api_keys", "tokens_per_window"): "5000000000",
+    ("api_keys", "token_window"): "3600",
+    ("api_keys", "max_concurrency"): "2",
 }
 _TABLES = """
 SELECT tablename FROM pg_tables WHERE schemaname = 'public'

@@ -80,6 +80,10 @@ def test_a_key_that_was_issued_does_not_show_in_a_repr() -> None:
         expires_at=None,
         revoked_at=None,
         revoked_by=None,
+        requests_per_minute=None,
+        tokens_per_window=None,
+        token_window=60,
+        max_concurrency=None,
         created_at=NOW,
         key="gsk_secret",
     )

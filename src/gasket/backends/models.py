@@ -9,6 +9,7 @@ from advanced_alchemy.types import EncryptedText
 from advanced_alchemy.types.encrypted_string import EncryptionBackend
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Dialect,
@@ -155,6 +156,11 @@ class BackendProfile(Entity):
     enforce_expiry: Mapped[bool] = mapped_column(server_default=false())
     max_keys_per_user: Mapped[int | None] = mapped_column(comment="Null: unlimited")
     allow_stateful_endpoints: Mapped[bool] = mapped_column(server_default=false())
+
+    requests_per_minute: Mapped[int | None] = mapped_column(comment="Null: unlimited")
+    tokens_per_window: Mapped[int | None] = mapped_column(BigInteger(), comment="Null: unlimited")
+    token_window: Mapped[int] = mapped_column(server_default=text("60"), comment="Seconds")
+    max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once; null: unlimited")
 
     links: Mapped[list[ProfileBackend]] = relationship(
         order_by="ProfileBackend.position", lazy="selectin", viewonly=True

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
 from gasket.inputs import Input
+from gasket.limits.schemas import RequestsAtOnce, RequestsPerMinute, TokensPerWindow, TokenWindow
 from gasket.upstream.address import address_of
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, examples=["production"])]
@@ -152,6 +153,10 @@ class ProfileCreate(_ProfileInput):
     default_expiry_days: ExpiryDays | None = None
     enforce_expiry: bool = False
     max_keys_per_user: KeyLimit | None = None
+    requests_per_minute: RequestsPerMinute | None = None
+    tokens_per_window: TokensPerWindow | None = None
+    token_window: TokenWindow = 60
+    max_concurrency: RequestsAtOnce | None = None
     allow_stateful_endpoints: Stateful = False
 
 
@@ -165,6 +170,10 @@ class ProfileUpdate(_ProfileInput):
     default_expiry_days: ExpiryDays | UnsetType | None = UNSET
     enforce_expiry: bool | UnsetType = UNSET
     max_keys_per_user: KeyLimit | UnsetType | None = UNSET
+    requests_per_minute: RequestsPerMinute | UnsetType | None = UNSET
+    tokens_per_window: TokensPerWindow | UnsetType | None = UNSET
+    token_window: TokenWindow | UnsetType = UNSET
+    max_concurrency: RequestsAtOnce | UnsetType | None = UNSET
     allow_stateful_endpoints: Stateful | UnsetType = UNSET
 
 
@@ -179,6 +188,10 @@ class ProfileOut(msgspec.Struct, kw_only=True):
     default_expiry_days: int | None
     enforce_expiry: bool
     max_keys_per_user: int | None
+    requests_per_minute: Annotated[int | None, Meta(description="Null: unlimited")]
+    tokens_per_window: Annotated[int | None, Meta(description="Null: unlimited")]
+    token_window: Annotated[int, Meta(description="Seconds")]
+    max_concurrency: Annotated[int | None, Meta(description="Requests at once; null: unlimited")]
     allow_stateful_endpoints: Stateful
     created_at: datetime
 

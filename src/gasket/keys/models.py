@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ForeignKey, Index, case, func, text
+from sqlalchemy import BigInteger, ForeignKey, Index, case, func, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from gasket.db import Entity
@@ -34,6 +34,10 @@ class ApiKey(Entity):
     expires_at: Mapped[datetime | None] = mapped_column()
     revoked_at: Mapped[datetime | None] = mapped_column()
     revoked_by: Mapped[str | None]
+    requests_per_minute: Mapped[int | None] = mapped_column(comment="Null: unlimited")
+    tokens_per_window: Mapped[int | None] = mapped_column(BigInteger(), comment="Null: unlimited")
+    token_window: Mapped[int] = mapped_column(server_default=text("60"), comment="Seconds")
+    max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once; null: unlimited")
 
     # The database's clock decides, in lists, in counts and in answers alike: replicas' clocks differ.
     state: Mapped[KeyState] = column_property(

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from gasket.errors import InvalidInputError
 from gasket.inputs import Input
 from gasket.keys.models import KeyState
+from gasket.limits.schemas import RequestsAtOnce, RequestsPerMinute, TokensPerWindow, TokenWindow
 
 KeyName = Annotated[str, Meta(min_length=1, max_length=100, examples=["laptop"])]
 # An address of at most 254 characters (RFC 5321, 4.5.3.1.3). Whether it exists is not ours to know.
@@ -40,6 +41,10 @@ class KeyCreate(_KeyInput):
     name: KeyName
     profile_id: int
     expires_at: Moment | UnsetType | None = UNSET
+    requests_per_minute: RequestsPerMinute | None = None
+    tokens_per_window: TokensPerWindow | None = None
+    token_window: TokenWindow = 60
+    max_concurrency: RequestsAtOnce | None = None
 
 
 class KeyUpdate(_KeyInput):
@@ -47,6 +52,10 @@ class KeyUpdate(_KeyInput):
 
     name: KeyName | UnsetType = UNSET
     expires_at: Moment | UnsetType | None = UNSET
+    requests_per_minute: RequestsPerMinute | UnsetType | None = UNSET
+    tokens_per_window: TokensPerWindow | UnsetType | None = UNSET
+    token_window: TokenWindow | UnsetType = UNSET
+    max_concurrency: RequestsAtOnce | UnsetType | None = UNSET
 
 
 class KeyRevoke(Input):
@@ -67,6 +76,10 @@ class KeyOut(msgspec.Struct, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     revoked_by: str | None
+    requests_per_minute: Annotated[int | None, Meta(description="Null: unlimited")]
+    tokens_per_window: Annotated[int | None, Meta(description="Null: unlimited")]
+    token_window: Annotated[int, Meta(description="Seconds")]
+    max_concurrency: Annotated[int | None, Meta(description="Requests at once; null: unlimited")]
     created_at: datetime
 
 

@@ -56,6 +56,10 @@ class KeyService(Service[ApiKey]):
             profile_id=rules.profile_id,
             expires_at=expires_at,
             created_at=rules.now,
+            requests_per_minute=data.requests_per_minute,
+            tokens_per_window=data.tokens_per_window,
+            token_window=data.token_window,
+            max_concurrency=data.max_concurrency,
         )
         return await self.repository.add(key), secret
 

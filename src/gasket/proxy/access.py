@@ -6,6 +6,7 @@ from functools import cached_property
 
 import msgspec
 
+from gasket.limits.limiter import Limits
 from gasket.upstream.address import Address, address_of
 from gasket.upstream.client import Timeouts
 from gasket.upstream.connection import Fields
@@ -52,6 +53,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     allowed_models: frozenset[str]
     """Empty: every model."""
     allow_stateful_endpoints: bool
+    limits: Limits
     backends: tuple[Backend, ...]
 
     def allows(self, model: str) -> bool:
@@ -59,11 +61,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return not self.allowed_models or model in self.allowed_models
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
+class Access(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A valid key: whose it is, and what it may do."""
 
     key_id: int
     user_email: str
     profile: Profile
+    limits: Limits
     expires_at: float | None
     """By this process's monotonic clock, in seconds; None: never."""
+
+    @cached_property
+    def limited(self) -> list[tuple[str, Limits]]:
+        """Who has to allow a request, the key, its profile or nobody, with what they allow."""
+        both = ((f"key:{self.key_id}", self.limits), (f"profile:{self.profile.id}", self.profile.limits))
+        return [(subject, limits) for subject, limits in both if limits.any]

@@ -10,6 +10,7 @@ GatewayError
 ├── SlowRequestError           408  request_timeout
 ├── TooLargeError              413  request_too_large
 ├── EncodedRequestError        415  unsupported_encoding
+├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
 ├── UpstreamFailedError        502  upstream_unreachable, upstream_failed
 ├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable, shutting_down
 └── UpstreamTimeoutError       504  upstream_timeout
@@ -17,6 +18,7 @@ GatewayError
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import msgspec
@@ -41,8 +43,10 @@ class GatewayError(GasketError):
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        fields: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
         super().__init__(message)
+        self.fields = fields or []
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after
@@ -56,10 +60,10 @@ class GatewayError(GasketError):
         """The fields of a whole response with that body."""
         fields = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body())).encode())]
         if self.retry_after is not None:
-            fields.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
+            fields.append((b"retry-after", str(max(1, math.ceil(self.retry_after))).encode()))
         if self.status == 401:
             fields.append((b"www-authenticate", b"Bearer"))
-        return fields
+        return fields + self.fields
 
 
 class BadRequestError(GatewayError):
@@ -102,6 +106,12 @@ class EncodedRequestError(GatewayError):
     """The request's body is compressed; send it as it is."""
 
     status, kind, default_code = 415, _INVALID, "unsupported_encoding"
+
+
+class LimitedError(GatewayError):
+    """This key has used what it may."""
+
+    status, kind, default_code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class UpstreamFailedError(GatewayError):

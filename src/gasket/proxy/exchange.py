@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from gasket.limits.limiter import Grant
 from gasket.proxy.access import Access, Backend
 
 
@@ -50,6 +51,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     completion_tokens: int = 0
     estimated: bool = False
     """Whether the tokens are Gasket's own guess."""
+    grant: Grant | None = None
+    """Where the key or its profile is limited."""
 
 
 def new_request_id() -> str:

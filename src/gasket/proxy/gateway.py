@@ -12,7 +12,8 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
-from gasket.proxy.access import Backend, Profile
+from gasket.limits.limiter import Grant, Limiter, LimitReachedError
+from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, read_body, read_wanted
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Answer, Dispatcher
@@ -22,6 +23,7 @@ from gasket.proxy.errors import (
     ClientGoneError,
     ForbiddenError,
     GatewayError,
+    LimitedError,
     NoSuchModelError,
     UpstreamFailedError,
     UpstreamTimeoutError,
@@ -51,6 +53,7 @@ class Gateway:
         directory: KeyDirectory,
         dispatcher: Dispatcher,
         models: ModelLists,
+        limiter: Limiter,
         *,
         largest_body: int,
         most_requests: int,
@@ -59,6 +62,7 @@ class Gateway:
         self._directory = directory
         self._dispatcher = dispatcher
         self._models = models
+        self._limiter = limiter
         self._largest_body = largest_body
         self._most_requests = most_requests
         self._observers = observers
@@ -109,6 +113,8 @@ class Gateway:
                 await send_whole(send, 500, fault.headers(), fault.body())
         finally:
             self._under_way -= 1
+            if exchange.grant is not None:
+                exchange.grant.end(exchange.prompt_tokens + exchange.completion_tokens)
             exchange.ended = time.monotonic()
             for observe in self._observers:
                 observe(exchange)
@@ -133,6 +139,8 @@ class Gateway:
         exchange.bytes_in = len(body)
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
         exchange.model = wanted.model
+        if access.limited and endpoint.kind is not Kind.MODELS:
+            exchange.grant = await self._admit(access)
         query = scope["query_string"].decode("latin-1")
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         asks = endpoint.asks_for_usage and bool(wanted.stream) and not wanted.tells_usage
@@ -148,6 +156,13 @@ class Gateway:
                 await self._pass_on(exchange, access.profile, request, watch, send)
         finally:
             self._watches.discard(watch)
+
+    async def _admit(self, access: Access) -> Grant:
+        try:
+            return await self._limiter.admit(access.limited)
+        except LimitReachedError as error:
+            code = "concurrency_limit_exceeded" if error.kind == "concurrency" else "rate_limit_exceeded"
+            raise LimitedError(str(error), code=code, retry_after=error.retry_after, fields=error.fields) from None
 
     async def _pass_on(self, exchange: Exchange, profile: Profile, request: _Request, watch: Watch, send: Send) -> None:
         answer: Answer | None = None

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import asyncpg
 
+from gasket.db import open_plain_connection
 from gasket.migrator.connection import describe, leads_through_pooler
 from gasket.proxy.directory import KeyDirectory
 
@@ -16,7 +17,6 @@ log = logging.getLogger("gasket.gateway")
 TTL_BEHIND_POOLER = 2.0
 """Seconds for which a key is kept where nobody can LISTEN."""
 
-_CONNECT_TIMEOUT = 5.0
 _HEARTBEAT = 10.0
 _HEARTBEAT_TIMEOUT = 5.0
 _FIRST_PAUSE = 0.25
@@ -55,7 +55,7 @@ class ChangeListener:
         pause, complained = _FIRST_PAUSE, False
         while True:
             try:
-                connection = await self._connect()
+                connection = await open_plain_connection(self._url, application_name=self._application_name)
                 try:
                     if await leads_through_pooler(connection):
                         self._give_up()
@@ -79,15 +79,6 @@ class ChangeListener:
                 )
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-    async def _connect(self) -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            self._url,
-            timeout=_CONNECT_TIMEOUT,
-            statement_cache_size=0,
-            server_settings={"application_name": self._application_name},
-        )
-        return connection
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
         self._lost.clear()

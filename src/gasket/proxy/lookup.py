@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
+from gasket.db import open_plain_connection
+from gasket.limits.limiter import Limits
 from gasket.migrator.connection import describe
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.errors import BusyError, KeyRefusedError
@@ -16,7 +18,6 @@ from gasket.proxy.errors import BusyError, KeyRefusedError
 log = logging.getLogger("gasket.gateway")
 
 CONNECTIONS = 2
-_CONNECT_TIMEOUT = 5.0
 _ANSWER_TIMEOUT = 5.0
 _LONGEST_QUEUE = 1000
 _MOST_CREDENTIALS = 1000
@@ -26,9 +27,12 @@ _MOST_CREDENTIALS = 1000
 _QUERY = """
 SELECT k.id AS key_id, k.user_email, k.revoked_at IS NOT NULL AS revoked,
     extract(epoch FROM k.expires_at - now())::float8 AS expires_in,
+    k.requests_per_minute, k.tokens_per_window, k.token_window, k.max_concurrency,
     p.id AS profile_id, p.name AS profile_name, p.allowed_models, p.allow_stateful_endpoints,
-    b.id AS backend_id, b.name AS backend_name, b.base_url, b.api_key, b.skip_tls_verify, b.max_concurrency,
-    b.connect_timeout, b.first_byte_timeout, b.chunk_timeout
+    p.requests_per_minute AS profile_requests_per_minute, p.tokens_per_window AS profile_tokens_per_window,
+    p.token_window AS profile_token_window, p.max_concurrency AS profile_max_concurrency,
+    b.id AS backend_id, b.name AS backend_name, b.base_url, b.api_key, b.skip_tls_verify,
+    b.max_concurrency AS backend_max_concurrency, b.connect_timeout, b.first_byte_timeout, b.chunk_timeout
 FROM {schema}.api_keys AS k
 JOIN {schema}.backend_profiles AS p ON p.id = k.profile_id
 LEFT JOIN {schema}.profile_backends AS l ON l.profile_id = p.id
@@ -101,7 +105,9 @@ class KeyLookup:
                 return await self._ask_over(self._idle.pop(), digest)
             except _LOST:
                 pass
-        return await self._ask_over(await self._connect(), digest)
+        return await self._ask_over(
+            await open_plain_connection(self._url, application_name=self._application_name), digest
+        )
 
     async def _ask_over(self, connection: asyncpg.Connection, digest: str) -> Sequence[asyncpg.Record]:
         try:
@@ -111,15 +117,6 @@ class KeyLookup:
             raise
         self._idle.append(connection)
         return rows
-
-    async def _connect(self) -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            self._url,
-            timeout=_CONNECT_TIMEOUT,
-            statement_cache_size=0,
-            server_settings={"application_name": self._application_name},
-        )
-        return connection
 
     def _access(self, rows: Sequence[asyncpg.Record]) -> Access:
         if not rows:
@@ -133,6 +130,7 @@ class KeyLookup:
             key_id=key["key_id"],
             user_email=key["user_email"],
             profile=self._profile(rows),
+            limits=_limits(key, ""),
             expires_at=None if key["expires_in"] is None else time.monotonic() + key["expires_in"],
         )
 
@@ -144,6 +142,7 @@ class KeyLookup:
             name=row["profile_name"],
             allowed_models=frozenset(row["allowed_models"]),
             allow_stateful_endpoints=row["allow_stateful_endpoints"],
+            limits=_limits(row, "profile_"),
             backends=tuple(self._backend(row) for row in rows if row["backend_id"] is not None),
         )
         known = self._profiles.get(profile.id)
@@ -161,7 +160,7 @@ class KeyLookup:
             credential=credential,
             credential_unreadable=token is not None and credential is None,
             skip_tls_verify=row["skip_tls_verify"],
-            max_concurrency=row["max_concurrency"],
+            max_concurrency=row["backend_max_concurrency"],
             connect_timeout=row["connect_timeout"],
             first_byte_timeout=row["first_byte_timeout"],
             chunk_timeout=row["chunk_timeout"],
@@ -178,3 +177,7 @@ class KeyLookup:
                 self._credentials.clear()
             self._credentials[token] = self._decrypt(token)
         return self._credentials[token]
+
+
+def _limits(row: asyncpg.Record, prefix: str) -> Limits:
+    return Limits(**{name: row[prefix + name] for name in Limits.__struct_fields__})

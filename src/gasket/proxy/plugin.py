@@ -11,6 +11,8 @@ from litestar.plugins import InitPlugin
 
 from gasket.backends.breaker import Breakers
 from gasket.db import application_name
+from gasket.limits.limiter import Limiter
+from gasket.limits.store import LimitStore
 from gasket.proxy.access import Access
 from gasket.proxy.access_log import AccessLog
 from gasket.proxy.directory import KeyDirectory
@@ -53,11 +55,19 @@ class GatewayPlugin(InitPlugin):
             application_name=application_name("gasket-listen", settings.release),
             directory=self._directory,
         )
+        self._limiter = Limiter(
+            LimitStore(
+                database_url,
+                schema=settings.database_schema,
+                application_name=application_name("gasket-limits", settings.release),
+            )
+        )
         self._access_log = AccessLog()
         self.gateway = Gateway(
             self._directory,
             Dispatcher(client, breakers),
             ModelLists(client),
+            self._limiter,
             largest_body=settings.max_body_size,
             most_requests=settings.max_requests,
             observers=[self._access_log, *observers],
@@ -80,6 +90,7 @@ class GatewayPlugin(InitPlugin):
 
     async def _stop(self, _app: Litestar) -> None:
         self._access_log.flush()
+        await self._limiter.close()
         await self._listener.stop()
         await self._lookup.close()
 

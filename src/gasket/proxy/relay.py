@@ -76,6 +76,8 @@ class Relay:
         )
         if self._events is not None:
             fields.append(_NO_BUFFERING)
+        if exchange.grant is not None:  # the client has to do with our limits, not with those of our account upstream
+            fields = [field for field in fields if not field[0].startswith(b"x-ratelimit-")] + exchange.grant.fields
         fields += self._extra
         await self._send({"type": "http.response.start", "status": response.status, "headers": fields})
 

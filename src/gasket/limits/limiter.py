@@ -1,0 +1,341 @@
+"""Lets a request pass or not, from what this replica knows; and tells the others, a moment later, what it let pass."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import asyncpg
+import msgspec
+
+from gasket.errors import GasketError
+from gasket.limits.store import Count, LimitStore
+from gasket.limits.windows import SlidingWindow, remaining
+
+log = logging.getLogger("gasket.limits")
+
+SYNC_EVERY = 1.0
+"""Seconds: what a replica has let pass, the others know after so long at the latest."""
+
+_SOONEST = 0.05
+_TOLD_SOONER = 10
+"""The part of a limit, one tenth, that is told at once."""
+_MINUTE = 60
+_CLEAN_EVERY = 60.0
+_FULL_FOR = 0.25
+_FORGOTTEN_AFTER = 3
+"""Windows in which nothing came."""
+_FAREWELL = 2.0
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key or a profile may do; None: as much as it likes. `token_window` is in seconds."""
+
+    requests_per_minute: int | None = None
+    tokens_per_window: int | None = None
+    token_window: int = _MINUTE
+    max_concurrency: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return (self.requests_per_minute, self.tokens_per_window, self.max_concurrency) != (None, None, None)
+
+
+class LimitReachedError(GasketError):
+    """A limit is reached. `kind` is requests, tokens or concurrency; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, kind: str, retry_after: float, fields: Fields) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+        self.fields = fields
+
+
+class _Subject:
+    """What this replica knows of one key or profile."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.in_use = 0
+        self.leased = 0
+        self.peak = 0
+        self.full_until = 0.0
+        self.used_at = 0.0
+        self.loaded = False
+        self.windows: dict[str, SlidingWindow] = {}
+        self.take(limits)
+
+    def take(self, limits: Limits) -> None:
+        """The limits as they are now: counts stay, unless the window has another length."""
+        self.limits = limits
+        for kind, seconds, limit in (
+            ("requests", _MINUTE, limits.requests_per_minute),
+            ("tokens", limits.token_window, limits.tokens_per_window),
+        ):
+            known = self.windows.get(kind)
+            if limit is None:
+                self.windows.pop(kind, None)
+            elif known is None or known.seconds != seconds:
+                self.windows[kind] = SlidingWindow(seconds)
+                self.loaded = False
+
+    def limit(self, kind: str) -> int:
+        """Of requests a minute, or of tokens in a window."""
+        limit = self.limits.requests_per_minute if kind == "requests" else self.limits.tokens_per_window
+        assert limit is not None
+        return limit
+
+
+class Grant:
+    """A request that may pass. End it once, with the tokens that it has cost."""
+
+    def __init__(self, limiter: Limiter, subjects: Sequence[_Subject], fields: Fields) -> None:
+        self.fields = fields
+        """What the client is told of its limits (OpenAI API reference, "Rate limits in headers")."""
+        self._limiter = limiter
+        self._subjects = subjects
+
+    def end(self, tokens: int) -> None:
+        """Its places are free, its tokens count."""
+        self._limiter.end(self._subjects, tokens)
+
+
+class Limiter:
+    """The limits of all keys and profiles on this replica.
+
+    Requests and tokens are counted here and told to the others within SYNC_EVERY, or as soon as a tenth of the limit is
+    used: what replicas let pass meanwhile may exceed the limit. Places for requests at once are leased, so that limit
+    holds exactly. With the database away each replica goes by what it knows.
+    """
+
+    def __init__(self, store: LimitStore) -> None:
+        self._store = store
+        self._subjects: dict[str, _Subject] = {}
+        self._offset = 0.0
+        self._syncing: asyncio.Task[None] | None = None
+        self._soon = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._away = False
+
+    async def admit(self, limited: Sequence[tuple[str, Limits]]) -> Grant:
+        """Let a request pass that these subjects (`key:5`, `profile:2`) with their limits have to allow, all of them.
+
+        Raises:
+            LimitReachedError: one does not.
+        """
+        if self._syncing is None:
+            self._syncing = asyncio.create_task(self._sync_for_ever())
+        subjects = [await self._subject(name, limits) for name, limits in limited]
+        taken: list[_Subject] = []
+        try:
+            for subject in subjects:
+                await self._take_place(subject)
+                taken.append(subject)
+            now = self._now()
+            for subject in subjects:
+                self._check(subject, now)
+        except BaseException:
+            for subject in taken:
+                subject.in_use -= 1
+            raise
+        for subject in subjects:
+            self._count(subject, "requests", 1, now)
+        return Grant(self, subjects, _fields(subjects, now))
+
+    def end(self, subjects: Sequence[_Subject], tokens: int) -> None:
+        """See `Grant.end`."""
+        now = self._now()
+        for subject in subjects:
+            subject.in_use -= 1
+            subject.full_until = 0.0
+            self._count(subject, "tokens", tokens, now)
+
+    async def close(self) -> None:
+        """Tell what is untold, and give all places back."""
+        if self._syncing is None:
+            return
+        self._syncing.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._syncing
+        with suppress(*_AWAY):
+            async with asyncio.timeout(_FAREWELL):
+                await self._tell()
+                await self._store.give_back(subject.name for subject in self._subjects.values() if subject.leased)
+        await self._store.close()
+
+    def _now(self) -> float:
+        """By the database's clock, on which the windows of all replicas agree."""
+        return time.time() + self._offset
+
+    async def _subject(self, name: str, limits: Limits) -> _Subject:
+        subject = self._subjects.get(name)
+        if subject is None:
+            subject = self._subjects[name] = _Subject(name, limits)
+        elif subject.limits is not limits and subject.limits != limits:
+            subject.take(limits)
+        subject.used_at = self._now()
+        if not subject.loaded:
+            await self._load(subject)
+        return subject
+
+    async def _load(self, subject: _Subject) -> None:
+        """What the others have let pass already: asked for once, before the first request."""
+        try:
+            async with self._turn:
+                if not subject.loaded:
+                    self._offset = await self._store.now() - time.time()
+                    await self._learn([subject])
+        except _AWAY as error:
+            self._note_away(error)
+        subject.loaded = True
+
+    async def _take_place(self, subject: _Subject) -> None:
+        limit = subject.limits.max_concurrency
+        if limit is not None and subject.in_use >= subject.leased:
+            await self._lease(subject, limit)
+            if subject.in_use >= min(subject.leased, limit):
+                raise LimitReachedError(
+                    f"{_whose(subject)} may have {limit} requests at once.",
+                    kind="concurrency",
+                    retry_after=1.0,
+                    fields=[],
+                )
+        subject.in_use += 1
+        subject.peak = max(subject.peak, subject.in_use)
+
+    async def _lease(self, subject: _Subject, limit: int) -> None:
+        if subject.full_until > time.monotonic():
+            return
+        try:
+            async with self._turn:
+                if subject.in_use < subject.leased:
+                    return  # whoever was before us has leased enough
+                wanted = subject.in_use + max(1, limit // _TOLD_SOONER)
+                subject.leased = await self._store.lease(subject.name, wanted=min(wanted, limit), limit=limit)
+        except _AWAY as error:
+            self._note_away(error)
+            subject.leased = limit
+            return
+        if subject.leased <= subject.in_use:
+            subject.full_until = time.monotonic() + _FULL_FOR
+
+    def _check(self, subject: _Subject, now: float) -> None:
+        for kind, window in subject.windows.items():
+            limit, used = subject.limit(kind), window.used(now)
+            if used + (1 if kind == "requests" else 0) > limit or used >= limit:
+                span = "a minute" if window.seconds == _MINUTE else f"in {window.seconds} s"
+                raise LimitReachedError(
+                    f"{_whose(subject)} may have {limit} {kind} {span}.",
+                    kind=kind,
+                    retry_after=window.wait(limit, now),
+                    fields=_fields([subject], now),
+                )
+
+    def _count(self, subject: _Subject, kind: str, amount: int, now: float) -> None:
+        window = subject.windows.get(kind)
+        if window is not None and amount:
+            window.count(amount, now)
+            if window.untold * _TOLD_SOONER >= subject.limit(kind):
+                self._soon.set()
+
+    async def _sync_for_ever(self) -> None:
+        cleaned = time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_EVERY):
+                    await self._soon.wait()
+            self._soon.clear()
+            try:
+                async with self._turn:
+                    await self._sync()
+                if time.monotonic() - cleaned > _CLEAN_EVERY:
+                    cleaned = time.monotonic()
+                    await self._store.clean()
+            except _AWAY as error:
+                self._note_away(error)
+                await asyncio.sleep(SYNC_EVERY)
+            else:
+                self._note_back()
+            await asyncio.sleep(_SOONEST)
+
+    async def _sync(self) -> None:
+        await self._tell()
+        now = self._now()
+        idle = [s for s in self._subjects.values() if not s.in_use and not s.leased and _is_over(s, now)]
+        for subject in idle:
+            del self._subjects[subject.name]
+        leases = {}
+        for subject in self._subjects.values():
+            if subject.leased:
+                leases[subject.name] = subject.leased = max(subject.peak, subject.in_use)
+            subject.peak = subject.in_use
+        await self._store.renew(leases)
+        await self._learn([subject for subject in self._subjects.values() if subject.windows])
+
+    async def _tell(self) -> None:
+        windows = [(s, kind, window) for s in self._subjects.values() for kind, window in s.windows.items()]
+        counts = [
+            Count(subject.name, kind, start, window.seconds, used)
+            for subject, kind, window in windows
+            for start, used in window.tell().items()
+        ]
+        await self._store.tell(counts)
+        for _, _, window in windows:
+            window.told()
+
+    async def _learn(self, subjects: Sequence[_Subject]) -> None:
+        now = self._now()
+        counts = [
+            Count(subject.name, kind, start, window.seconds)
+            for subject in subjects
+            for kind, window in subject.windows.items()
+            for start in window.starts(now)
+        ]
+        if not counts:
+            return
+        windows = {(subject.name, kind): w for subject in subjects for kind, w in subject.windows.items()}
+        for count in await self._store.learn(counts):
+            windows[count.subject, count.kind].learn(count.starts_at, count.used)
+        for window in windows.values():
+            window.forget_old(now)
+
+    def _note_away(self, error: BaseException) -> None:
+        if not self._away:
+            self._away = True
+            log.warning("limits hold for this replica alone: the database does not answer: %s", error)
+
+    def _note_back(self) -> None:
+        if self._away:
+            self._away = False
+            log.info("limits are shared with the other replicas again")
+
+
+def _is_over(subject: _Subject, now: float) -> bool:
+    longest = max((window.seconds for window in subject.windows.values()), default=_MINUTE)
+    return now - subject.used_at > _FORGOTTEN_AFTER * longest
+
+
+def _whose(subject: _Subject) -> str:
+    return "This key" if subject.name.startswith("key:") else "The keys of this profile together"
+
+
+def _fields(subjects: Sequence[_Subject], now: float) -> Fields:
+    """Of each kind the limit that is nearest to its end."""
+    fields: Fields = []
+    for kind in ("requests", "tokens"):
+        windows = [(s.limit(kind), s.windows[kind]) for s in subjects if kind in s.windows]
+        if windows:
+            left, limit, wait = min((remaining(n, w.used(now)), n, w.wait(n, now)) for n, w in windows)
+            fields += [
+                (f"x-ratelimit-limit-{kind}".encode(), str(limit).encode()),
+                (f"x-ratelimit-remaining-{kind}".encode(), str(left).encode()),
+                (f"x-ratelimit-reset-{kind}".encode(), f"{wait:.3f}s".encode()),
+            ]
+    return fields

@@ -1,0 +1,184 @@
+"""Limiters of several replicas on one database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import pytest
+
+from gasket.limits.limiter import SYNC_EVERY, Grant, Limiter, LimitReachedError, Limits
+from gasket.limits.store import LimitStore
+from tests.acceptance.processes import until
+
+MakeLimiter = Callable[..., Limiter]
+KEY = "key:1"
+
+
+@pytest.fixture
+async def replica(api_database_url: str, database: asyncpg.Connection) -> AsyncIterator[MakeLimiter]:
+    """Call it for the limiter of one more replica."""
+    made: list[Limiter] = []
+
+    def make(url: str = api_database_url) -> Limiter:
+        limiter = Limiter(LimitStore(url, schema="public", application_name="gasket-limits test"))
+        made.append(limiter)
+        return limiter
+
+    yield make
+    for limiter in made:
+        await limiter.close()
+    await database.execute("DELETE FROM limit_windows; DELETE FROM limit_slots")
+
+
+async def admitted(limiter: Limiter, limits: Limits, tries: int) -> list[Grant]:
+    """The grants of so many requests of one key, one after the other."""
+    grants = []
+    for _ in range(tries):
+        try:
+            grants.append(await limiter.admit([(KEY, limits)]))
+        except LimitReachedError:
+            break
+    return grants
+
+
+async def refused(limiter: Limiter, *limited: tuple[str, Limits]) -> LimitReachedError:
+    with pytest.raises(LimitReachedError) as error:
+        await limiter.admit(limited)
+    return error.value
+
+
+async def test_requests_a_minute_of_one_replica_are_exact(replica: MakeLimiter) -> None:
+    limiter, limits = replica(), Limits(requests_per_minute=7)
+    grants = await admitted(limiter, limits, 20)
+    # Two if the minute changes meanwhile: then a part of them fades at once.
+    assert 7 <= len(grants) <= 8
+    error = await refused(limiter, (KEY, limits))
+    assert (error.kind, str(error)) == ("requests", "This key may have 7 requests a minute.")
+    assert 0 < error.retry_after <= 120
+    assert dict(error.fields)[b"x-ratelimit-limit-requests"] == b"7"
+    assert dict(error.fields)[b"x-ratelimit-remaining-requests"] == b"0"
+
+
+async def test_a_new_replica_knows_what_the_others_have_let_pass(
+    replica: MakeLimiter, database: asyncpg.Connection
+) -> None:
+    limits = Limits(requests_per_minute=10)
+    first = replica()
+    assert len(await admitted(first, limits, 10)) == 10
+    await _told(database, 10)
+    assert await admitted(replica(), limits, 5) == []
+
+
+async def test_three_replicas_exceed_the_limit_by_no_more_than_they_may(
+    replica: MakeLimiter, database: asyncpg.Connection
+) -> None:
+    """The bound: what the others let pass in one interval. Here each may send a request every 20 ms."""
+    limits, pause = Limits(requests_per_minute=60), 0.02
+    replicas = [replica() for _ in range(3)]
+
+    async def send(limiter: Limiter) -> int:
+        passed = 0
+        for _ in range(60):
+            passed += len(await admitted(limiter, limits, 1))
+            await asyncio.sleep(pause)
+        return passed
+
+    passed = sum(await asyncio.gather(*map(send, replicas)))
+    assert 60 <= passed <= 60 + 2 * SYNC_EVERY / pause
+    await _told(database, passed)
+
+
+async def test_tokens_count_when_they_are_known(replica: MakeLimiter) -> None:
+    limiter, limits = replica(), Limits(tokens_per_window=100, token_window=3600)
+    (await limiter.admit([(KEY, limits)])).end(99)
+    (await limiter.admit([(KEY, limits)])).end(500)
+    error = await refused(limiter, (KEY, limits))
+    assert (error.kind, str(error)) == ("tokens", "This key may have 100 tokens in 3600 s.")
+    assert dict(error.fields)[b"x-ratelimit-remaining-tokens"] == b"0"
+
+
+async def test_key_and_profile_both_have_to_allow_it(replica: MakeLimiter) -> None:
+    limiter, wide, narrow = replica(), Limits(requests_per_minute=1000), Limits(requests_per_minute=1)
+    await limiter.admit([("key:1", wide), ("profile:1", narrow)])
+    error = await refused(limiter, ("key:2", wide), ("profile:1", narrow))
+    assert str(error) == "The keys of this profile together may have 1 requests a minute."
+
+
+async def test_a_refused_request_takes_no_place_and_counts_for_nothing(replica: MakeLimiter) -> None:
+    limiter = replica()
+    key, profile = Limits(max_concurrency=1), Limits(requests_per_minute=1)
+    (await limiter.admit([(KEY, key), ("profile:1", profile)])).end(0)
+    assert (await refused(limiter, (KEY, key), ("profile:1", profile))).kind == "requests"
+    (await limiter.admit([(KEY, key)])).end(0)
+
+
+async def test_requests_at_once_are_exact_over_all_replicas(replica: MakeLimiter) -> None:
+    limits = Limits(max_concurrency=10)
+    replicas = [replica() for _ in range(3)]
+    grants = await asyncio.gather(*(admitted(limiter, limits, 10) for limiter in replicas))
+    assert sum(map(len, grants)) == 10
+    error = await refused(replicas[0], (KEY, limits))
+    assert (error.kind, str(error)) == ("concurrency", "This key may have 10 requests at once.")
+
+
+async def test_places_that_one_replica_frees_are_there_for_another(replica: MakeLimiter) -> None:
+    limits = Limits(max_concurrency=3)
+    first, second = replica(), replica()
+    grants = await admitted(first, limits, 3)
+    assert await admitted(second, limits, 1) == []
+    for grant in grants:
+        grant.end(0)
+
+    async def free() -> bool:
+        return bool(await admitted(second, limits, 1))
+
+    await until(free, 4 * SYNC_EVERY, "a place for the second replica")
+
+
+async def test_places_of_a_replica_that_was_killed_are_free_when_its_lease_ends(
+    replica: MakeLimiter, api_database_url: str, database: asyncpg.Connection
+) -> None:
+    limits = Limits(max_concurrency=2)
+    store = LimitStore(api_database_url, schema="public", application_name="gasket-limits killed")
+    assert await store.lease(KEY, wanted=2, limit=2) == 2
+    await store.close()
+    assert await admitted(replica(), limits, 1) == []
+    await database.execute("UPDATE limit_slots SET expires_at = now() WHERE slots > 0")
+    assert len(await admitted(replica(), limits, 5)) == 2
+
+
+async def test_an_end_gives_the_places_back_and_tells_what_is_untold(
+    replica: MakeLimiter, database: asyncpg.Connection
+) -> None:
+    limits = Limits(max_concurrency=2, requests_per_minute=1000)
+    limiter = replica()
+    await admitted(limiter, limits, 2)
+    await limiter.close()
+    assert await database.fetchval("SELECT coalesce(sum(slots), 0) FROM limit_slots") == 0
+    assert await database.fetchval("SELECT sum(used) FROM limit_windows") == 2
+
+
+async def test_with_the_database_away_each_replica_goes_by_what_it_knows(replica: MakeLimiter) -> None:
+    limiter = replica("postgresql://nobody@127.0.0.1:1/nothing")
+    limits = Limits(requests_per_minute=3, max_concurrency=2)
+    grants = await admitted(limiter, limits, 5)
+    assert len(grants) == 2
+    for grant in grants:
+        grant.end(0)
+    assert len(await admitted(limiter, limits, 5)) == 1
+
+
+async def test_limits_that_change_hold_at_once_and_counts_stay(replica: MakeLimiter) -> None:
+    limiter = replica()
+    await admitted(limiter, Limits(requests_per_minute=100), 5)
+    assert await admitted(limiter, Limits(requests_per_minute=5), 1) == []
+    assert len(await admitted(limiter, Limits(requests_per_minute=7), 5)) == 2
+
+
+async def _told(database: asyncpg.Connection, count: int) -> None:
+    async def told() -> bool:
+        return bool(await database.fetchval("SELECT coalesce(sum(used), 0) FROM limit_windows") == count)
+
+    await until(told, 5, f"{count} requests in the database")
