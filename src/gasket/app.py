@@ -23,7 +23,7 @@ from gasket.errors import SettingsError
 from gasket.inputs import StrictRequest
 from gasket.keys.controller import KeyController
 from gasket.migrator.connection import MigratorConfig
-from gasket.migrator.controller import migrations
+from gasket.migrator.controller import migrations_route
 from gasket.migrator.plugin import MigratorPlugin
 from gasket.migrator.revisions import migrations_directory
 from gasket.models import metadata
@@ -149,7 +149,7 @@ def find_ini() -> Path:
 def _api() -> Router:
     return Router(
         path=http.API_PREFIX,
-        route_handlers=[BackendController, ProfileController, KeyController, migrations],
+        route_handlers=[BackendController, ProfileController, KeyController, migrations_route(http.problems())],
         guards=[http.require_admin],
         security=[{http.SECURITY_SCHEME: []}],
         cache_control=CacheControlHeader(no_store=True),

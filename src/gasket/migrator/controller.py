@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import asyncpg
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.exceptions import ServiceUnavailableException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 
@@ -32,15 +34,6 @@ async def readiness(schema_monitor: NamedDependency[SchemaMonitor]) -> Response[
     return Response(answer, status_code=200 if answer.ready else 503)
 
 
-@get(
-    "/migrations",
-    summary="The schema's state and history",
-    description=(
-        "What `litestar database status` says: state, current revision, head, what is pending, and what was applied, "
-        "when and by which release. `drift=true` also compares the live tables with the models."
-    ),
-    tags=["migrations"],
-)
 async def migrations(
     schema_monitor: NamedDependency[SchemaMonitor],
     limit: Annotated[int, QueryParameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
@@ -53,3 +46,17 @@ async def migrations(
         raise ServiceUnavailableException(str(refusal)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         raise ServiceUnavailableException("The database cannot be reached; try again shortly.") from None
+
+
+def migrations_route(problems: Mapping[int, ResponseSpec]) -> HTTPRouteHandler:
+    """`GET /migrations`; `problems` documents what the application makes of errors."""
+    return get(
+        "/migrations",
+        summary="The schema's state and history",
+        description=(
+            "What `litestar database status` says: state, current revision, head, what is pending, and what was "
+            "applied, when and by which release. `drift=true` also compares the live tables with the models."
+        ),
+        tags=["migrations"],
+        responses=problems,
+    )(migrations)

@@ -19,7 +19,7 @@ from gasket.migrator.status import SchemaMonitor
 class MigratorPlugin(InitPlugin, CLIPlugin):
     """Adds the `on_startup` handler, `/health/ready`, and what `litestar database` lacks.
 
-    The application places `gasket.migrator.controller.migrations` itself, behind its own guard.
+    The application places `gasket.migrator.controller.migrations_route` itself, behind its own guard.
     """
 
     def __init__(self, config: MigratorConfig) -> None:
