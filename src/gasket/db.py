@@ -277,7 +277,9 @@ def explain(error: Exception) -> GasketError | None:
             return ConflictError("The change conflicts with another one; nothing was changed.")
         case DBAPIError():
             state = getattr(error.orig, "sqlstate", None) or ""
-            if error.connection_invalidated or state in _AWAY or state.startswith(_CONNECTION_EXCEPTION):
+            # The driver's own state is upset when a connection goes while another statement is under way on it.
+            upset = isinstance(getattr(error.orig, "__cause__", None), asyncpg.InternalClientError)
+            if error.connection_invalidated or upset or state in _AWAY or state.startswith(_CONNECTION_EXCEPTION):
                 return DatabaseAwayError("The connection to the database was lost. Look before you try again.")
             if state in _BUSY:
                 return DatabaseBusyError()

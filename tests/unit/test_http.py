@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 
+import asyncpg
 import pytest
 from advanced_alchemy import exceptions as repository
 from litestar.exceptions import HTTPException, ServiceUnavailableException, ValidationException
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gasket import errors
@@ -27,8 +28,10 @@ class DriverError(Exception):
         self.sqlstate = sqlstate
 
 
-def failed(kind: type[DBAPIError], sqlstate: str, *, lost: bool = False) -> DBAPIError:
-    return kind("SELECT", {}, DriverError(sqlstate), connection_invalidated=lost)
+def failed(kind: type[DBAPIError], sqlstate: str, *, lost: bool = False, cause: Exception | None = None) -> DBAPIError:
+    driver = DriverError(sqlstate)
+    driver.__cause__ = cause
+    return kind("SELECT", {}, driver, connection_invalidated=lost)
 
 
 def wrapped(kind: type[repository.RepositoryError], cause: Exception) -> Exception:
@@ -56,6 +59,7 @@ def test_every_error_of_a_request_has_a_name_of_its_own(kind: type[errors.Gasket
         (failed(OperationalError, "40001"), 503, "database-busy"),
         (failed(DBAPIError, "57P01"), 503, "database-away"),
         (failed(DBAPIError, "08006"), 503, "database-away"),
+        (failed(InternalError, "", cause=asyncpg.InternalClientError("upset")), 503, "database-away"),
         (failed(DBAPIError, "XX000", lost=True), 503, "database-away"),
         (failed(ProgrammingError, "42P01"), 500, "internal"),
         (PoolTimeoutError("x"), 503, "database-busy"),
