@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from gasket.embedded import EmbeddedDatabase
 
@@ -20,6 +21,8 @@ from gasket.embedded import EmbeddedDatabase
 def pytest_configure() -> None:
     """A CI's SIGTERM ends the run as Ctrl-C does, with the fixtures' clearing up: no server is left behind."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings.register_profile("gasket", deadline=None)  # how long one example takes is the machine's affair
+    settings.load_profile("gasket")
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,10 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     b"x-real-ip",
     b"x-request-id",
 }
-# The server puts its own Date and Server in front of every answer.
-_NOT_DOWNSTREAM = HOP_BY_HOP | {b"set-cookie", b"date", b"server"}
+# The server puts its own Date and Server in front of every answer; a backend that is a Gasket has an id of its own.
+_NOT_DOWNSTREAM = HOP_BY_HOP | {b"set-cookie", b"date", b"server", b"x-gasket-request-id"}
 _REQUEST_ID_LENGTH = 128
+_LENGTH_DIGITS = 18
 
 
 class Incoming:
@@ -47,7 +48,8 @@ class Incoming:
         """Read ASGI's fields, whose names are in lower case.
 
         Raises:
-            BadRequestError: Content-Length together with Transfer-Encoding (RFC 9112, 6.1), or repeated.
+            BadRequestError: Content-Length together with Transfer-Encoding (RFC 9112, 6.1), or no number, or repeated;
+                or Content-Type repeated, of which the backend might believe another one.
             EncodedRequestError: the body is compressed.
         """
         self.authorization: bytes | None = None
@@ -61,6 +63,8 @@ class Incoming:
                 if name.startswith(b"x-forwarded-"):
                     continue
                 if name == b"content-type":
+                    if self.content_type:
+                        raise BadRequestError("There is more than one Content-Type.", code="invalid_headers")
                     self.content_type = value
                 elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
                     raise EncodedRequestError
@@ -77,9 +81,10 @@ class Incoming:
                 self.request_id = _checked_request_id(value)
         if chunked and self.length is not None:
             raise BadRequestError("Content-Length and Transfer-Encoding exclude each other.", code="invalid_headers")
-        if named not in (b"", b",keep-alive", b",close"):
-            tokens = set(_tokens(named))
+        if tokens := _tokens(named):
             self.upstream = [(name, value) for name, value in self.upstream if name not in tokens]
+            if b"x-request-id" in tokens:
+                self.request_id = None
         if self.request_id is not None:
             self.upstream.append((b"x-request-id", self.request_id.encode("ascii")))
         self.upstream.append((b"accept-encoding", b"identity"))
@@ -96,9 +101,9 @@ def downstream(fields: Iterable[tuple[bytes, bytes]], *, request_id: str, client
             has_request_id = has_request_id or name == b"x-request-id"
         elif name == b"connection":
             named += b"," + value
-    if named not in (b"", b",keep-alive", b",close"):
-        tokens = set(_tokens(named))
+    if tokens := _tokens(named):
         kept = [(name, value) for name, value in kept if name not in tokens]
+        has_request_id = has_request_id and b"x-request-id" not in tokens
     return kept + own_fields(request_id, None if has_request_id else client_request_id)
 
 
@@ -116,12 +121,15 @@ def bearer(authorization: bytes | None) -> bytes:
     return token.strip() if scheme.lower() == b"bearer" else b""
 
 
-def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip().lower() for token in value.split(b",") if token.strip()]
+def _tokens(named: bytes) -> set[bytes]:
+    """The fields that Connection names."""
+    if named in (b"", b",keep-alive", b",close"):
+        return set()
+    return {token.strip().lower() for token in named.split(b",")}
 
 
 def _length(value: bytes, before: int | None) -> int:
-    if before is not None or not value.isdigit():
+    if before is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS:
         raise BadRequestError("Content-Length is not one number.", code="invalid_headers")
     return int(value)
 
