@@ -57,9 +57,9 @@ def split_events(block: bytes) -> list[bytes]:
 
 
 def event_data(event: bytes) -> bytes:
-    """The value of the event's `data` fields, lines joined by a line feed."""
+    """The value of the event's `data` fields, lines joined by a line feed; a name without a colon is a field, too."""
     lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data")
 
 
 def error_event(error: bytes, *, clean: bool) -> bytes:
