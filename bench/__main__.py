@@ -9,12 +9,16 @@ import sys
 import time
 
 from bench import apply_migrations, import_time, reader_stall, start_to_ready, up_to_date_check
-from bench.harness import describe_machine, markdown
+from bench.gateway import key_check, plain, streams
+from bench.harness import describe_machine
 
-_BENCHMARKS = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (up_to_date_check, apply_migrations, reader_stall, start_to_ready, import_time)
-}
+_ALL = (up_to_date_check, apply_migrations, reader_stall, start_to_ready, import_time, plain, streams, key_check)
+_BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in _ALL}
+
+
+def _named(wanted: str) -> list[str]:
+    """The benchmark of this name, or those of the group."""
+    return [name for name in _BENCHMARKS if name == wanted or name.startswith(f"{wanted}.")]
 
 
 async def _run(names: list[str], repeats: int | None) -> None:
@@ -22,8 +26,8 @@ async def _run(names: list[str], repeats: int | None) -> None:
     for name in names:
         module = _BENCHMARKS[name]
         started = time.monotonic()
-        rows = await module.measure(repeats or module.REPEATS)
-        print(f"\n### {module.TITLE}\n\n{markdown(rows)}\n")
+        tables = await module.measure(repeats or module.REPEATS)
+        print(f"\n### {module.TITLE}\n\n{tables}\n")
         print(f"Medians of {repeats or module.REPEATS}; `{name}` took {time.monotonic() - started:.0f} s.", flush=True)
 
 
@@ -32,11 +36,12 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(_BENCHMARKS)}; default: all")
     parser.add_argument("--repeats", type=int, help="rounds of each measurement; default: each benchmark's own")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - _BENCHMARKS.keys():
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    if unknown := [wanted for wanted in arguments.names if not _named(wanted)]:
+        parser.error(f"there is no benchmark {', '.join(unknown)}")
+    chosen = [name for wanted in arguments.names or _BENCHMARKS for name in _named(wanted)]
     # A run that is ended early takes its processes and its server along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        asyncio.run(_run(arguments.names or list(_BENCHMARKS), arguments.repeats))
+        asyncio.run(_run(chosen, arguments.repeats))
     except KeyboardInterrupt:
         sys.exit("ended early")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.harness import Row, Subject, alternate, database, open_folder, program, script, server, timed
+from bench.harness import Row, Subject, alternate, database, markdown, open_folder, program, script, server, timed
 from bench.project import Project
 from gasket.migrator.runner import bring_to_head
 
@@ -15,7 +15,7 @@ GOAL = 1.3
 COUNTS = (50, 1000)
 
 
-async def measure(repeats: int) -> list[Row]:
+async def measure(repeats: int) -> str:
     """In one process, then as whole commands."""
     with open_folder() as folder, server(folder) as server_url:
         projects = {count: Project(folder / str(count), count) for count in COUNTS}
@@ -23,11 +23,11 @@ async def measure(repeats: int) -> list[Row]:
         project = projects[COUNTS[0]]
         rows += await _commands(project, server_url, f"{COUNTS[0]} migrations", repeats, prepare=_leave_empty)
         rows += await _commands(project, server_url, "nothing to do", repeats, prepare=_bring_to_head)
-        return rows
+        return markdown(rows)
 
 
 async def _in_process(project: Project, server_url: str, count: int, repeats: int) -> Row:
-    def on_empty(apply: Callable[[Project, str], Awaitable[object]]) -> Subject:
+    def on_empty(apply: Callable[[Project, str], Awaitable[object]]) -> Subject[float]:
         async def subject() -> float:
             async with database(server_url) as url:
                 return await timed(apply(project, url))
@@ -42,7 +42,7 @@ async def _in_process(project: Project, server_url: str, count: int, repeats: in
 async def _commands(
     project: Project, server_url: str, case: str, repeats: int, *, prepare: Callable[[Project, str], Awaitable[object]]
 ) -> list[Row]:
-    def upgrade(ini: Path) -> Subject:
+    def upgrade(ini: Path) -> Subject[float]:
         async def subject() -> float:
             async with database(server_url) as url:
                 await prepare(project, url)

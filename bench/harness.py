@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -29,8 +30,9 @@ PROGRAM_LIMIT = 120.0
 
 _LIBRARIES = ("litestar", "advanced-alchemy", "sqlalchemy", "alembic", "asyncpg", "uvicorn")
 
-Subject = Callable[[], Awaitable[float]]
-"""Does once what is measured, and returns how many seconds it took; what it prepares does not count."""
+T = TypeVar("T")
+Subject = Callable[[], Awaitable[T]]
+"""Does once what is measured, and returns what came of it, most often seconds; what it prepares does not count."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,19 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-async def alternate(rounds: int, subjects: Mapping[str, Subject], *, warm_up: bool = True) -> dict[str, list[float]]:
+async def alternate(rounds: int, subjects: Mapping[str, Subject[T]], *, warm_up: bool = True) -> dict[str, list[T]]:
     """Measure the subjects in turns, so that whatever slows the machine down for a while slows all of them.
 
     Each round is in the reverse order of the one before. With `warm_up` one goes first that does not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    results: dict[str, list[T]] = {name: [] for name in subjects}
     for number in range(-warm_up, rounds):
         for name in list(subjects)[:: -1 if number % 2 else 1]:
             gc.collect()
-            taken = await subjects[name]()
+            result = await subjects[name]()
             if number >= 0:
-                seconds[name].append(taken)
-    return seconds
+                results[name].append(result)
+    return results
 
 
 async def timed(work: Awaitable[object]) -> float:

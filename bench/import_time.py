@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.harness import Row, Subject, alternate, program
+from bench.harness import Row, Subject, alternate, markdown, program
 
 TITLE = "`import gasket.app` in a fresh interpreter, against its libraries alone"
 REPEATS = 15
@@ -23,16 +23,16 @@ print(time.perf_counter() - started)
 """
 
 
-async def measure(repeats: int) -> list[Row]:
+async def measure(repeats: int) -> str:
     """One row. The interpreter's own start is in neither figure."""
     seconds = await alternate(
         repeats,
         {"Litestar + SQLAlchemy + Advanced Alchemy": _importing(_LIBRARIES), "Gasket": _importing("import gasket.app")},
     )
-    return [Row("imports", seconds).with_ratio_goal(GOAL)]
+    return markdown([Row("imports", seconds).with_ratio_goal(GOAL)])
 
 
-def _importing(imports: str) -> Subject:
+def _importing(imports: str) -> Subject[float]:
     async def subject() -> float:
         return float(await program(sys.executable, "-c", _PROGRAM.format(imports=imports)))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import asyncpg
 
-from bench.harness import Row, Subject, alternate, database, open_folder, server, verdict
+from bench.harness import Row, Subject, alternate, database, markdown, open_folder, server, verdict
 from bench.project import Project
 from gasket.migrator.runner import bring_to_head
 
@@ -47,14 +47,14 @@ def downgrade() -> None:
 '''
 
 
-async def measure(repeats: int) -> list[Row]:
+async def measure(repeats: int) -> str:
     """One row: of each round the longest wait of any reader, in the process that also migrates."""
     logging.getLogger("gasket.migrator").setLevel(logging.ERROR)  # a line for each try
     with open_folder() as folder, server(folder) as server_url:
         project = Project(folder / "project", 1)
         file = project.folder / "versions" / "2026_01_02_widen.py"
 
-        def stalled(migrate: Callable[[str], Awaitable[object]]) -> Subject:
+        def stalled(migrate: Callable[[str], Awaitable[object]]) -> Subject[float]:
             async def subject() -> float:
                 file.unlink(missing_ok=True)
                 async with database(server_url) as url:
@@ -73,7 +73,7 @@ async def measure(repeats: int) -> list[Row]:
             warm_up=False,
         )
     row = Row("longest wait of 4 readers", seconds)
-    return [replace(row, goal=verdict(f"at most {GOAL:.0f} ms", row.median_ms("Gasket") <= GOAL))]
+    return markdown([replace(row, goal=verdict(f"at most {GOAL:.0f} ms", row.median_ms("Gasket") <= GOAL))])
 
 
 async def _longest_wait(url: str, migration: Awaitable[object]) -> float:

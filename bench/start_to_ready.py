@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psutil
 
-from bench.harness import PROGRAM_LIMIT, Row, alternate, database, environment, open_folder, program, script, server
+from bench.harness import (
+    PROGRAM_LIMIT,
+    Row,
+    alternate,
+    database,
+    environment,
+    markdown,
+    open_folder,
+    program,
+    script,
+    server,
+)
+from bench.processes import end, free_ports
 from bench.project import REPOSITORY
 
 TITLE = "Start to ready at head, the last of several replicas, against processes that only import the same"
@@ -30,7 +41,7 @@ sys.stdin.read()
 """
 
 
-async def measure(repeats: int) -> list[Row]:
+async def measure(repeats: int) -> str:
     """One row for each number of replicas; many replicas get fewer rounds, because each takes so much longer."""
     with open_folder() as folder, server(folder) as server_url:
         async with database(server_url) as url:
@@ -42,7 +53,7 @@ async def measure(repeats: int) -> list[Row]:
             }
             await program(script("alembic"), "upgrade", "head", folder=folder, **settings)
             rows = [await _replicas(count, max(2, repeats // count), folder, settings) for count in REPLICAS]
-            return [row for pair in rows for row in pair]
+            return markdown([row for pair in rows for row in pair])
 
 
 async def _replicas(count: int, rounds: int, folder: Path, settings: Mapping[str, str]) -> tuple[Row, Row]:
@@ -57,7 +68,7 @@ async def _replicas(count: int, rounds: int, folder: Path, settings: Mapping[str
             return taken
 
     async def ready() -> float:
-        ports = _free_ports(count)
+        ports = free_ports(count)
         commands = [[script("gasket"), "run", "--port", str(port)] for port in ports]
         async with _processes(commands, folder, settings) as (started, processes):
             await _all(_ready(process, port) for process, port in zip(processes, ports, strict=True))
@@ -92,15 +103,9 @@ async def _processes(
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
-            ending.push_async_callback(_end, process)
+            ending.push_async_callback(end, process)
             processes.append(process)
         yield started, processes
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.communicate()
 
 
 async def _all(waits: Iterable[Awaitable[None]]) -> None:
@@ -127,10 +132,3 @@ async def _ready(process: asyncio.subprocess.Process, port: int) -> None:
     writer.close()
     if not answer.startswith(b"HTTP/1.1 200 "):
         raise RuntimeError(f"not ready: {answer.decode()}")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
-    with ExitStack() as closing:
-        sockets = [closing.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in sockets]

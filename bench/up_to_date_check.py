@@ -7,7 +7,7 @@ from pathlib import Path
 
 import asyncpg
 
-from bench.harness import Row, alternate, database, open_folder, server, timed, verdict
+from bench.harness import Row, alternate, database, markdown, open_folder, server, timed, verdict
 from bench.project import Project
 from gasket.migrator.runner import bring_to_head
 
@@ -19,13 +19,13 @@ GOAL_OF_GROWTH = 50.0
 """Milliseconds that the check may take longer with the most files than with the fewest."""
 
 
-async def measure(repeats: int) -> list[Row]:
+async def measure(repeats: int) -> str:
     """One row for each number of migration files."""
     with open_folder() as folder, server(folder) as server_url:
         rows = [await _with_files(folder / str(count), server_url, count, repeats) for count in FILES]
     growth = rows[-1].median_ms("check") - rows[0].median_ms("check")
     goal = verdict(f"at most {GOAL_OF_GROWTH:.0f} ms above the first row", growth <= GOAL_OF_GROWTH)
-    return [rows[0].with_ratio_goal(GOAL), *rows[1:-1], replace(rows[-1], goal=goal)]
+    return markdown([rows[0].with_ratio_goal(GOAL), *rows[1:-1], replace(rows[-1], goal=goal)])
 
 
 async def _with_files(folder: Path, server_url: str, count: int, repeats: int) -> Row:

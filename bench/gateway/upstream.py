@@ -1,0 +1,103 @@
+"""The upstream: `python -m bench.gateway.upstream PORT`. It is to cost as little as Python can.
+
+It reads just as much HTTP as its clients here speak: a request with a Content-Length or without a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from typing import cast
+
+import uvloop
+
+from bench.gateway.wire import EVENTS, MODELS, PACE, PACED, PLAIN_ANSWER
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+_PACED = f'"model": "{PACED}"'.encode()
+
+
+def _plain(body: bytes) -> bytes:
+    head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: req_0123456789abcdef\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+_ANSWER = _plain(PLAIN_ANSWER)
+_MODELS = _plain(MODELS)
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"x-request-id: req_0123456789abcdef\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+_STREAM_START = _STREAM_HEAD + _chunk(EVENTS[0])
+_STREAM_REST = (*(_chunk(event) for event in EVENTS[1:-1]), _chunk(EVENTS[-1]) + b"0\r\n\r\n")
+
+
+class Connection(asyncio.Protocol):
+    """One connection, kept for as long as the client wants it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._received = b""
+        self._next: asyncio.Handle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received + data
+        end = received.find(b"\r\n\r\n") + 4
+        length = _LENGTH.search(received, 0, end) if end >= 4 else None
+        if end < 4 or (length and len(received) < end + int(length[1])):
+            self._received = received
+            return
+        self._received = b""
+        self._answer(received)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._next:
+            self._next.cancel()
+
+    def _answer(self, request: bytes) -> None:
+        if request.startswith(b"GET /v1/models "):
+            self._transport.write(_MODELS)
+        elif not request.startswith(b"POST /v1/chat/completions "):
+            self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        elif b'"stream": true' not in request:
+            self._transport.write(_ANSWER)
+        else:
+            self._transport.write(_STREAM_START)
+            rest = iter(_STREAM_REST)
+            if _PACED in request:
+                self._pace(rest, self._loop.time() + PACE)
+            else:
+                self._next = self._loop.call_soon(self._hurry, rest)
+
+    def _hurry(self, rest: Iterator[bytes]) -> None:
+        """One event, and the next as soon as the loop comes round: each leaves in a packet of its own."""
+        if (event := next(rest, None)) is not None:
+            self._transport.write(event)
+            self._next = self._loop.call_soon(self._hurry, rest)
+
+    def _pace(self, rest: Iterator[bytes], due: float) -> None:
+        """One event when it is due; the times are fixed from the start, so that no lateness adds up."""
+        self._next = self._loop.call_at(due, self._write_due, rest, due)
+
+    def _write_due(self, rest: Iterator[bytes], due: float) -> None:
+        if (event := next(rest, None)) is not None:
+            self._transport.write(event)
+            self._pace(rest, due + PACE)
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))
