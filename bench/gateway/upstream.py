@@ -13,10 +13,12 @@ from typing import cast
 
 import uvloop
 
-from bench.gateway.wire import EVENTS, MODELS, PACE, PACED, PLAIN_ANSWER
+from bench.gateway.wire import DONE_EVENT, EVENTS, MODELS, PACE, PACED, PLAIN_ANSWER, USAGE_EVENT
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
-_PACED = f'"model": "{PACED}"'.encode()
+_STREAMED = re.compile(rb'"stream": ?true')
+_PACED = re.compile(rb'"model": ?"%b"' % PACED.encode())
+_WITH_USAGE = b'"include_usage"'
 
 
 def _plain(body: bytes) -> bytes:
@@ -35,7 +37,9 @@ _STREAM_HEAD = (
     b"x-request-id: req_0123456789abcdef\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 _STREAM_START = _STREAM_HEAD + _chunk(EVENTS[0])
-_STREAM_REST = (*(_chunk(event) for event in EVENTS[1:-1]), _chunk(EVENTS[-1]) + b"0\r\n\r\n")
+_STREAM_END = _chunk(DONE_EVENT) + b"0\r\n\r\n"
+_STREAM_REST = (*(_chunk(event) for event in EVENTS[1:]), _STREAM_END)
+_STREAM_REST_WITH_USAGE = (*_STREAM_REST[:-1], _chunk(USAGE_EVENT) + _STREAM_END)
 
 
 class Connection(asyncio.Protocol):
@@ -68,12 +72,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(_MODELS)
         elif not request.startswith(b"POST /v1/chat/completions "):
             self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
-        elif b'"stream": true' not in request:
+        elif not _STREAMED.search(request):
             self._transport.write(_ANSWER)
         else:
             self._transport.write(_STREAM_START)
-            rest = iter(_STREAM_REST)
-            if _PACED in request:
+            rest = iter(_STREAM_REST_WITH_USAGE if _WITH_USAGE in request else _STREAM_REST)
+            if _PACED.search(request):
                 self._pace(rest, self._loop.time() + PACE)
             else:
                 self._next = self._loop.call_soon(self._hurry, rest)

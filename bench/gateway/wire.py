@@ -31,19 +31,26 @@ def _plain_answer() -> bytes:
 
 
 def _event(number: int) -> bytes:
+    return _event_of(choices=[{"index": 0, "delta": {"content": f" word{number}"}, "finish_reason": None}])
+
+
+def _event_of(**fields: object) -> bytes:
     chunk = {
         "id": "chatcmpl-benchmark0000000000000",
         "object": "chat.completion.chunk",
         "created": 1700000000,
         "model": FAST,
-        "choices": [{"index": 0, "delta": {"content": f" word{number}"}, "finish_reason": None}],
+        **fields,
     }
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 PLAIN_ANSWER = _plain_answer()
-EVENTS = (*(_event(number) for number in range(CHUNKS)), b"data: [DONE]\n\n")
-STREAMED_ANSWER = b"".join(EVENTS)
+EVENTS = tuple(_event(number) for number in range(CHUNKS))
+USAGE_EVENT = _event_of(choices=[], usage={"prompt_tokens": 19, "completion_tokens": 50, "total_tokens": 69})
+"""What the upstream adds when it is asked to (`stream_options.include_usage`), which the clients here do not do."""
+DONE_EVENT = b"data: [DONE]\n\n"
+STREAMED_ANSWER = b"".join(EVENTS) + DONE_EVENT
 MODELS = json.dumps(
     {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "bench"} for name in (FAST, PACED)]}
 ).encode()
