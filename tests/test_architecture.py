@@ -29,6 +29,7 @@ FLOORS = {
     "embedded": 1,
     "postgres_programs": 1,
     "settings": 0,
+    "deadlines": 0,
     "errors": 0,
     "migrator": 0,
 }

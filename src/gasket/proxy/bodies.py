@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import time
 from typing import Any
 
 import msgspec
 from litestar.types import Receive
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
+from gasket.deadlines import Deadlines
 from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestError, TooLargeError
 
 _PIECE_TIMEOUT = 30.0
@@ -34,7 +35,7 @@ _DECODER = msgspec.json.Decoder(Wanted)
 NOTHING = Wanted()
 
 
-async def read_body(receive: Receive, *, length: int | None, limit: int) -> bytes:
+async def read_body(receive: Receive, deadlines: Deadlines, *, length: int | None, limit: int) -> bytes:
     """The whole body, at most `limit` bytes; `length` is its Content-Length, if it has one.
 
     Raises:
@@ -46,23 +47,20 @@ async def read_body(receive: Receive, *, length: int | None, limit: int) -> byte
         raise _too_large(limit)
     pieces: list[bytes] = []
     size, more = 0, True
-    try:
-        async with asyncio.timeout(_PIECE_TIMEOUT) as deadline:
-            started = asyncio.get_running_loop().time()
-            while more:
+    ends = time.monotonic() + _BODY_TIMEOUT
+    while more:
+        try:
+            with deadlines.limit(min(_PIECE_TIMEOUT, ends - time.monotonic())):
                 message = await receive()
-                if message["type"] != "http.request":
-                    raise ClientGoneError
-                more = message.get("more_body", False)
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > limit:
-                    raise _too_large(limit)
-                if more:
-                    now = asyncio.get_running_loop().time()
-                    deadline.reschedule(min(now + _PIECE_TIMEOUT, started + _BODY_TIMEOUT))
-    except TimeoutError:
-        raise SlowRequestError from None
+        except TimeoutError:
+            raise SlowRequestError from None
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        more = message.get("more_body", False)
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > limit:
+            raise _too_large(limit)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

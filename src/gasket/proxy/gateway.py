@@ -12,6 +12,7 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
+from gasket.deadlines import Deadlines
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, read_body, read_wanted
@@ -66,6 +67,7 @@ class Gateway:
         self._largest_body = largest_body
         self._most_requests = most_requests
         self._observers = observers
+        self._deadlines = Deadlines()
         self._watches: set[Watch] = set()
         self._under_way = 0
         self._extra: Fields = []
@@ -135,7 +137,7 @@ class Gateway:
             raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
         if self._under_way > self._most_requests:
             raise BusyError("This replica has as many requests as it may have at once.")
-        body = await read_body(receive, length=incoming.length, limit=self._largest_body)
+        body = await read_body(receive, self._deadlines, length=incoming.length, limit=self._largest_body)
         exchange.bytes_in = len(body)
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
         exchange.model = wanted.model
@@ -173,7 +175,7 @@ class Gateway:
                     backends = await self._candidates(profile, request.endpoint, exchange.model)
                     answer, asked = await self._first_answer(exchange, backends, request)
                     tap = UsageTap(request.endpoint, hide=asked)
-                    relay = Relay(exchange, answer, send, tap=tap, extra=self._extra)
+                    relay = Relay(exchange, answer, send, tap=tap, deadlines=self._deadlines, extra=self._extra)
                     await relay.run()
                 finally:
                     if answer is not None:

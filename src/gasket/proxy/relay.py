@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 
 from litestar.types import Send
 
+from gasket.deadlines import Deadlines
 from gasket.proxy.dispatch import Answer, explain
 from gasket.proxy.errors import ClientGoneError, GatewayError
 from gasket.proxy.events import EventStream, error_event
@@ -29,11 +29,14 @@ _ENDS_WITH_DONE = ("/chat/completions", "/completions")
 class Relay:
     """One answer on its way to the client. `extra` are fields that every answer of the replica gets."""
 
-    def __init__(self, exchange: Exchange, answer: Answer, send: Send, *, tap: UsageTap, extra: Fields) -> None:
+    def __init__(
+        self, exchange: Exchange, answer: Answer, send: Send, *, tap: UsageTap, deadlines: Deadlines, extra: Fields
+    ) -> None:
         self._exchange = exchange
         self._answer = answer
         self._send = send
         self._tap = tap
+        self._deadlines = deadlines
         self._extra = extra
         self._events = EventStream() if answer.response.field(b"content-type").startswith(_EVENT_STREAM) else None
         self._ended_with_done = False
@@ -110,7 +113,7 @@ class Relay:
     async def _body(self, body: bytes, *, more: bool, within: float = _STALLED_AFTER) -> None:
         """A client that does not read for so long, in seconds, has left, whatever its connection says."""
         try:
-            async with asyncio.timeout(within):
+            with self._deadlines.limit(within):
                 await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
             raise ClientGoneError from None

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
+from gasket.deadlines import Deadlines
 from gasket.upstream.address import Address
 from gasket.upstream.connection import Connection
 from gasket.upstream.failures import BrokenAnswerError, NotConnectedError
@@ -89,6 +90,7 @@ class UpstreamClient:
     """
 
     def __init__(self) -> None:
+        self._deadlines = Deadlines()
         self._idle: dict[_Pool, list[tuple[Connection, float]]] = {}
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -142,7 +144,7 @@ class UpstreamClient:
         loop = asyncio.get_running_loop()
 
         def made() -> Connection:
-            return Connection(loop, lambda connection: self._keep(pool, connection))
+            return Connection(loop, self._deadlines, lambda connection: self._keep(pool, connection))
 
         try:
             async with asyncio.timeout(within):

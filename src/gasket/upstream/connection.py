@@ -9,6 +9,7 @@ from typing import cast
 
 import httptools
 
+from gasket.deadlines import Deadlines
 from gasket.upstream.failures import AnswerTimeoutError, BrokenAnswerError, UpstreamError
 
 Fields = list[tuple[bytes, bytes]]
@@ -25,13 +26,15 @@ class Connection(asyncio.Protocol):
     `on_idle` is called when a request is over and the connection can carry another one.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_idle: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, on_idle: Callable[[Connection], None]
+    ) -> None:
         self._loop = loop
+        self._deadlines = deadlines
         self._on_idle = on_idle
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._pieces: deque[bytes] = deque()
         self._paused = False
         self._failure: UpstreamError | None = None
@@ -108,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection, whatever is under way."""
-        self._stop_timer()
+        self._deadlines.clear(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -116,21 +119,17 @@ class Connection(asyncio.Protocol):
         if self._failure is not None:
             raise self._failure
         self._waiter = self._loop.create_future()
-        self._timer = self._loop.call_later(within, self._time_is_up)
+        self._deadlines.set(self, within)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            self._stop_timer()
+            self._deadlines.clear(self)
 
-    def _time_is_up(self) -> None:
+    def time_is_up(self) -> None:
+        """The deadlines': nothing has come in time."""
         what = "fell silent in the middle of its answer" if self._head_complete else "did not answer in time"
         self._fail(AnswerTimeoutError(what))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -167,7 +166,7 @@ class Connection(asyncio.Protocol):
         """asyncio's: the connection is gone."""
         self._ended(exc)
         self._transport = None
-        self._stop_timer()
+        self._deadlines.clear(self)
 
     def _ended(self, exc: Exception | None = None) -> None:
         if not self._busy or self.complete:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from gasket.deadlines import Deadlines
+
+LATE = 0.1
+"""What a deadline may come too late by."""
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self.told: list[float] = []
+
+    def time_is_up(self) -> None:
+        self.told.append(time.monotonic())
+
+
+async def test_who_waits_too_long_is_told_once_and_not_much_later() -> None:
+    deadlines, short, long = Deadlines(), Waiting(), Waiting()
+    started = time.monotonic()
+    deadlines.set(short, 0.05)
+    deadlines.set(long, 0.25)
+    await asyncio.sleep(0.7)
+    assert [len(short.told), len(long.told)] == [1, 1]
+    assert short.told[0] - started >= 0.05
+    assert long.told[0] - started >= 0.25
+    assert short.told < long.told
+
+
+async def test_who_has_stopped_waiting_is_not_told() -> None:
+    deadlines, waiting = Deadlines(), Waiting()
+    deadlines.set(waiting, 0.05)
+    deadlines.clear(waiting)
+    await asyncio.sleep(0.05 + 2 * LATE)
+    assert not waiting.told
+
+
+async def test_a_new_limit_takes_the_place_of_the_old_one() -> None:
+    deadlines, waiting = Deadlines(), Waiting()
+    started = time.monotonic()
+    deadlines.set(waiting, 0.05)
+    deadlines.set(waiting, 0.3)
+    await asyncio.sleep(0.3 + 3 * LATE)
+    assert len(waiting.told) == 1
+    assert waiting.told[0] - started >= 0.3
+
+
+async def test_one_whose_time_is_up_can_clear_another() -> None:
+    deadlines, other = Deadlines(), Waiting()
+
+    class Clearing:
+        def time_is_up(self) -> None:
+            deadlines.clear(other)
+
+    deadlines.set(Clearing(), 0.01)
+    deadlines.set(other, 0.01)
+    await asyncio.sleep(0.01 + 2 * LATE)
+    assert not other.told
+
+
+async def test_a_limit_ends_what_takes_too_long() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError), Deadlines().limit(0.05):
+        await asyncio.sleep(10)
+    assert 0.05 <= time.monotonic() - started < 5
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_limit_leaves_alone_what_ends_in_time() -> None:
+    deadlines = Deadlines()
+    with deadlines.limit(0.05):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05 + 2 * LATE)  # would be interrupted
+
+
+async def test_a_limit_leaves_cancellations_by_others_what_they_are() -> None:
+    async def wait() -> None:
+        with Deadlines().limit(0.05):
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_later(0.05 + LATE / 2, task.cancel)
+            try:
+                await asyncio.sleep(10)
+            finally:
+                await asyncio.shield(asyncio.sleep(2 * LATE))  # the time is up in here, or was before
+
+    task = asyncio.create_task(wait())
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_an_error_of_what_is_awaited_comes_through() -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), Deadlines().limit(0.05):
+        await fail()
