@@ -147,7 +147,7 @@ class Gateway:
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         asks = endpoint.asks_for_usage and bool(wanted.stream) and not wanted.tells_usage
         request = _Request(endpoint, target, incoming, body, ask_for_usage(body, wanted) if asks else None)
-        watch = Watch(receive)
+        watch = Watch(receive, self._deadlines)
         self._watches.add(watch)
         try:
             if endpoint.kind is Kind.MODELS:

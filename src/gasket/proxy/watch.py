@@ -9,23 +9,30 @@ from typing import Any
 
 from litestar.types import Receive
 
+from gasket.deadlines import Deadlines
 from gasket.proxy.errors import BusyError, ClientGoneError
+
+_LISTENS_AFTER = 0.1
 
 
 class Watch:
-    """`async with Watch(receive):` around the work for one request, once its body is read.
+    """`async with Watch(receive, deadlines):` around the work for one request, once its body is read.
 
-    Leaving the block turns the cancellation that came from here into its reason, as `asyncio.timeout` does.
+    It begins to listen to the client after a tenth of a second: one that left before is noticed then, and what is
+    answered before does not pay for a task that listens. Leaving the block turns the cancellation that came from here
+    into its reason, as `asyncio.timeout` does.
 
     Raises:
         ClientGoneError: the client closed its connection.
         BusyError: the replica stops, and the time for its requests is over.
     """
 
-    __slots__ = ("_listening", "_over", "_reason", "_receive", "_task", "_watching")
+    __slots__ = ("_deadlines", "_listening", "_over", "_reason", "_receive", "_task")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, deadlines: Deadlines) -> None:
         self._receive = receive
+        self._deadlines = deadlines
+        self._listening: asyncio.Future[Any] | None = None
         self._reason: Exception | None = None
         self._over = False
 
@@ -33,9 +40,13 @@ class Watch:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
+        self._deadlines.set(self, _LISTENS_AFTER)
+        return self
+
+    def time_is_up(self) -> None:
+        """The deadlines': it is time to listen."""
         self._listening = asyncio.ensure_future(self._receive())
         self._listening.add_done_callback(self._client_left)
-        return self
 
     def stop(self) -> None:
         """The replica stops: end this request now."""
@@ -45,7 +56,9 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over = True
-        self._listening.cancel()
+        self._deadlines.clear(self)
+        if self._listening is not None:
+            self._listening.cancel()
         if self._reason is None:
             return
         if kind is not asyncio.CancelledError:
