@@ -18,6 +18,7 @@ FLOORS = {
     "startup": 4,
     "shutdown": 4,
     "models": 3,
+    "metrics": 3,
     "proxy": 3,
     "keys": 2,
     "backends": 2,

@@ -22,11 +22,15 @@ from gasket.backends.models import key_ring
 from gasket.errors import SettingsError
 from gasket.inputs import StrictRequest
 from gasket.keys.controller import KeyController
+from gasket.metrics.administration import AdministrationMetrics
+from gasket.metrics.exposition import make_registry, metrics_route
+from gasket.metrics.state import Sources, StateCollector
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.controller import migrations_route
 from gasket.migrator.plugin import MigratorPlugin
 from gasket.migrator.revisions import migrations_directory
 from gasket.models import metadata
+from gasket.proxy.metrics import GatewayMetrics
 from gasket.proxy.plugin import GatewayPlugin
 from gasket.settings import Settings, read_settings
 from gasket.shutdown import Shutdown
@@ -47,6 +51,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     )
     sessions = db.create_sessions(engine)
     upstream, breakers = UpstreamClient(), Breakers()
+    registry = make_registry()
     migrator = MigratorPlugin(config)
     gateway = GatewayPlugin(
         settings,
@@ -55,7 +60,21 @@ def create_app(settings: Settings | None = None) -> Litestar:
         client=upstream,
         breakers=breakers,
         decrypt=key_ring.decrypt,
+        observers=[GatewayMetrics(registry)],
     )
+    state = StateCollector(
+        Sources(
+            release=settings.release,
+            under_way=lambda: gateway.gateway.under_way,
+            backends=breakers.states,
+            keys=lambda: gateway.directory,
+            pools=lambda: {"api": db.pool_use(engine), "keys": gateway.lookups},
+            readiness=migrator.monitor.readiness,
+            pending=lambda: migrator.monitor.pending,
+            seconds_at_start=lambda: migrator.seconds_at_start,
+        )
+    )
+    registry.register(state)
     key_ring.load(settings.secret_keys)
 
     def announce() -> None:
@@ -63,7 +82,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         gateway.gateway.drain()
 
     app = Gasket(
-        route_handlers=[_api(), health],
+        route_handlers=[_api(), health, metrics_route(registry, state, public=settings.metrics_public)],
         dependencies={
             "db_session": Provide(db.session_provider(sessions)),
             "transaction": Provide(lambda: sessions.begin, sync_to_thread=False),
@@ -87,6 +106,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         state=State({"admin_tokens": tuple(SecretBytes(t.encode()) for t in settings.admin_tokens)}),
     )
     app.gateway = gateway.gateway
+    app.measure = AdministrationMetrics(registry).measure
     startup.install(app)
     Shutdown(
         delay=settings.drain_delay, timeout=settings.drain_timeout, announce=announce, stop=gateway.gateway.stop

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import asyncpg
 from advanced_alchemy.config.asyncio import AlembicAsyncConfig
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAl
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.sql.selectable import ForUpdateParameter
 
 from gasket.errors import ConflictError, DatabaseAwayError, DatabaseBusyError, GasketError, NotFoundError
@@ -141,6 +141,34 @@ async def open_plain_connection(database_url: str, *, application_name: str) -> 
     return connection
 
 
+class PoolUse(NamedTuple):
+    """How a pool of connections is used at the moment: `waiting` is how many ask for one and have not got it yet."""
+
+    size: int
+    in_use: int
+    waiting: int
+
+
+class _Pool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's, which knows how many wait: for a free connection, or for one to be opened."""
+
+    waiting = 0
+
+    def connect(self) -> PoolProxiedConnection:
+        self.waiting += 1
+        try:
+            return super().connect()
+        finally:
+            self.waiting -= 1
+
+
+def pool_use(engine: AsyncEngine) -> PoolUse:
+    """Of an engine that `create_engine` made."""
+    pool = engine.pool
+    assert isinstance(pool, _Pool)
+    return PoolUse(pool.size(), pool.checkedout(), pool.waiting)
+
+
 def create_engine(
     database_url: str,
     *,
@@ -180,6 +208,7 @@ def create_engine(
     engine = create_async_engine(
         "postgresql+asyncpg://",
         creator=creator,
+        poolclass=_Pool,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=pool_timeout,

@@ -57,6 +57,7 @@ Errors are `application/problem+json` (RFC 9457). `type` tells them apart and ne
 _log = logging.getLogger("gasket.http")
 _MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = "2"
+_NOT_LOGGED = ("/health", "/metrics")
 
 _NAMES: dict[type[GasketError], tuple[HTTPStatus, str]] = {
     UnauthorizedError: (HTTPStatus.UNAUTHORIZED, "unauthorized"),
@@ -157,8 +158,8 @@ def respond(request: Request[Any, Any, State], error: Exception) -> Response[Pro
 
 
 async def log_response(message: Message, scope: Scope) -> None:
-    """Litestar's hook before each message of a response: one line for each request, except the probes' of health."""
-    if message["type"] == "http.response.start" and not scope["path"].startswith("/health"):
+    """Litestar's hook before each message of a response: one line for each request, except those of probes."""
+    if message["type"] == "http.response.start" and not scope["path"].startswith(_NOT_LOGGED):
         _log.info("%s %s %d", scope.get("method"), scope["path"], message["status"])
 
 

@@ -260,6 +260,13 @@ class Settings:
         10_000,
         meaning="requests below `/v1` that a replica takes at once; more get 503",
     )
+    metrics_public: bool = _setting(
+        "GASKET_METRICS_PUBLIC",
+        _flag,
+        False,
+        shown_default="false",
+        meaning="true: `/metrics` asks for no admin token",
+    )
     drain_delay: float = _setting(
         "GASKET_DRAIN_DELAY",
         _seconds,

@@ -36,6 +36,8 @@ class Gasket(Litestar):
     """Litestar, with `/v1` beside it, which says why it does not start, or ends at once, in one sentence."""
 
     gateway: Callable[[Any, Any, Any], Awaitable[None]]
+    measure: Callable[[Any, Any, Any, Any], Awaitable[None]]
+    """Given an application and what that is given; passes the request on."""
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
@@ -44,7 +46,7 @@ class Gasket(Litestar):
         application: Any = super().__call__
         if scope["type"] != "lifespan":
             below = scope["type"] == ScopeType.HTTP and scope["path"].startswith(GATEWAY_PREFIX)
-            await (self.gateway if below else application)(scope, receive, send)
+            await (self.gateway(scope, receive, send) if below else self.measure(application, scope, receive, send))
             return
         forward: Any = send
 

@@ -94,6 +94,7 @@ def api_at() -> ApiAt:
             assert isinstance(engine, AsyncEngine)
             await engine.dispose()
             await dependency_of(app, "upstream").close()
+            await dependency_of(app, "schema_monitor").close()
             key_ring.load([SECRET_KEY])
 
     return start

@@ -117,6 +117,10 @@ class Breakers:
         breaker = self._breakers.get(backend_id)
         return breaker.state if breaker else "available"
 
+    def states(self) -> dict[str, BackendState]:
+        """By name, of all that were asked. Where an old breaker has the name that a new one has, the new one counts."""
+        return {breaker.name: breaker.state for breaker in list(self._breakers.values())}
+
     def forget(self, backend_id: int) -> None:
         """For a backend that was deleted."""
         self._breakers.pop(backend_id, None)

@@ -62,6 +62,11 @@ class SchemaMonitor:
     def _revisions(self) -> Revisions:
         return read_revisions(migrations_directory(self._config.ini))
 
+    @property
+    def pending(self) -> int | None:
+        """How many revisions of this release were not applied when the database was last asked; None: never asked."""
+        return len(self._plan.pending) if self._plan else None
+
     async def readiness(self) -> Readiness:
         """At most two seconds old is what this answers, within about two seconds."""
         if self._leaving:

@@ -42,6 +42,11 @@ class KeyDirectory:
         self._looking: dict[str, asyncio.Task[Access]] = {}
         self._generation = 0
 
+    @property
+    def size(self) -> int:
+        """How many keys are in memory, also those whose time is over."""
+        return len(self._kept)
+
     def recall(self, key: bytes) -> Access | None:
         """What is known of a key without asking anybody; None: ask `look_up`.
 

@@ -12,7 +12,8 @@ from gasket.upstream.client import Response, UpstreamClient
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import AnswerTimeoutError, NotConnectedError, UpstreamError
 
-_WORTH_ANOTHER_BACKEND = frozenset({429, 502, 503, 504})
+_RATE_LIMITED = 429
+_WORTH_ANOTHER_BACKEND = frozenset({_RATE_LIMITED, 502, 503, 504})
 _SIGNS_OF_FAILURE = frozenset({502, 503, 504})
 _TRIES = 2
 
@@ -102,7 +103,7 @@ class Dispatcher:
                 exchange.backend, exchange.retries = backend, tries
                 tries += 1
                 try:
-                    answer = await self._ask(backend, breaker, exchange.method, target, fields, body)
+                    answer = await self._ask(exchange, backend, breaker, target, fields, body)
                 except GatewayError as error:
                     refused = error
                     continue
@@ -137,13 +138,13 @@ class Dispatcher:
         return None
 
     async def _ask(
-        self, backend: Backend, breaker: Breaker, method: str, target: str, fields: Fields, body: bytes
+        self, exchange: Exchange, backend: Backend, breaker: Breaker, target: str, fields: Fields, body: bytes
     ) -> Answer:
         verdict = breaker.abandoned  # the client left, or the replica stops
         response: Response | None = None
         try:
             response = await self._client.send(
-                method,
+                exchange.method,
                 backend.address,
                 backend.address.target(target),
                 fields=fields + backend.own_fields,
@@ -152,9 +153,12 @@ class Dispatcher:
                 skip_tls_verify=backend.skip_tls_verify,
             )
             verdict = breaker.failed if response.status in _SIGNS_OF_FAILURE else breaker.succeeded
+            if response.status >= 500 or response.status == _RATE_LIMITED:
+                exchange.note_failure(backend, "rate_limited" if response.status == _RATE_LIMITED else "server_error")
             return Answer(backend, response, breaker, self._places)
         except UpstreamError as error:
             verdict = breaker.failed
+            exchange.note_failure(backend, error.kind)
             raise explain(error, backend) from error
         finally:
             verdict()

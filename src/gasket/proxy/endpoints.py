@@ -10,6 +10,8 @@ from urllib.parse import unquote
 from gasket.proxy.errors import BadRequestError
 
 PREFIX = b"/v1"
+MODELS_ROUTE = "/v1/models"
+OTHER_ROUTE = "other"
 
 _STATELESS = frozenset(
     {
@@ -66,6 +68,17 @@ _KNOWN = {
     )
     for path in _STATELESS
 }
+
+_ROUTES = {(method, path.decode()): f"/v1{path.decode()}" for method, path in _KNOWN}
+
+
+def find_route(method: str, path: str) -> str:
+    """Where a request goes, as a metric says it: one of a few, whatever was asked for. `path` is what follows `/v1`."""
+    known = _ROUTES.get((method, path))
+    if known is not None:
+        return known
+    models = method == "GET" and (path == "/models" or path.startswith("/models/"))
+    return MODELS_ROUTE if models else OTHER_ROUTE
 
 
 def find_endpoint(method: str, raw_path: bytes) -> Endpoint:

@@ -43,6 +43,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     outcome: Outcome = Outcome.OK
     error: str | None = None
     retries: int = 0
+    failures: tuple[tuple[Backend, str], ...] = ()
+    """The tries that failed: which backend, and what kind of failure it was."""
     first_byte: float | None = None
     ended: float = 0.0
     bytes_in: int = 0
@@ -53,6 +55,10 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Whether the tokens are Gasket's own guess."""
     grant: Grant | None = None
     """Where the key or its profile is limited."""
+
+    def note_failure(self, backend: Backend, kind: str) -> None:
+        """A try failed; another backend may still make it good."""
+        self.failures += ((backend, kind),)
 
 
 def new_request_id() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
-from gasket.db import open_plain_connection
+from gasket.db import PoolUse, open_plain_connection
 from gasket.limits.limiter import Limits
 from gasket.migrator.connection import describe
 from gasket.proxy.access import Access, Backend, Profile
@@ -64,6 +64,11 @@ class KeyLookup:
         self._backends: dict[int, Backend] = {}
         self._credentials: dict[str, str | None] = {}
         self._away = False
+
+    @property
+    def use(self) -> PoolUse:
+        """How the connections are used."""
+        return PoolUse(CONNECTIONS, min(self._waiting, CONNECTIONS), max(0, self._waiting - CONNECTIONS))
 
     async def find(self, digest: str) -> Access:
         """What the key with this digest may do.

@@ -10,7 +10,7 @@ from litestar.config.app import AppConfig
 from litestar.plugins import InitPlugin
 
 from gasket.backends.breaker import Breakers
-from gasket.db import application_name
+from gasket.db import PoolUse, application_name
 from gasket.limits.limiter import Limiter
 from gasket.limits.store import LimitStore
 from gasket.proxy.access import Access
@@ -78,6 +78,16 @@ class GatewayPlugin(InitPlugin):
         app_config.on_startup.append(self._start)
         app_config.on_shutdown.append(self._stop)
         return app_config
+
+    @property
+    def directory(self) -> KeyDirectory:
+        """The keys in memory."""
+        return self._directory
+
+    @property
+    def lookups(self) -> PoolUse:
+        """How the connections for looking up keys are used."""
+        return self._lookup.use
 
     async def _start(self, _app: Litestar) -> None:
         self._access_log.configure()

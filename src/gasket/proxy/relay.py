@@ -60,6 +60,7 @@ class Relay:
             whole = True
         except UpstreamError as error:
             self._answer.broke_off()
+            exchange.note_failure(self._answer.backend, error.kind)
             raise explain(error, self._answer.backend) from error
         finally:
             self._tap.settle(exchange, whole=whole)

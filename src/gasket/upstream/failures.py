@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from typing import ClassVar
 
 # OpenSSL's X509_V_ERR_* (x509_vfy.h).
 _CERTIFICATE_FAULTS = {
@@ -25,11 +26,15 @@ _CERTIFICATE_FAULTS = {
 
 
 class UpstreamError(Exception):
-    """A backend gave no whole answer. The message is what it did, to follow its name."""
+    """A backend gave no whole answer. The message is what it did, to follow its name; `kind` is for counting."""
+
+    kind: ClassVar[str] = "failed"
 
 
 class NotConnectedError(UpstreamError):
     """There is no connection."""
+
+    kind = "not_connected"
 
     @classmethod
     def because_of(cls, error: OSError | UnicodeError, host: str, port: int) -> NotConnectedError:
@@ -40,9 +45,13 @@ class NotConnectedError(UpstreamError):
 class AnswerTimeoutError(UpstreamError):
     """It is silent for too long."""
 
+    kind = "timeout"
+
 
 class BrokenAnswerError(UpstreamError):
     """What came is not a whole answer."""
+
+    kind = "broken_off"
 
 
 def _not_connected(error: OSError | UnicodeError, where: str) -> str:
