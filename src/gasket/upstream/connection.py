@@ -181,6 +181,11 @@ class Connection(asyncio.Protocol):
 
     # httptools' callbacks, in the order in which they come
 
+    def on_message_begin(self) -> None:
+        """An answer begins. A second one, in the same bytes as the end of the first, is nobody's."""
+        if self.complete:
+            raise httptools.HttpParserError("more than one answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head; those of a trailer are dropped."""
         if self._head_complete:
