@@ -49,7 +49,7 @@ class Incoming:
 
         Raises:
             BadRequestError: Content-Length together with Transfer-Encoding (RFC 9112, 6.1), or no number, or repeated;
-                or Content-Type repeated, of which the backend might believe another one.
+                or Content-Type or Authorization repeated, of which the backend might believe another one.
             EncodedRequestError: the body is compressed.
         """
         self.authorization: bytes | None = None
@@ -70,6 +70,8 @@ class Incoming:
                     raise EncodedRequestError
                 self.upstream.append((name, value))
             elif name == b"authorization":
+                if self.authorization is not None:  # the next server might take the other one
+                    raise BadRequestError("Authorization is given more than once.", code="invalid_headers")
                 self.authorization = value
             elif name == b"content-length":
                 self.length = _length(value, self.length)
