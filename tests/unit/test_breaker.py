@@ -67,6 +67,18 @@ def test_the_pause_doubles_up_to_a_minute(breaker: Breaker, clock: Clock) -> Non
     assert pauses == [5, 10, 20, 40, 60, 60]
 
 
+def test_answers_that_begin_and_break_off_are_failures_in_a_row(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(FAILURES):
+        assert breaker.admits()
+        breaker.answered()
+        breaker.failed()
+    assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
+    clock.now += 5
+    assert breaker.admits()
+    breaker.answered()
+    assert (breaker.state, breaker.retry_after) == ("available", 0), "a trial does not last as long as its answer"
+
+
 def test_a_trial_without_a_verdict_frees_its_place(breaker: Breaker, clock: Clock) -> None:
     fail(breaker)
     clock.now += 5

@@ -64,8 +64,13 @@ class Breaker:
         _log.info("Backend %r: one request tries it again.", self.name)
         return True
 
+    def answered(self) -> None:
+        """It has begun to answer, which is enough for a trial. Whoever says this says later how the answer ended."""
+        if self._state == "trying":
+            self.succeeded()
+
     def succeeded(self) -> None:
-        """The backend answered as it should."""
+        """The backend answered as it should, to the end."""
         if self._state == "set_aside":
             return
         if self._state == "trying":

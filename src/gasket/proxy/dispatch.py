@@ -21,20 +21,24 @@ _TRIES = 2
 class Answer:
     """A backend's answer that has begun. Close it in every case: it holds one of the backend's places."""
 
-    __slots__ = ("_breaker", "_places", "backend", "response")
+    __slots__ = ("_breaker", "_failed", "_places", "backend", "response")
 
     def __init__(self, backend: Backend, response: Response, breaker: Breaker, places: Places) -> None:
         self.backend = backend
         self.response = response
         self._breaker = breaker
         self._places = places
+        self._failed = response.status in _SIGNS_OF_FAILURE
 
     def broke_off(self) -> None:
         """The backend did not finish it."""
+        self._failed = True
         self._breaker.failed()
 
     def close(self) -> None:
         """Let go of the connection: for reuse if the answer is complete, else for good."""
+        if self.response.at_end and not self._failed:
+            self._breaker.succeeded()
         self.response.close()
         self._places.give_back(self.backend)
 
@@ -152,7 +156,7 @@ class Dispatcher:
                 timeouts=backend.timeouts,
                 skip_tls_verify=backend.skip_tls_verify,
             )
-            verdict = breaker.failed if response.status in _SIGNS_OF_FAILURE else breaker.succeeded
+            verdict = breaker.failed if response.status in _SIGNS_OF_FAILURE else breaker.answered
             if response.status >= 500 or response.status == _RATE_LIMITED:
                 exchange.note_failure(backend, "rate_limited" if response.status == _RATE_LIMITED else "server_error")
             return Answer(backend, response, breaker, self._places)
