@@ -18,6 +18,9 @@ log = logging.getLogger("gasket.gateway")
 
 _KEPT_FOR = 60.0
 _TRY_AGAIN_AFTER = 10.0
+_ASKED_AGAIN_AFTER = 1.0
+_PATIENCE = 2.0
+"""Seconds for which a request waits for lists that it would be good to have."""
 
 
 class _List(NamedTuple):
@@ -32,19 +35,24 @@ class _List(NamedTuple):
         return time.monotonic() - self.asked_at < (_KEPT_FOR if self.models is not None else _TRY_AGAIN_AFTER)
 
 
+class _Asking(NamedTuple):
+    task: asyncio.Task[_List]
+    since: float
+
+
 class ModelLists:
     """The lists of all backends that this replica has had to do with."""
 
     def __init__(self, client: UpstreamClient) -> None:
         self._client = client
         self._lists: dict[int, _List] = {}
-        self._asking: dict[int, asyncio.Task[_List]] = {}
+        self._asking: dict[int, _Asking] = {}
 
     async def merged(self, profile: Profile) -> tuple[dict[str, msgspec.Raw], list[Backend]]:
         """The models that a key of the profile may use, and the backends that did not say what they have."""
         models: dict[str, msgspec.Raw] = {}
         silent = []
-        for found in await self._of_all(profile.backends):
+        for found in await asyncio.gather(*map(self._of, profile.backends)):
             if found.models is None:
                 silent.append(found.backend)
             for name, model in (found.models or {}).items():
@@ -55,31 +63,64 @@ class ModelLists:
     async def serving(self, backends: Sequence[Backend], model: str) -> list[Backend]:
         """Those that have the model, then those that may; empty: each is known not to.
 
-        With one backend there is nothing to choose, and it is not asked: it answers for itself.
+        With one backend there is nothing to choose, and it is not asked: it answers for itself. A list that nobody has
+        yet is waited for only until one that comes before it has the model, and not for long: without it the backend
+        is one that may have it.
         """
         if len(backends) < 2:
             return list(backends)
-        lists = await self._of_all(backends)
-        if not any(found.models is None or model in found.models for found in lists):
-            lists = await self._of_all(backends, again=True)  # it may be newer than what we know
-        known = [found.backend for found in lists if found.models is not None and model in found.models]
-        return known + [found.backend for found in lists if found.models is None]
+        serving = await self._serving(backends, model)
+        if not serving:  # it may be newer than what we know
+            latest = time.monotonic() - _ASKED_AGAIN_AFTER
+            asking = [self._ask_again(backend) for backend in backends if self._lists[backend.id].asked_at < latest]
+            for each in asking:
+                await self._in_time(each)
+            serving = await self._serving(backends, model)
+        return serving
 
-    async def _of_all(self, backends: Sequence[Backend], *, again: bool = False) -> list[_List]:
-        return list(await asyncio.gather(*(self._of(backend, again=again) for backend in backends)))
+    async def _serving(self, backends: Sequence[Backend], model: str) -> list[Backend]:
+        for backend in backends:
+            if self._recall(backend) is None:
+                self._ask_again(backend)
+        known: list[Backend] = []
+        unknown = []
+        for backend in backends:
+            found = self._recall(backend)
+            if found is None and not known:
+                found = await self._in_time(self._ask_again(backend))
+            if found is None or found.models is None:
+                unknown.append(backend)
+            elif model in found.models:
+                known.append(backend)
+        return known + unknown
 
-    async def _of(self, backend: Backend, *, again: bool) -> _List:
-        known = self._lists.get(backend.id)
-        current = known is not None and known.backend is backend
-        if known is not None and current and (known.fresh if not again else time.monotonic() - known.asked_at < 1.0):
-            return known
+    async def _in_time(self, asking: _Asking) -> _List | None:
+        """The list, if it comes soon after it was asked for; nobody waits for one that others have given up."""
+        done, _ = await asyncio.wait([asking.task], timeout=max(0.0, asking.since + _PATIENCE - time.monotonic()))
+        return done.pop().result() if done else None
+
+    def _recall(self, backend: Backend) -> _List | None:
+        """What is known of this backend as it is now. What is old is renewed meanwhile; nobody waits for that."""
+        found = self._lists.get(backend.id)
+        if found is None or found.backend is not backend:
+            return None
+        if not found.fresh:
+            self._ask_again(backend)
+        return found
+
+    async def _of(self, backend: Backend) -> _List:
+        """As `_recall`, but one that did not say what it has is asked until it does."""
+        found = self._recall(backend)
+        if found is None or (found.models is None and not found.fresh):
+            return await asyncio.shield(self._ask_again(backend).task)
+        return found
+
+    def _ask_again(self, backend: Backend) -> _Asking:
         asking = self._asking.get(backend.id)
         if asking is None:
-            asking = self._asking[backend.id] = asyncio.create_task(self._ask(backend))
-            asking.add_done_callback(lambda _done: self._asking.pop(backend.id, None))
-        if known is not None and current and known.models is not None and not again:
-            return known  # stale, and being renewed: nobody waits for that
-        return await asyncio.shield(asking)
+            asking = self._asking[backend.id] = _Asking(asyncio.create_task(self._ask(backend)), time.monotonic())
+            asking.task.add_done_callback(lambda _done: self._asking.pop(backend.id, None))
+        return asking
 
     async def _ask(self, backend: Backend) -> _List:
         try:
