@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -47,9 +48,9 @@ def server_url(open_folder: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-async def make_database(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """Call it for the URL of one more empty database; the test's end drops them all, whoever is connected."""
+@asynccontextmanager
+async def databases(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Call it for the URL of one more empty database; the end drops them all, whoever is connected."""
     names: list[str] = []
 
     async def make() -> str:
@@ -58,9 +59,25 @@ async def make_database(server_url: str) -> AsyncIterator[Callable[[], Awaitable
         names.append(name)
         return rewrite_url(server_url, database=name)
 
-    yield make
-    for name in names:
-        await _execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    try:
+        yield make
+    finally:
+        for name in names:
+            await _execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def make_database(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """`databases` that go away with the test."""
+    async with databases(server_url) as make:
+        yield make
+
+
+@pytest.fixture(scope="session")
+async def session_database_url(server_url: str) -> AsyncIterator[str]:
+    """The URL of a database that all tests of the session share."""
+    async with databases(server_url) as make:
+        yield await make()
 
 
 @pytest.fixture

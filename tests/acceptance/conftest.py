@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.gateway import Gateway, Tenant, gateway_on
 from tests.acceptance.installation import REPOSITORY, Installation, Project
 from tests.acceptance.processes import ForkServer, Programs
 
@@ -55,3 +56,36 @@ async def install(
 async def installation(install: Callable[..., Awaitable[Installation]]) -> Installation:
     """The one installation that most tests need, on an empty database."""
     return await install()
+
+
+@pytest.fixture(scope="session")
+async def shared_gateway(
+    forks: ForkServer, session_database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Gateway]:
+    """The replica that most tests of `/v1` ask."""
+    folder = tmp_path_factory.mktemp("gateway")
+    programs = Programs(forks, folder)
+    installation = Installation(Project(folder / "project"), session_database_url, programs, folder)
+    try:
+        async with gateway_on(installation, installation.replica({"GASKET_MAX_BODY_SIZE": "1000000"})) as gateway:
+            yield gateway
+    finally:
+        await programs.stop()
+        await installation.close()
+
+
+@pytest.fixture
+async def gateway(shared_gateway: Gateway) -> AsyncIterator[Gateway]:
+    """The shared replica. Nothing that a test does may make it log a stack trace."""
+    before = len(shared_gateway.replica.output)
+    gateway = Gateway(shared_gateway.installation, shared_gateway.replica, shared_gateway.api)
+    async with gateway.stack:
+        yield gateway
+    said = shared_gateway.replica.output[before:]
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture
+async def tenant(gateway: Gateway) -> Tenant:
+    """The key with one upstream that most tests need."""
+    return await gateway.tenant()

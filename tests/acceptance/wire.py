@@ -1,4 +1,4 @@
-"""What a test puts between programs and the server: a tap that reads along, and PgBouncer."""
+"""What a test puts between programs and the server: a tap that reads along and can be shut, and PgBouncer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -60,71 +60,130 @@ class Server:
         return await asyncio.open_connection(self.host, self.port)
 
 
-@dataclass
 class Tap:
-    """What clients sent to the server, one entry a connection."""
+    """A local port that leads to a server, keeps what clients sent, one entry a connection, and can be shut."""
 
-    url: str
-    sent: list[bytearray] = field(default_factory=list)
+    def __init__(self, target: Server) -> None:
+        self._target = target
+        self._listener: asyncio.Server | None = None
+        self._port = 0
+        self._copying: set[asyncio.Future[Any]] = set()
+        self._answering = asyncio.Event()
+        self._answering.set()
+        self._held = 0
+        self.sent: list[bytearray] = []
+
+    @property
+    def url(self) -> str:
+        """The way through this port."""
+        return self._target.url_through(self._port)
 
     @property
     def statements(self) -> list[list[str]]:
         """The SQL of each connection, in order: simple queries and parsed ones."""
         return [list(_statements(bytes(stream))) for stream in self.sent]
 
+    async def open(self) -> None:
+        """Listen; after `cut`, on the same port as before."""
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
 
-@asynccontextmanager
-async def tapped(url: str) -> AsyncIterator[Tap]:
-    """A local port that leads to the server of `url` and keeps what clients say."""
-    target = Server.of(url)
-    tap = Tap(url="")
+    async def cut(self) -> None:
+        """End every connection, and refuse new ones until `open`."""
+        assert self._listener is not None
+        self._listener.close()
+        ending = list(self._copying)
+        for copying in ending:
+            copying.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
-    async def serve(client: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+    def hold(self) -> None:
+        """Keep the results of statements back until `release`: they are made, and arrive later."""
+        self._answering.clear()
+
+    def release(self) -> None:
+        """Let the results go on."""
+        self._answering.set()
+
+    @property
+    def held(self) -> int:
+        """On how many connections a result is kept back."""
+        return self._held
+
+    async def _serve(self, client: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         record = bytearray()
-        tap.sent.append(record)
-        server, server_writer = await target.open()
-        copying = asyncio.gather(_copy(client, server_writer, record), _copy(server, client_writer, None))
-        serving.add(copying)
+        self.sent.append(record)
+        server, server_writer = await self._target.open()
+        copying = asyncio.gather(
+            _copy(client, server_writer, record.extend), _copy(server, client_writer, lambda _: self._held_back(record))
+        )
+        self._copying.add(copying)
         with suppress(asyncio.CancelledError):
             await copying
+        self._copying.discard(copying)
 
-    serving: set[asyncio.Future[Any]] = set()
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listener:
-        tap.url = target.url_through(listener.sockets[0].getsockname()[1])
-        yield tap
-    for copying in serving:
-        copying.cancel()
-    await asyncio.gather(*serving, return_exceptions=True)
+    async def _held_back(self, record: bytearray) -> None:
+        if not self._answering.is_set() and _executes(bytes(record)):
+            self._held += 1
+            await self._answering.wait()
+            self._held -= 1
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, record: bytearray | None) -> None:
+async def _copy(
+    source: asyncio.StreamReader,
+    target: asyncio.StreamWriter,
+    first: Callable[[bytes], None] | Callable[[bytes], Awaitable[None]],
+) -> None:
+    """Pass bytes on until one of the two has gone; `first` is given them before the other side."""
     try:
         while data := await source.read(65_536):
-            if record is not None:
-                record += data
+            if (waiting := first(data)) is not None:
+                await waiting
             target.write(data)
             await target.drain()
     except ConnectionError:
-        pass  # one of the two has gone, as they do
+        pass  # as they do
     finally:
         target.close()
 
 
+@asynccontextmanager
+async def tapped(url: str) -> AsyncIterator[Tap]:
+    """A tap before the server of `url`."""
+    tap = Tap(Server.of(url))
+    await tap.open()
+    try:
+        yield tap
+    finally:
+        await tap.cut()
+
+
 def _statements(stream: bytes) -> Iterator[str]:
+    """The SQL that a client sent."""
+    for kind, body in _messages(stream):
+        if kind == b"Q":
+            yield body.rstrip(b"\0").decode()
+        elif kind == b"P":
+            yield body.split(b"\0")[1].decode()
+
+
+def _executes(stream: bytes) -> bool:
+    """Whether what a client sent last is to be executed, and not only to be prepared."""
+    kinds = [kind for kind, _ in _messages(stream) if kind != b"S"]
+    return kinds[-1:] in ([b"E"], [b"Q"])
+
+
+def _messages(stream: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """What a client sent after its StartupMessage: type byte and body (PostgreSQL manual, "Message Formats")."""
     position, started = 0, False
-    while position + 8 <= len(stream):
+    while position + 8 <= len(stream) or (started and position + 5 <= len(stream)):
         if not started:  # StartupMessage, or a request such as SSLRequest before it: no type byte
             length, code = struct.unpack_from("!ii", stream, position)
             started = code == _PROTOCOL
             position += length
             continue
         kind, [length] = stream[position : position + 1], struct.unpack_from("!i", stream, position + 1)
-        body = stream[position + 5 : position + 1 + length]
-        if kind == b"Q":
-            yield body.rstrip(b"\0").decode()
-        elif kind == b"P":
-            yield body.split(b"\0")[1].decode()
+        yield kind, stream[position + 5 : position + 1 + length]
         position += 1 + length
 
 
