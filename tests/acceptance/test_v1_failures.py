@@ -1,0 +1,214 @@
+"""What the client gets when the upstream misbehaves: exactly the bytes there were, and an end that says the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from tests.acceptance.gateway import HELLO, Gateway, Tenant
+from tests.acceptance.http11 import chunk, compose
+from tests.acceptance.upstream import (
+    DONE,
+    Answer,
+    End,
+    answer,
+    chunked,
+    completion,
+    delta,
+    failure,
+    json_answer,
+    stream,
+)
+
+STREAMED = {**HELLO, "stream": True}
+EVENTS = [delta("Hel"), delta("lo, "), delta("wörld"), DONE]
+SSE = compose("HTTP/1.1 200 OK", [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")])
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAMED], ids=["plain", "streamed"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        (End.FIN,),
+        (End.RST,),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", End.FIN),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(range(256)), End.FIN),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", End.FIN),
+        (b"HTTP/1.1 999999 No\r\n\r\n", End.FIN),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", End.FIN),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n", End.FIN),
+    ],
+    ids=["closed", "reset", "half a header", "TLS", "SSH", "no status", "two lengths", "endless header"],
+)
+async def test_before_the_first_byte_it_is_502(tenant: Tenant, body: object, script: Answer) -> None:
+    tenant.upstream.plays(script)
+    got = await tenant.ask(body=body)
+    assert got.error == (502, "upstream_failed")
+    assert got.one("content-type") == "application/json"
+
+
+async def test_a_port_where_nobody_listens_is_502(gateway: Gateway) -> None:
+    gone = await gateway.tenant()
+    await gateway.stack.aclose()
+    assert (await gone.ask()).error == (502, "upstream_unreachable")
+
+
+async def test_a_connection_that_nobody_accepts_is_502_in_time(gateway: Gateway) -> None:
+    """A full backlog: as from a host that is gone, nothing comes back."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        url = f"http://127.0.0.1:{address[1]}"
+        tenant = await gateway.tenant_of([], [url], backend={"connect_timeout": 1})
+        async with asyncio.timeout(3):
+            got = await tenant.ask()
+        for filler in fillers:
+            filler.close()
+    assert got.error == (502, "upstream_unreachable")
+    assert "connect_timeout" in got.json["error"]["message"]
+
+
+async def test_an_upstream_that_never_answers_is_504(gateway: Gateway) -> None:
+    tenant = await gateway.tenant(backend={"first_byte_timeout": 1})
+    tenant.upstream.plays((End.NEVER,))
+    assert (await tenant.ask()).error == (504, "upstream_timeout")
+    await tenant.upstream.requests[0].left()
+
+
+@pytest.mark.parametrize("end", [End.FIN, End.RST])
+async def test_in_the_middle_of_a_stream_it_is_an_event_and_the_end(tenant: Tenant, end: End) -> None:
+    tenant.upstream.plays(stream(*EVENTS[:2], end, whole=False))
+    got = await tenant.ask(body=STREAMED)
+    assert (got.status, got.whole) == (200, True)
+    assert got.body.startswith(b"".join(EVENTS[:2]))
+    assert b"[DONE]" not in got.body
+    assert got.last_error["code"] == "upstream_failed"
+
+
+@pytest.mark.parametrize("half", [delta("lo, ")[:-20], delta("lo, " * 50_000)[:-20]], ids=["short", "long"])
+async def test_an_error_event_never_grows_together_with_half_an_event(tenant: Tenant, half: bytes) -> None:
+    tenant.upstream.plays(stream(EVENTS[0], half, End.FIN, whole=False))
+    got = await tenant.ask(body=STREAMED)
+    assert got.last_error["code"] == "upstream_failed"
+    before = got.body[: got.body.rindex(b'data: {"error"')]
+    assert before.endswith(b"\n\n")
+    assert before.startswith(EVENTS[0])
+    assert (EVENTS[0] + half).startswith(before.rstrip(b"\n"))
+
+
+async def test_a_stream_that_falls_silent_ends_with_an_event(gateway: Gateway) -> None:
+    tenant = await gateway.tenant(backend={"chunk_timeout": 1})
+    tenant.upstream.plays(stream(EVENTS[0], 0.6, EVENTS[1], 0.6, EVENTS[2], End.NEVER))
+    got = await tenant.ask(body=STREAMED)
+    assert got.body.startswith(b"".join(EVENTS[:3]))
+    assert got.last_error["code"] == "upstream_timeout"
+    await tenant.upstream.requests[0].left()
+
+
+@pytest.mark.parametrize("end", [End.FIN, End.RST])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_in_the_middle_of_anything_else_the_connection_breaks_off(tenant: Tenant, end: End, framing: str) -> None:
+    whole = json.dumps(completion("x" * 1000)).encode()
+    [full] = json_answer(completion("x" * 1000))
+    assert isinstance(full, bytes)
+    tenant.upstream.plays((full[:-500], end) if framing == "length" else chunked(whole[:-500], end, whole=False))
+    got = await tenant.ask()
+    assert (got.status, got.whole) == (200, False)
+    assert whole[:-500].startswith(got.body)
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(tenant: Tenant) -> None:
+    """HTTP/1.0 servers answer so; that it was whole nobody can know, and nobody could say otherwise."""
+    tenant.upstream.plays((b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nall of it", End.FIN))
+    got = await tenant.ask()
+    assert (got.status, got.body, got.whole) == (200, b"all of it", True)
+
+
+async def test_pauses_are_no_failures_and_nothing_is_held_back(tenant: Tenant) -> None:
+    steps = [asyncio.Event() for _ in EVENTS]
+    script = [step for pair in zip(steps, EVENTS, strict=True) for step in pair]
+    tenant.upstream.plays(stream(*script))
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(body=STREAMED))
+        for number, (step, piece) in enumerate(zip(steps, EVENTS, strict=True)):
+            step.set()
+            if not number:
+                head = await wire.head()
+                assert head.one("content-type") == "text/event-stream; charset=utf-8"
+                assert head.one("x-accel-buffering") == "no"
+            async with asyncio.timeout(2):
+                assert await wire.reader.readexactly(len(chunk(piece))) == chunk(piece)
+        async with asyncio.timeout(2):
+            assert await wire.reader.readexactly(5) == chunk(b"")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+async def test_events_may_be_split_anywhere(tenant: Tenant, size: int) -> None:
+    text = b": a comment\r\n\r\n" + b"".join(EVENTS)
+    tenant.upstream.plays(stream(*(text[start : start + size] for start in range(0, len(text), size))))
+    got = await tenant.ask(body=STREAMED)
+    assert (got.body, got.whole) == (text, True)
+
+
+async def test_an_answer_comes_through_whatever_its_status(tenant: Tenant) -> None:
+    limits = [("retry-after", "7"), ("x-ratelimit-remaining-requests", "0"), ("x-request-id", "req-1")]
+    for status in (400, 401, 429, 500, 502, 503, 504):
+        tenant.upstream.plays(failure(status, headers=limits))
+        got = await tenant.ask()
+        assert (got.status, got.json["error"]["message"]) == (status, f"scripted {status}")
+        assert [(name, got.one(name)) for name, _ in limits] == limits
+        assert len(got.all("x-gasket-request-id")) == 1
+        tenant.upstream.plays(answer(b"{}"))  # two in a row of those that count, and a backend is not set aside
+        assert (await tenant.ask()).status == 200
+
+
+async def test_what_comes_before_the_answer_is_skipped(tenant: Tenant) -> None:
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+    tenant.upstream.plays((early, *json_answer({"it": "is this one"})))
+    got = await tenant.ask()
+    assert (got.status, got.json, got.all("link")) == (200, {"it": "is this one"}, [])
+
+
+async def test_answers_without_a_body(tenant: Tenant) -> None:
+    tenant.upstream.plays((b"HTTP/1.1 204 No Content\r\n\r\n",))
+    async with tenant.wire() as wire:
+        for count in (1, 2):  # the connection is in step after the first
+            await wire.send(tenant.request())
+            got = await wire.answer()
+            assert (got.status, got.body, got.all("transfer-encoding")) == (204, b"", [])
+            assert len(tenant.upstream.requests) == count
+
+
+async def test_a_redirect_is_handed_on_and_not_followed(tenant: Tenant) -> None:
+    tenant.upstream.plays(answer(status=307, headers=[("Location", "http://127.0.0.1:9/elsewhere")]))
+    got = await tenant.ask()
+    assert (got.status, got.one("location")) == (307, "http://127.0.0.1:9/elsewhere")
+    assert len(tenant.upstream.requests) == 1
+
+
+async def test_compressed_bytes_stay_as_they_are(tenant: Tenant) -> None:
+    """An upstream that compresses although it was asked not to; opening the bytes would make their header a lie."""
+    tenant.upstream.plays(answer(b"\x1f\x8b not really", headers=[("Content-Encoding", "gzip")]))
+    got = await tenant.ask()
+    assert (got.body, got.one("content-encoding")) == (b"\x1f\x8b not really", "gzip")
+
+
+async def test_bytes_after_the_answer_are_nobodys(tenant: Tenant) -> None:
+    tenant.upstream.plays((*answer(b"{}"), b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"), answer(b'"mine"'))
+    assert (await tenant.ask()).body == b"{}"
+    assert (await tenant.ask()).body == b'"mine"'
+
+
+async def test_a_connection_that_died_while_idle_is_not_the_clients_concern(tenant: Tenant) -> None:
+    """The upstream closes a kept connection just as the next request comes: it did not begin to answer it."""
+    closing = asyncio.Event()
+    tenant.upstream.plays((*answer(b"{}"), closing, End.RST), answer(b'"again"'))
+    assert (await tenant.ask()).body == b"{}"
+    closing.set()
+    assert (await tenant.ask()).body == b'"again"'

@@ -1,0 +1,92 @@
+"""A client goes away. Whatever the upstream is doing for it then, it learns of it within a second."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.acceptance.gateway import HELLO, Gateway, Tenant
+from tests.acceptance.http11 import compose, reset_when_closed
+from tests.acceptance.upstream import Answer, End, Step, answer, delta, stream
+
+STREAMED = {**HELLO, "stream": True}
+HEAD = answer(b"x" * 1000)[0]
+assert isinstance(HEAD, bytes)
+
+BEFORE_THE_FIRST_BYTE: Answer = (End.NEVER,)
+AFTER_HEADERS: Answer = (compose("HTTP/1.1 200 OK", [("Content-Type", "text/event-stream")]), End.NEVER)
+IN_A_STREAM = stream(delta("Hel"), End.NEVER)
+IN_A_PLAIN_ANSWER: Answer = (HEAD[:-500], End.NEVER)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("body", "script", "reads"),
+    [
+        (HELLO, BEFORE_THE_FIRST_BYTE, 0),
+        (STREAMED, BEFORE_THE_FIRST_BYTE, 0),
+        (STREAMED, AFTER_HEADERS, 1),
+        (STREAMED, IN_A_STREAM, 1),
+        (HELLO, IN_A_PLAIN_ANSWER, 1),
+    ],
+    ids=["plain, no answer yet", "stream, no answer yet", "headers", "in a stream", "in a plain answer"],
+)
+async def test_the_upstream_sees_it_within_a_second(
+    tenant: Tenant, body: dict[str, object], script: Answer, reads: int, reset: bool
+) -> None:
+    tenant.upstream.plays(script)
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(body=body))
+        seen = await tenant.upstream.asked()
+        if reads:
+            assert (await wire.head()).status == 200
+        if reset:
+            reset_when_closed(wire.writer)
+        assert not seen.closed_at
+        gone_at = asyncio.get_running_loop().time()
+    assert await seen.left(within=1) - gone_at < 1
+
+
+async def test_a_client_that_reads_no_more_is_seen_to_leave(tenant: Tenant) -> None:
+    """The upstream has more to say than all buffers hold; nobody waits for it to be read."""
+    tenant.upstream.plays(stream(*[b"x" * 2**16] * 800, End.NEVER))
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(body=STREAMED))
+        assert (await wire.head()).status == 200
+        seen = await tenant.upstream.asked()
+        await tenant.upstream.blocked()
+        assert not seen.closed_at
+    await seen.left(within=1)
+
+
+async def test_leaving_while_the_body_is_on_its_way_asks_nobody(tenant: Tenant) -> None:
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(headers=[("Content-Length", "5000")]))
+    assert (await tenant.ask()).status == 200
+    assert len(tenant.upstream.requests) == 1
+
+
+async def test_a_place_is_free_again(gateway: Gateway) -> None:
+    tenant = await gateway.tenant(backend={"max_concurrency": 1})
+    answers: list[Step] = [delta("Hel"), End.NEVER]
+    tenant.upstream.plays(stream(*answers), stream(*answers), answer(b"{}"))
+    for count in (1, 2):
+        async with tenant.wire() as wire:
+            await wire.send(tenant.request(body=STREAMED))
+            seen = await tenant.upstream.asked(count)
+            assert (await wire.head()).status == 200
+            assert (await tenant.ask()).error == (503, "overloaded")
+        await seen.left()
+    assert (await tenant.ask()).status == 200
+
+
+async def test_the_next_request_on_the_connection_gets_its_own_answer(tenant: Tenant) -> None:
+    """What was left over of one upstream answer never becomes the beginning of another client's."""
+    tenant.upstream.plays(IN_A_STREAM, answer(b'{"mine": true}'))
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(body=STREAMED))
+        await wire.head()
+    await (await tenant.upstream.asked()).left()
+    assert (await tenant.ask()).json == {"mine": True}
+    assert tenant.upstream.connections >= 2
