@@ -12,7 +12,9 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.acceptance.gateway import exchange, gateway_on, request
 from tests.acceptance.installation import Installation, api
+from tests.acceptance.processes import until
 from tests.acceptance.wire import Server, listens, pgbouncer_process
 
 
@@ -58,6 +60,31 @@ async def test_with_a_direct_url_it_migrates_and_serves_through_the_pooler_under
         listed = (await first.get("/backends", params={"pageSize": 100})).json()
     assert {status for several in statuses for status in several} == {201, 200}
     assert listed["total"] == 60
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_keys_are_looked_up_through_the_pooler(pooled: Installation, direct: bool) -> None:
+    """Nobody can LISTEN through it: without a direct URL a change is noticed after two seconds, and the log says so."""
+    done = await pooled.run("alembic", "upgrade", "head", settings={"DATABASE_URL": pooled.database_url})
+    assert done.exit_code == 0, done.output
+    if direct:
+        pooled.settings["GASKET_MIGRATION_DATABASE_URL"] = pooled.database_url
+    replica = pooled.replica()
+    async with gateway_on(pooled, replica) as gateway:
+        tenant = await gateway.tenant()
+        keys = [(await gateway.issue(tenant.profile))["key"] for _ in range(20)]
+        answers = await asyncio.gather(*(exchange(replica, request(key)) for key in keys * 3))
+        assert {answer.status for answer in answers} == {200}
+        assert (await tenant.ask()).status == 200
+        if not direct:
+            await replica.says("connection pooler")
+        assert (await tenant.api.post(f"/keys/{tenant.key_id}/revoke")).status_code == 200
+
+        async def refused() -> bool:
+            return (await tenant.ask()).status == 401
+
+        await until(refused, 1.5 if direct else 3, "the end of a revoked key")
+    assert ("connection pooler" in replica.output) != direct
 
 
 async def _traffic(client: httpx.AsyncClient, number: int) -> list[int]:
