@@ -1,0 +1,140 @@
+"""A replica is told to stop while clients are being answered."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.gateway import HELLO, Gateway, Tenant, exchange, gateway_on
+from tests.acceptance.http11 import Message
+from tests.acceptance.processes import Replica, until
+from tests.acceptance.upstream import End, answer, delta, stream
+
+STREAMED = {**HELLO, "stream": True}
+Start = Callable[..., AbstractAsyncContextManager[Tenant]]
+
+
+@pytest.fixture
+def start(shared_gateway: Gateway) -> Start:
+    """Starts a replica with these drain settings, in seconds, for a tenant of its own."""
+
+    @asynccontextmanager
+    async def make(*, delay: float, grace: float) -> AsyncIterator[Tenant]:
+        settings = {"GASKET_DRAIN_DELAY": str(delay), "GASKET_DRAIN_TIMEOUT": str(grace)}
+        async with AsyncExitStack() as stack:
+            replica = shared_gateway.installation.replica(settings)
+            gateway = await stack.enter_async_context(gateway_on(shared_gateway.installation, replica))
+            yield await gateway.tenant()
+            await replica.stop()
+
+    return make
+
+
+def assert_stopped_as_told(replica: Replica) -> None:
+    """The exit code is that of a stop which found nothing to do, and nothing went wrong on the way."""
+    assert replica.exit_code in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "Traceback" not in replica.output, str(replica)
+
+
+async def readiness(replica: Replica) -> int | None:
+    """The status of `/health/ready`; None where nobody listens any more."""
+    async with httpx.AsyncClient(base_url=replica.base_url, trust_env=False, verify=False) as client:
+        try:
+            return (await client.get("/health/ready")).status_code
+        except httpx.ConnectError:
+            return None
+
+
+async def begin(tenant: Tenant, stack: AsyncExitStack, body: Any) -> tuple[Any, Message]:
+    """A request whose answer has begun; its connection ends with the stack."""
+    wire = await stack.enter_async_context(tenant.wire())
+    await wire.send(tenant.request(body=body))
+    return wire, await wire.head()
+
+
+async def test_first_it_says_so_then_it_listens_no_more_and_what_runs_ends_whole(start: Start) -> None:
+    go_on = asyncio.Event()
+    async with start(delay=1.5, grace=10) as tenant, AsyncExitStack() as stack:
+        replica = tenant.replica
+        tenant.upstream.plays(stream(delta("a"), go_on, delta("b")), answer(b'"still served"'))
+        wire, head = await begin(tenant, stack, STREAMED)
+        idle = await stack.enter_async_context(tenant.wire())
+        await idle.send(tenant.request())
+        assert (await idle.answer()).all("connection") == []
+        told = time.monotonic()
+        replica.signal(signal.SIGTERM)
+
+        async def unready() -> bool:
+            return await readiness(replica) == 503
+
+        await until(unready, 1, "readiness 503")
+        for _ in range(3):
+            got = await tenant.ask()
+            assert (got.status, got.body, got.one("connection").lower()) == (200, b'"still served"', "close")
+        assert time.monotonic() - told < 1.5, "too slow to see anything"
+
+        async def closed() -> bool:
+            return await readiness(replica) is None
+
+        await until(closed, 3, "a closed port")
+        assert time.monotonic() - told >= 1.5
+        assert replica.exit_code is None
+        go_on.set()
+        got = await wire.body(head)
+        assert (got.body, got.whole) == (delta("a") + delta("b"), True)
+        assert await idle.ended() == b""
+        await replica.exited(within=3)
+        assert_stopped_as_told(replica)
+
+
+async def test_what_takes_longer_than_the_grace_time_is_ended_as_broken(start: Start) -> None:
+    async with start(delay=0, grace=1) as tenant, AsyncExitStack() as stack:
+        [whole] = answer(b"x" * 1000)
+        assert isinstance(whole, bytes)
+        tenant.upstream.plays(stream(delta("a"), End.NEVER), (whole[:-500], End.NEVER), (End.NEVER,))
+        streaming, stream_head = await begin(tenant, stack, STREAMED)
+        plain, plain_head = await begin(tenant, stack, HELLO)
+        waiting = asyncio.create_task(exchange(tenant.replica, tenant.request()))
+        await tenant.upstream.asked(3)
+        told = time.monotonic()
+        tenant.replica.signal(signal.SIGTERM)
+        got = await streaming.body(stream_head)
+        assert got.whole
+        assert got.body.startswith(delta("a"))
+        assert got.last_error["code"] == "shutting_down"
+        assert b"[DONE]" not in got.body
+        assert not (await plain.body(plain_head)).whole
+        assert (await waiting).error == (503, "shutting_down")
+        await tenant.replica.exited(within=3)
+        assert 0.9 <= time.monotonic() - told < 4
+        for seen in tenant.upstream.requests:
+            await seen.left()
+        assert_stopped_as_told(tenant.replica)
+
+
+async def test_with_nothing_to_do_it_stops_after_the_delay_and_on_ctrl_c_at_once(start: Start) -> None:
+    for number, delay, least, most in ((signal.SIGTERM, 1, 0.9, 3), (signal.SIGINT, 60, 0, 2)):
+        async with start(delay=delay, grace=60) as tenant, tenant.wire() as idle:
+            await idle.send(tenant.request())
+            assert (await idle.answer()).status == 200
+            told = time.monotonic()
+            tenant.replica.signal(number)
+            await tenant.replica.exited(within=10)
+            assert least <= time.monotonic() - told < most
+
+
+async def test_a_second_signal_ends_the_waiting(start: Start) -> None:
+    async with start(delay=60, grace=60) as tenant, AsyncExitStack() as stack:
+        tenant.upstream.plays(stream(delta("a"), End.NEVER))
+        await begin(tenant, stack, STREAMED)
+        for _ in range(2):
+            tenant.replica.signal(signal.SIGINT)
+            await asyncio.sleep(0.3)  # two signals of one kind that come together are one (signal(7))
+        await tenant.replica.exited(within=5)

@@ -1,0 +1,136 @@
+"""The line that each request leaves in the log, and what must never be in any."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.acceptance.gateway import CHAT, HELLO, Gateway, Tenant, exchange, request
+from tests.acceptance.upstream import End, answer, chunked, delta, failure, stream
+
+STREAMED = {**HELLO, "stream": True}
+
+
+async def test_a_request_that_went_well(tenant: Tenant) -> None:
+    usage = b'"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}'
+    tenant.upstream.plays((0.05, *chunked(b"{", 0.05, usage + b"}")))
+    before = datetime.now(UTC)
+    got, line = await tenant.ask_and_log(headers=[("X-Request-Id", "req 1")])
+    profile = (await tenant.api.get(f"/profiles/{tenant.profile}")).json()["name"]
+    expected = {
+        "client_request_id": "req 1",
+        "method": "POST",
+        "path": CHAT,
+        "status": 200,
+        "outcome": "ok",
+        "key": tenant.key_id,
+        "profile": profile,
+        "backend": (await tenant.backend())["name"],
+        "model": "model-a",
+        "bytes_in": len(tenant.upstream.requests[0].message.body),
+        "bytes_out": len(got.body),
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "retries": 0,
+    }
+    assert expected.items() <= line.items()
+    assert set(line) == {*expected, "time", "request_id", "duration_ms", "first_byte_ms"}
+    assert UUID(line["request_id"]).version == 7
+    assert abs(datetime.fromisoformat(line["time"]) - before) < timedelta(seconds=10)
+    assert 50 <= line["first_byte_ms"] <= line["duration_ms"] - 40
+
+
+async def test_how_it_ended(gateway: Gateway, tenant: Tenant) -> None:
+    async def ended(body: Any = HELLO) -> tuple[int, str]:
+        _, line = await tenant.ask_and_log(body)
+        return line["status"], line["outcome"]
+
+    tenant.upstream.plays(
+        failure(404),
+        (End.RST,),
+        stream(delta("a"), End.RST, whole=False),
+        answer(b"{}"),
+    )
+    assert await ended() == (404, "ok")
+    assert await ended() == (502, "upstream_failed")
+    assert await ended(STREAMED) == (200, "upstream_failed")
+    assert await ended(b"{") == (400, "refused")
+    assert await ended() == (200, "ok")
+    slow = await gateway.tenant(backend={"first_byte_timeout": 1})
+    slow.upstream.plays((End.NEVER,))
+    _, line = await slow.ask_and_log()
+    assert (line["status"], line["outcome"]) == (504, "timeout")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_left_is_499(tenant: Tenant, streamed: bool) -> None:
+    tenant.upstream.plays(stream(delta("a"), End.NEVER) if streamed else (End.NEVER,))
+    own_id = f"left-{tenant.key_id}"
+    async with tenant.wire() as wire:
+        body = STREAMED if streamed else HELLO
+        await wire.send(tenant.request(body=body, headers=[("X-Request-Id", own_id)]))
+        await tenant.upstream.asked()
+        if streamed:
+            await wire.head()
+    await tenant.replica.says(own_id)
+    [line] = [json.loads(line) for line in tenant.replica.output.splitlines() if own_id in line]
+    assert (line["status"], line["outcome"]) == (499, "client_gone")
+    assert line["bytes_out"] == (len(delta("a")) if streamed else 0)
+
+
+async def test_another_backend_that_took_over_is_named(gateway: Gateway) -> None:
+    tenant = await gateway.tenant({"answers": [failure(503)]}, {})
+    _, line = await tenant.ask_and_log()
+    assert (line["retries"], line["backend"], line["status"]) == (1, (await tenant.backend(1))["name"], 200)
+
+
+async def test_refusals_have_their_line_too(tenant: Tenant) -> None:
+    for key, status, known in ((None, 401, None), ("gsk_" + "0" * 48, 401, None), (tenant.key, 403, tenant.key_id)):
+        got = await exchange(tenant.replica, request(key, "/v1/files", None))
+        line = await tenant.line(got)
+        assert (line["status"], line["outcome"], line.get("key")) == (status, "refused", known)
+        assert line["path"] == "/v1/files"
+
+
+async def test_nobodys_secrets_and_nobodys_words_are_in_the_log(gateway: Gateway) -> None:
+    tenant = await gateway.tenant(backend={"api_key": "sk-upstream-credential"})
+    words, query = "my own secret words", "api-key=my-query-secret"
+    secret = {**HELLO, "messages": [{"role": "user", "content": words}]}
+    tenant.upstream.plays(
+        answer(b'{"x": "their secret words"}', headers=[("X-Secret", "their-header")]),
+        stream(delta("their secret words"), End.RST, whole=False),
+        (b"their secret words are no HTTP\r\n\r\n", End.FIN),
+        failure(401),
+    )
+    private = [("Cookie", "their-cookie"), ("OpenAI-Organization", "org-secret")]
+    for _ in range(4):
+        await tenant.ask(f"{CHAT}?{query}", secret, headers=private)
+    await exchange(tenant.replica, tenant.request(body=f'{{"{words}'.encode()))
+    await exchange(tenant.replica, request(tenant.key + "0"))
+    await exchange(tenant.replica, request("sk-proj-of-another-service"))
+    await tenant.api.post(f"/keys/{tenant.key_id}/revoke")
+    await tenant.ask()
+    output = tenant.replica.output
+    token = tenant.api.headers["authorization"].removeprefix("Bearer ")
+    never = [tenant.key, tenant.key[4:40], "sk-upstream-credential", "sk-proj-of-another-service", token]
+    for text in (*never, words, "their secret words", "my-query-secret", "their-cookie", "org-secret", "their-header"):
+        assert text not in output, text
+
+
+async def test_a_client_cannot_write_a_line_of_its_own(tenant: Tenant) -> None:
+    """Names and ids go into the log as JSON strings: nothing in them ends the line."""
+    model = 'x\n{"request_id": "forged", "status": 200}\r\x1b[31m'
+    _, line = await tenant.ask_and_log({"model": model})
+    assert line["model"][:2] == model[:2]
+    assert not [line for line in tenant.replica.output.splitlines() if line.startswith('{"request_id": "forged"')]
+
+
+async def test_there_is_one_line_and_no_second_log(tenant: Tenant) -> None:
+    before = len(tenant.replica.output)
+    _, line = await tenant.ask_and_log()
+    [only] = tenant.replica.output[before:].splitlines()
+    assert json.loads(only) == line
