@@ -23,6 +23,7 @@ FLOORS = {
     "keys": 2,
     "backends": 2,
     "limits": 2,
+    "usage": 2,
     "db": 1,
     "http": 1,
     "inputs": 1,
@@ -89,7 +90,7 @@ def test_the_migrator_stands_alone() -> None:
 
 def test_the_rooms_keep_their_models_to_themselves() -> None:
     for module, imported in EDGES.items():
-        if (part := part_of(module)) in ("keys", "backends", "limits", "proxy"):
+        if (part := part_of(module)) in ("keys", "backends", "limits", "usage", "proxy"):
             foreign = {other for other in imported if other.endswith(".models") and part_of(other) != part}
             assert not foreign, f"{module} imports another room's models; refer to tables by name"
 

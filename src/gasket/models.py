@@ -4,7 +4,8 @@ from gasket.backends import models as backends
 from gasket.db import Base
 from gasket.keys import models as keys
 from gasket.limits import models as limits
+from gasket.usage import models as usage
 
-__all__ = ["backends", "keys", "limits", "metadata"]
+__all__ = ["backends", "keys", "limits", "metadata", "usage"]
 
 metadata = Base.metadata

@@ -135,7 +135,8 @@ async def client(replica: httpx.AsyncClient, database: asyncpg.Connection) -> As
     """An administrator of an empty installation."""
     yield replica
     await database.execute(
-        "DELETE FROM api_keys; DELETE FROM profile_backends; DELETE FROM backend_profiles; DELETE FROM openai_backends"
+        "DELETE FROM api_keys; DELETE FROM profile_backends; DELETE FROM backend_profiles; "
+        "DELETE FROM openai_backends; DELETE FROM usage_records; DELETE FROM usage_totals"
     )
 
 

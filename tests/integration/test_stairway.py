@@ -48,11 +48,20 @@ SEEDS = {
         "INSERT INTO limit_slots (subject, replica, slots, expires_at) "
         "VALUES ('key:1', '00000000-0000-0000-0000-000000000000', 0, 'infinity')"
     ),
+    "usage_records": (
+        "INSERT INTO usage_records SELECT md5(n::text)::uuid, '2029-01-01T00:00:00Z', n, 'ann@example.org', 1, NULL, "
+        "'m', '/v1/embeddings', 200, 'ok', NULL, 1.5, 1, 2, 3, 4, false, 0 FROM generate_series(1, 3) AS n"
+    ),
+    "usage_totals": (
+        "INSERT INTO usage_totals SELECT '2029-01-01T00:00:00Z', n, 1, 0, 'm', 'ann@example.org', 1, 3, 4 "
+        "FROM generate_series(1, 3) AS n"
+    ),
 }
 SEEDED_COLUMNS = {
     ("api_keys", "expires_at"): "'2030-01-01T00:00:00Z'",
     ("api_keys", "revoked_at"): "'2029-01-01T00:00:00Z'",
     ("api_keys", "revoked_by"): "'root'",
+    ("api_keys", "last_used_at"): "'2028-01-01T00:00:00Z'",
     ("openai_backends", "max_concurrency"): "7",
     ("openai_backends", "connect_timeout"): "0.5",
     ("openai_backends", "first_byte_timeout"): "2",

@@ -38,6 +38,7 @@ class ApiKey(Entity):
     tokens_per_window: Mapped[int | None] = mapped_column(BigInteger(), comment="Null: unlimited")
     token_window: Mapped[int] = mapped_column(server_default=text("60"), comment="Seconds")
     max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once; null: unlimited")
+    last_used_at: Mapped[datetime | None] = mapped_column()
 
     # The database's clock decides, in lists, in counts and in answers alike: replicas' clocks differ.
     state: Mapped[KeyState] = column_property(

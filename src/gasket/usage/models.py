@@ -1,0 +1,56 @@
+"""Usage as it is stored: a record for each request, for some time; and its totals by the hour, for ever.
+
+Ids are plain numbers: usage outlives the keys, profiles and backends that it tells of.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import REAL, BigInteger, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from gasket.db import Base
+
+
+class UsageRecord(Base):
+    """One request below `/v1`. Rows are added and, when old, deleted; none is ever changed."""
+
+    __tablename__ = "usage_records"
+    __table_args__ = (Index(None, "started_at", postgresql_using="brin"),)
+
+    request_id: Mapped[UUID] = mapped_column(primary_key=True, comment="Of version 7: in the order of time")
+    started_at: Mapped[datetime]
+    key_id: Mapped[int]
+    user_email: Mapped[str]
+    profile_id: Mapped[int]
+    backend_id: Mapped[int | None]
+    model: Mapped[str | None]
+    path: Mapped[str]
+    status: Mapped[int]
+    outcome: Mapped[str]
+    first_byte_ms: Mapped[float | None] = mapped_column(REAL())
+    duration_ms: Mapped[float] = mapped_column(REAL())
+    bytes_in: Mapped[int] = mapped_column(BigInteger())
+    bytes_out: Mapped[int] = mapped_column(BigInteger())
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger())
+    completion_tokens: Mapped[int] = mapped_column(BigInteger())
+    estimated: Mapped[bool] = mapped_column(comment="The tokens are not the upstream's own count")
+    retries: Mapped[int]
+
+
+class UsageTotal(Base):
+    """The sums of an hour. No number here is null, for the columns before `user_email` are the primary key."""
+
+    __tablename__ = "usage_totals"
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True, comment="The beginning of an hour, UTC")
+    key_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    profile_id: Mapped[int] = mapped_column(primary_key=True)
+    backend_id: Mapped[int] = mapped_column(primary_key=True, comment="0: none")
+    model: Mapped[str] = mapped_column(primary_key=True, comment="Empty: none, or the request failed")
+    user_email: Mapped[str]
+    requests: Mapped[int] = mapped_column(BigInteger())
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger())
+    completion_tokens: Mapped[int] = mapped_column(BigInteger())
