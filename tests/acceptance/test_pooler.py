@@ -12,10 +12,12 @@ import asyncpg
 import httpx
 import pytest
 
+from gasket.usage.writer import UsageWriter
 from tests.acceptance.gateway import exchange, gateway_on, request
 from tests.acceptance.installation import Installation, api
 from tests.acceptance.processes import until
 from tests.acceptance.wire import Server, listens, pgbouncer_process
+from tests.integration.usage_entries import assert_totals_agree, entry
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,22 @@ async def test_nothing_of_a_session_stays_behind_in_the_pooler(pooled: Installat
         for _ in range(4):
             rows = await client.fetch("SELECT name FROM pg_settings WHERE source = 'session'")
             assert {row[0] for row in rows} <= {"application_name", "client_encoding"}
+    finally:
+        await client.close()
+
+
+async def test_usage_is_written_through_the_pooler(pooled: Installation) -> None:
+    await _migrate_directly(pooled)
+    url = pooled.settings["DATABASE_URL"]
+    writers = [UsageWriter(url, schema="public", application_name=f"usage-{number}") for number in range(3)]
+    for number in range(3000):
+        writers[number % 3].put(entry(key_id=number % 7))
+    assert await asyncio.gather(*(writer.close() for writer in writers)) == [0, 0, 0]
+    await assert_totals_agree(await pooled.look(), records=3000)
+    client = await asyncpg.connect(url, statement_cache_size=0)
+    try:
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            assert await client.fetchval(f"SHOW {name}") == "0"
     finally:
         await client.close()
 

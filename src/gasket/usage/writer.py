@@ -1,0 +1,216 @@
+"""Usage on its way into the database: a bounded queue, and one task with one connection that empties it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from datetime import datetime
+from itertools import islice
+
+import asyncpg
+
+from gasket.migrator.connection import describe
+from gasket.usage.entry import UsageEntry
+from gasket.usage.retention import Retention
+from gasket.usage.store import UsageStore
+
+log = logging.getLogger("gasket.usage")
+
+MOST_WAITING = 50_000
+"""Entries that wait at most; further ones are dropped."""
+
+BATCH = 500
+"""Entries that one transaction takes; as soon as so many wait, they are written."""
+
+INTERVAL = 1.0
+"""Seconds after which fewer are written, too."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that `close` has."""
+
+_CONNECT_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 30.0
+_FIRST_PAUSE = 0.25
+_LONGEST_PAUSE = 10.0
+_PAUSE_WHILE_CLOSING = 0.1
+_TOUCHED_EVERY = 60.0
+_MOST_KEYS = 50_000
+
+# What PostgreSQL (classes 22 and 23) and the driver say of values: to try again would change nothing.
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError)
+
+
+class UsageWriter:
+    """Takes entries without ever waiting, and writes them once a second or 500 at a time.
+
+    An entry leaves the queue when its transaction is committed, and is written once even if the answer to the COMMIT
+    is lost. `database_url` is a libpq URL; a pooler in transaction mode will do.
+    """
+
+    def __init__(
+        self, database_url: str, *, schema: str, application_name: str, retention: Retention | None = None
+    ) -> None:
+        self.dropped = 0
+        """Entries that were lost: the queue was full, the database refused the very entry, or the end came first."""
+        self.written = 0
+        """Entries that are in the database."""
+        self._url = database_url
+        self._application_name = application_name
+        self._store = UsageStore(schema)
+        self._retention = retention
+        self._queue: deque[UsageEntry] = deque()
+        self._enough = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connection: asyncpg.Connection | None = None
+        self._pause = _FIRST_PAUSE
+        self._away = False
+        self._full = False
+        self._touched: dict[int, float] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Entries that are not in the database yet."""
+        return len(self._queue)
+
+    def put(self, entry: UsageEntry) -> None:
+        """Have the entry written soon. The first one starts the background task."""
+        if self._closing.is_set() or len(self._queue) >= MOST_WAITING:
+            self._drop()
+            return
+        self._queue.append(entry)
+        if len(self._queue) >= BATCH:
+            self._enough.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> int:
+        """Write what waits, within 5 s; how many entries had to be left behind. Further ones are dropped."""
+        self._closing.set()
+        self._enough.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=CLOSE_TIMEOUT)
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._disconnect()
+        left = len(self._queue)
+        if left:
+            self._queue.clear()
+            self.dropped += left
+            log.error("%d usage records are lost: the database did not take them before the end", left)
+        return left
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if not self._full and not self._closing.is_set():
+            self._full = True
+            log.error("usage records are being dropped: %d wait for the database already", len(self._queue))
+
+    async def _run(self) -> None:
+        while self._queue or not self._closing.is_set():
+            await self._until_due()
+            try:
+                await self._write(min(len(self._queue), BATCH))
+                self._is_back()
+            except Exception as error:  # whatever it is: what comes next must not wait for a restart
+                await self._is_away(error)
+            else:
+                await self._delete_old()
+
+    async def _until_due(self) -> None:
+        if len(self._queue) < BATCH and not self._closing.is_set():
+            self._enough.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL):
+                    await self._enough.wait()
+
+    async def _write(self, count: int) -> None:
+        """Write the first `count` that wait, and only then take them off.
+
+        A batch that is refused for its values is halved until the one entry is found that is at fault.
+        """
+        if not count:
+            return
+        batch = list(islice(self._queue, count))
+        connection = await self._connected()  # not below: what is wrong with the URL is no fault of an entry's
+        try:
+            used = self._to_touch(batch)
+            await self._store.write(connection, batch, used)
+        except _REFUSED as error:
+            self._disconnect()
+            if count > 1:
+                await self._write(count // 2)
+                await self._write(count - count // 2)
+                return
+            self.dropped += 1
+            log.error("the usage record of request %s is dropped: %.300s", batch[0].request_id, describe(error))
+        except BaseException:
+            self._disconnect()
+            raise
+        else:
+            self.written += count
+            self._touched.update((key_id, moment.timestamp()) for key_id, moment in used.items())
+        for _ in batch:
+            self._queue.popleft()
+
+    def _to_touch(self, batch: list[UsageEntry]) -> dict[int, datetime]:
+        """The keys of which it is a minute since the database was told that they are in use, and when they were."""
+        if len(self._touched) > _MOST_KEYS:
+            self._touched.clear()
+        return {
+            entry.key_id: entry.started_at
+            for entry in batch
+            if entry.started_at.timestamp() - self._touched.get(entry.key_id, 0.0) >= _TOUCHED_EVERY
+        }
+
+    async def _delete_old(self) -> None:
+        """One batch of old records between two of new ones: a long clean-up holds nothing up."""
+        if self._retention is None or not self._retention.due() or self._closing.is_set():
+            return
+        try:
+            await self._retention.step(await self._connected())
+        except Exception as error:  # the new ones go on; the old ones can wait
+            self._disconnect()
+            self._retention.postpone()
+            log.warning("old usage records stay for another hour: %s", describe(error))
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(
+                self._url,
+                timeout=_CONNECT_TIMEOUT,
+                command_timeout=_ANSWER_TIMEOUT,
+                statement_cache_size=0,
+                server_settings={"application_name": self._application_name},
+            )
+        return self._connection
+
+    def _disconnect(self) -> None:
+        """Whatever was under way is void: a connection that is ended politely would wait for it."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _is_away(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            log.warning("usage is not written, up to %d records wait: %s", MOST_WAITING, describe(error))
+        if self._closing.is_set():
+            await asyncio.sleep(_PAUSE_WHILE_CLOSING)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pause):
+                await self._closing.wait()
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _is_back(self) -> None:
+        self._pause = _FIRST_PAUSE
+        if self._away:
+            self._away = False
+            log.info("usage is written again, %d records still wait", len(self._queue))
+        if self._full and len(self._queue) < MOST_WAITING - BATCH:
+            self._full = False
+            log.warning("usage records are kept again; %d have been dropped since the start", self.dropped)
