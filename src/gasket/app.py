@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             readiness=migrator.monitor.readiness,
             pending=lambda: migrator.monitor.pending,
             seconds_at_start=lambda: migrator.seconds_at_start,
+            usage=lambda: gateway.usage,
         )
     )
     registry.register(state)

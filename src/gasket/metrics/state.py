@@ -51,7 +51,7 @@ class Sources:
     readiness: Callable[[], Awaitable[Readiness]]
     pending: Callable[[], int | None]
     seconds_at_start: Callable[[], float]
-    usage: Callable[[], UsageQueue] | None = None
+    usage: Callable[[], UsageQueue]
 
 
 class StateCollector(Collector):
@@ -100,8 +100,6 @@ class StateCollector(Collector):
             yield family
 
     def _usage(self) -> Iterable[Metric]:
-        if self._sources.usage is None:
-            return
         usage = self._sources.usage()
         yield _gauge("gasket_usage_queue_records", "Usage records that wait to be written", usage.waiting)
         yield _counter("gasket_usage_records_written_total", "Usage records that are in the database", usage.written)

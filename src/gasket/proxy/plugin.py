@@ -21,8 +21,10 @@ from gasket.proxy.gateway import Gateway, Observer
 from gasket.proxy.listener import ChangeListener
 from gasket.proxy.lookup import KeyLookup
 from gasket.proxy.model_lists import ModelLists
+from gasket.proxy.usage_recorder import UsageRecorder
 from gasket.settings import Settings
 from gasket.upstream.client import UpstreamClient
+from gasket.usage.writer import UsageWriter
 
 
 class GatewayPlugin(InitPlugin):
@@ -62,6 +64,11 @@ class GatewayPlugin(InitPlugin):
                 application_name=application_name("gasket-limits", settings.release),
             )
         )
+        self.usage = UsageWriter(
+            database_url,
+            schema=settings.database_schema,
+            application_name=application_name("gasket-usage", settings.release),
+        )
         self._access_log = AccessLog()
         self.gateway = Gateway(
             self._directory,
@@ -70,7 +77,7 @@ class GatewayPlugin(InitPlugin):
             self._limiter,
             largest_body=settings.max_body_size,
             most_requests=settings.max_requests,
-            observers=[self._access_log, *observers],
+            observers=[self._access_log, UsageRecorder(self.usage), *observers],
         )
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
@@ -100,6 +107,7 @@ class GatewayPlugin(InitPlugin):
 
     async def _stop(self, _app: Litestar) -> None:
         self._access_log.flush()
+        await self.usage.close()
         await self._limiter.close()
         await self._listener.stop()
         await self._lookup.close()
