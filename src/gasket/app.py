@@ -36,6 +36,7 @@ from gasket.settings import Settings, read_settings
 from gasket.shutdown import Shutdown
 from gasket.startup import Gasket, OneProcess, Startup
 from gasket.upstream.client import UpstreamClient
+from gasket.usage.controller import UsageController
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -170,7 +171,13 @@ def find_ini() -> Path:
 def _api() -> Router:
     return Router(
         path=http.API_PREFIX,
-        route_handlers=[BackendController, ProfileController, KeyController, migrations_route(http.problems())],
+        route_handlers=[
+            BackendController,
+            ProfileController,
+            KeyController,
+            UsageController,
+            migrations_route(http.problems()),
+        ],
         guards=[http.require_admin],
         security=[{http.SECURITY_SCHEME: []}],
         cache_control=CacheControlHeader(no_store=True),

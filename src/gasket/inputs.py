@@ -15,11 +15,11 @@ from litestar.params import QueryParameter
 from gasket.errors import InvalidInputError
 
 _LIST_PARAMETERS = frozenset({"currentPage", "pageSize", "orderBy", "sortOrder", "searchString", "searchIgnoreCase"})
-_CurrentPage = Annotated[
+CurrentPage = Annotated[
     int, QueryParameter(name="currentPage", ge=1, le=1_000_000, description="Which page; the first is 1")
 ]
-_PageSize = Annotated[int, QueryParameter(name="pageSize", ge=1, le=200, description="Items of a page")]
-_SortOrder = Annotated[
+PageSize = Annotated[int, QueryParameter(name="pageSize", ge=1, le=200, description="Items of a page")]
+SortOrder = Annotated[
     Literal["asc", "desc"], QueryParameter(name="sortOrder", description="Up or down; null comes last")
 ]
 _SearchString = Annotated[
@@ -102,14 +102,14 @@ def list_filters(
 
     def filters(
         request: Request[Any, Any, State],
-        current_page: _CurrentPage = 1,
-        page_size: _PageSize = 20,
+        current_page: CurrentPage = 1,
+        page_size: PageSize = 20,
         order_by: str = "id",
-        sort_order: _SortOrder = "asc",
+        sort_order: SortOrder = "asc",
         search_string: _SearchString = None,
         search_ignore_case: _SearchIgnoreCase = True,
     ) -> list[StatementFilter]:
-        _check_query(request, parameters)
+        check_query(request, parameters)
         chosen: list[StatementFilter] = [
             LimitOffset(limit=page_size, offset=page_size * (current_page - 1)),
             OrderBy(order_by, sort_order, nulls="last"),
@@ -127,7 +127,12 @@ def list_filters(
     return filters
 
 
-def _check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -> None:
+def check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -> None:
+    """Refuse a query parameter that is none of these: a misspelt one must not be passed over.
+
+    Raises:
+        InvalidInputError: as said, or a value holds what PostgreSQL cannot store.
+    """
     for name, value in request.query_params.multi_items():
         if name not in parameters:
             known = ", ".join(sorted(parameters))

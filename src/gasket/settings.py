@@ -267,6 +267,12 @@ class Settings:
         shown_default="false",
         meaning="true: `/metrics` asks for no admin token",
     )
+    usage_retention_days: int = _setting(
+        "GASKET_USAGE_RETENTION_DAYS",
+        _count(0, 36_500),
+        90,
+        meaning="days after which the record of a request is deleted; its share of the totals stays. 0: never",
+    )
     drain_delay: float = _setting(
         "GASKET_DRAIN_DELAY",
         _seconds,

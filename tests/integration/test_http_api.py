@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/api/profiles"),
     ("PATCH", "/api/keys/1"),
     ("POST", "/api/keys/1/rotate"),
+    ("GET", "/api/usage"),
     ("GET", "/api/migrations"),
     ("OPTIONS", "/api/keys"),
     ("PUT", "/api/keys"),  # no such method
@@ -126,7 +127,7 @@ async def test_every_route_is_documented(client: httpx.AsyncClient) -> None:
         if path.startswith("/api/")
         for method, operation in methods.items()
     ]
-    assert len(operations) == 20
+    assert len(operations) == 21
     for name, operation in operations:
         assert operation["security"] == [{"adminToken": []}], name
         assert operation["summary"], name

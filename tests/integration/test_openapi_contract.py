@@ -41,7 +41,11 @@ INSERT INTO openai_backends (id, name, base_url) VALUES ({KNOWN}, 'known', 'http
 UPDATE openai_backends SET base_url = 'http://127.0.0.1:9';
 INSERT INTO backend_profiles (id, name) VALUES ({KNOWN}, 'known') ON CONFLICT DO NOTHING;
 INSERT INTO api_keys (id, user_email, name, key_value, key_preview, profile_id)
-VALUES ({KNOWN}, 'a@example.com', 'known', 'known', 'gsk_...', {KNOWN}) ON CONFLICT DO NOTHING
+VALUES ({KNOWN}, 'a@example.com', 'known', 'known', 'gsk_...', {KNOWN}) ON CONFLICT DO NOTHING;
+INSERT INTO usage_totals VALUES
+    ('2026-11-25T18:00:00Z', {KNOWN}, {KNOWN}, {KNOWN}, 'known', 'a@example.com', 1, 2, 3),
+    ('2026-12-25T18:00:00Z', {KNOWN}, {KNOWN}, 0, '', 'a@example.com', 1, 2, 3)
+ON CONFLICT DO NOTHING
 """
 
 

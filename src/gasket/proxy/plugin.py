@@ -24,6 +24,7 @@ from gasket.proxy.model_lists import ModelLists
 from gasket.proxy.usage_recorder import UsageRecorder
 from gasket.settings import Settings
 from gasket.upstream.client import UpstreamClient
+from gasket.usage.retention import Retention
 from gasket.usage.writer import UsageWriter
 
 
@@ -68,6 +69,7 @@ class GatewayPlugin(InitPlugin):
             database_url,
             schema=settings.database_schema,
             application_name=application_name("gasket-usage", settings.release),
+            retention=Retention(settings.database_schema, days=settings.usage_retention_days),
         )
         self._access_log = AccessLog()
         self.gateway = Gateway(

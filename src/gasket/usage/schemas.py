@@ -1,0 +1,82 @@
+"""What `/api/usage` takes and gives."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from gasket.errors import InvalidInputError
+
+Group = Literal["key", "user", "profile", "model", "backend", "hour", "day", "month"]
+
+_HOUR = timedelta(hours=1)
+
+
+class UsageSum(msgspec.Struct, kw_only=True):
+    """The sums of one group; of the first eight fields it has those that it was grouped by."""
+
+    key: Annotated[int, Meta(description="The key's id, though it may be deleted")] | UnsetType = UNSET
+    user: Annotated[str, Meta(description="The address, in lower case")] | UnsetType = UNSET
+    profile: Annotated[int, Meta(description="The profile's id, though it may be deleted")] | UnsetType = UNSET
+    model: Annotated[str | None, Meta(description="Null: none was named, or the request failed")] | UnsetType = UNSET
+    backend: Annotated[int | None, Meta(description="Null: the request reached none")] | UnsetType = UNSET
+    hour: Annotated[datetime, Meta(description="Its beginning")] | UnsetType = UNSET
+    day: Annotated[date, Meta(description="A day of UTC")] | UnsetType = UNSET
+    month: Annotated[str, Meta(pattern="^[0-9]{4,}-[0-9]{2}$", description="A month of UTC", examples=["2026-11"])] | (
+        UnsetType
+    ) = UNSET
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What is summed: the requests of whole hours, from `start` on and before `end`, that are all of what is given."""
+
+    groups: tuple[Group, ...]
+    start: datetime | None = None
+    end: datetime | None = None
+    key: int | None = None
+    user: str | None = None
+    profile: int | None = None
+    model: str | None = None
+    backend: int | None = None
+
+
+def whole_hours(start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
+    """The range, widened to whole hours of UTC, since it is by the hour that totals are kept.
+
+    Raises:
+        InvalidInputError: a moment has no offset or is out of range, or the end is not after the start.
+    """
+    first, last = _utc("from", start), _utc("to", end)
+    if first is not None and last is not None and last <= first:
+        raise InvalidInputError("to must be later than from.", field="to")
+    try:
+        return _floor(first), _ceiling(last)
+    except OverflowError:
+        raise InvalidInputError("to is out of range.", field="to") from None
+
+
+def _utc(name: str, moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidInputError(f"{name} needs an offset, as in 2026-11-25T00:00:00Z.", field=name)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(f"{name} is out of range.", field=name) from None
+
+
+def _floor(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(minute=0, second=0, microsecond=0)
+
+
+def _ceiling(moment: datetime | None) -> datetime | None:
+    hour = _floor(moment)
+    return hour if hour is None or hour == moment else hour + _HOUR
