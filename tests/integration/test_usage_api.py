@@ -12,7 +12,7 @@ import pytest
 
 from gasket.usage.writer import UsageWriter
 
-from .conftest import assert_problem
+from .conftest import ApiAt, assert_problem
 from .usage_entries import entry
 
 # hour, key, profile, backend, model, user, requests, tokens of prompts and of completions
@@ -141,24 +141,17 @@ async def test_filters_and_ranges(
 
 
 async def test_days_are_those_of_utc_whatever_the_sessions_time_zone(
-    client: httpx.AsyncClient, totals: None, database: asyncpg.Connection
+    client: httpx.AsyncClient, totals: None, database: asyncpg.Connection, api_at: ApiAt, api_database_url: str
 ) -> None:
     """A role or a database may have a zone of its own, even one in which the clock goes back on this very day."""
     name = await database.fetchval("SELECT current_database()")
-    before = [await asked(client, group) for group in ("day", "month", "hour")]
+    expected = [await asked(client, group) for group in ("day", "month", "hour")]
     await database.execute(f"ALTER DATABASE {name} SET timezone = 'America/New_York'")
     try:
-        await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        assert [await asked(client, group) for group in ("day", "month", "hour")] == before
+        async with api_at(api_database_url) as other:  # a replica whose sessions begin now
+            assert [await asked(other, group) for group in ("day", "month", "hour")] == expected
     finally:
         await database.execute(f"ALTER DATABASE {name} RESET timezone")
-        await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
 
 
 async def test_pages(client: httpx.AsyncClient, totals: None) -> None:
