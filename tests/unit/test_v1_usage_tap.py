@@ -1,0 +1,203 @@
+"""What an answer cost is read while it passes: however it comes in pieces, and whatever else stands in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gasket.proxy.endpoints import find_endpoint
+from gasket.proxy.events import EventStream
+from gasket.proxy.exchange import Exchange
+from gasket.proxy.usage_tap import UsageTap
+
+CHAT = find_endpoint("POST", b"/v1/chat/completions")
+RESPONSES = find_endpoint("POST", b"/v1/responses")
+SPEECH = find_endpoint("POST", b"/v1/audio/speech")
+TOKENS = {"prompt_tokens": 11, "completion_tokens": 22, "total_tokens": 33}
+DONE = b"data: [DONE]\n\n"
+SAYS_USAGE = '"usage": {"prompt_tokens": 1, "completion_tokens": 1}, "choices": []'
+
+Counted = tuple[int, int, bool]
+"""Tokens of the request and of the answer, and whether they are estimated."""
+
+
+def event(content: Any, end: bytes = b"\n\n") -> bytes:
+    return b"data: " + json.dumps(content).encode() + end
+
+
+def word(text: str, **more: Any) -> bytes:
+    return event({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}], **more})
+
+
+ONLY_USAGE = event({"id": "c", "choices": [], "usage": TOKENS})
+
+
+def settled(tap: UsageTap, *, streamed: bool, size: int, whole: bool = True, status: int = 200) -> Counted:
+    exchange = Exchange(request_id="r", method="POST", path="/x", started=0.0, streamed=streamed, status=status)
+    exchange.bytes_in, exchange.bytes_out = 400, size
+    tap.settle(exchange, whole=whole)
+    return exchange.prompt_tokens, exchange.completion_tokens, exchange.estimated
+
+
+def passed(pieces: list[bytes], *, hide: bool = True, whole: bool = True) -> tuple[bytes, Counted]:
+    """What the client gets of a stream that comes in these pieces, and what is counted."""
+    stream, tap = EventStream(), UsageTap(CHAT, hide=hide)
+    out = b"".join(tap.events(block) for piece in pieces if (block := stream.feed(piece)))
+    out += tap.events(stream.rest()) if whole else b""
+    return out, settled(tap, streamed=True, size=len(out), whole=whole)
+
+
+def counted(body: bytes, size: int = 1000, *, endpoint: Any = CHAT, whole: bool = True, status: int = 200) -> Counted:
+    """What is counted of a plain answer that comes in pieces of this size."""
+    tap = UsageTap(endpoint)
+    for start in range(0, len(body), size):
+        tap.body(body[start : start + size])
+    return settled(tap, streamed=False, size=len(body), whole=whole, status=status)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a_stream_that_is_split_at_every_byte_counts_the_same_and_loses_one_event(end: bytes) -> None:
+    events = [word(SAYS_USAGE), word("ü", usage=None), ONLY_USAGE, DONE]
+    sent, kept = (b"".join(x).replace(b"\n\n", end) for x in (events, [*events[:2], DONE]))
+    for cut in range(len(sent)):
+        assert passed([sent[:cut], sent[cut:]]) == (kept, (11, 22, False)), cut
+    assert passed([sent[at : at + 1] for at in range(len(sent))]) == (kept, (11, 22, False))
+
+
+NOISE = st.one_of(
+    st.text(max_size=20).map(word),
+    st.just(word(SAYS_USAGE)),
+    st.just(word("x", usage=None)),
+    st.just(event({"id": "", "choices": [], "usage": None})),
+    st.just(event({"id": "", "choices": [], "prompt_filter_results": []})),
+    st.sampled_from([b': "usage"\n\n', b'event: x\ndata: {"usage"\n\n', b'data: "usage"\n\n', b"data: [1]\n\n", b"\n"]),
+    st.sampled_from([b'data: {"usage": 5}\n\n', b'data: {"usage": "choices", "choices": []}\n\n', b"\xff\xfe\n\n"]),
+)
+
+
+@given(st.lists(NOISE, max_size=6), st.lists(NOISE, max_size=4), st.lists(st.integers(1, 60), max_size=40))
+@example([event({"id": "", "choices": [], "usage": None})], [], [5])
+def test_nothing_but_the_event_that_was_asked_for_is_missing(
+    before: list[bytes], after: list[bytes], sizes: list[int]
+) -> None:
+    rest, pieces = b"".join([*before, ONLY_USAGE, *after, DONE]), []
+    for size in sizes:
+        pieces.append(rest[:size])
+        rest = rest[size:]
+    kept = b"".join([*before, *after, DONE])
+    out, tokens = passed([*pieces, rest])
+    # A blank line more after an event belongs to that event, and goes with it.
+    assert out.replace(b"\n\n\n", b"\n\n") == kept.replace(b"\n\n\n", b"\n\n") or out == kept
+    assert tokens == (11, 22, False)
+    assert passed([*pieces, rest], hide=False) == (b"".join([*before, ONLY_USAGE, *after, DONE]), (11, 22, False))
+
+
+def test_null_usage_in_every_event_is_no_usage() -> None:
+    events = [word(text, usage=None) for text in "abc"]
+    sent = b"".join([*events, DONE])
+    assert passed([sent]) == (sent, (100, 4, True))
+    assert passed([b"".join([*events, ONLY_USAGE, DONE])]) == (sent, (11, 22, False))
+
+
+def test_of_usage_in_every_event_the_last_counts_and_all_are_passed_on() -> None:
+    sent = b"".join(word("x", usage={**TOKENS, "completion_tokens": count}) for count in range(1, 8)) + DONE
+    assert passed([sent]) == (sent, (11, 7, False))
+
+
+def test_a_stream_that_breaks_off_is_estimated_by_its_events() -> None:
+    events = [word(text) for text in "abcde"]
+    sent = b"".join(events)
+    assert passed([sent, ONLY_USAGE[:-5]], whole=False) == (sent, (100, 5, True))
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 65_537, 2**20])
+@pytest.mark.parametrize("pieces", [997, 65_536, 2**21])
+def test_a_plain_answer_of_any_size(size: int, pieces: int) -> None:
+    message = {"role": "assistant", "content": SAYS_USAGE}
+    answer = {"id": "c", "choices": [{"message": message}], "usage": TOKENS, "x": {"y": [1, {"z": "}"}]}}
+    message["content"] += "x" * (size - len(json.dumps(answer)))
+    body = json.dumps(answer).encode()
+    assert len(body) == size
+    assert counted(body, pieces) == (11, 22, False)
+    assert counted(json.dumps(answer, indent=2).encode(), pieces) == (11, 22, False)
+
+
+@pytest.mark.parametrize("size", [1000, 2**20])
+def test_text_that_tells_of_usage_is_none(size: int) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "x" * size + SAYS_USAGE}}]}).encode()
+    assert counted(body) == (100, len(body) // 4, True)
+
+
+def test_usage_that_is_not_the_answers_own_does_not_count_in_an_answer_that_is_read_whole() -> None:
+    body = json.dumps({"choices": [{"usage": {"prompt_tokens": 9}}], "usage": TOKENS, "x": {"usage": {}}}).encode()
+    assert counted(body) == (11, 22, False)
+
+
+@pytest.mark.parametrize("padding", [0, 2**20])
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input_tokens": 7, "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 1}}, (7, 9)),
+        ({"prompt_tokens": 7, "total_tokens": 7}, (7, 0)),
+        ({"prompt_tokens": 7}, (7, 0)),
+        ({"total_tokens": 7}, (0, 7)),
+        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}, (0, 0)),
+        ({"prompt_tokens": -5, "completion_tokens": -(10**30)}, (0, 0)),
+        ({"prompt_tokens": 7, "total_tokens": 3}, (7, 0)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 10**18}, (10**12, 10**12)),
+    ],
+)
+def test_what_a_backend_may_say(usage: dict[str, int | None], expected: tuple[int, int], padding: int) -> None:
+    body = json.dumps({"object": "x" * padding, "usage": usage}).encode()
+    assert counted(body) == (*expected, False)
+
+
+def test_the_responses_api_tells_it_in_its_last_event_and_nothing_is_hidden() -> None:
+    usage = {"input_tokens": 7, "output_tokens": 9, "total_tokens": 16}
+    done = event({"type": "response.completed", "response": {"id": "r", "usage": usage}})
+    sent = event({"type": "response.created", "response": {"id": "r", "usage": None}}) + done
+    tap = UsageTap(RESPONSES)
+    assert tap.events(sent) == sent
+    assert settled(tap, streamed=True, size=len(sent)) == (7, 9, False)
+    assert counted(json.dumps({"object": "response", "usage": usage}).encode(), endpoint=RESPONSES) == (7, 9, False)
+
+
+def test_what_costs_no_tokens_or_failed_counts_none() -> None:
+    body = json.dumps({"usage": TOKENS}).encode()
+    assert counted(body, endpoint=SPEECH) == (0, 0, False)
+    assert counted(body, status=500) == (0, 0, False)
+
+
+NUMBERS = st.one_of(st.none(), st.integers(-(10**40), 10**40), st.floats(), st.text(max_size=5), st.booleans())
+USAGES = st.one_of(
+    st.dictionaries(st.sampled_from([*TOKENS, "input_tokens", "output_tokens", "usage"]), NUMBERS),
+    NUMBERS,
+    st.lists(NUMBERS, max_size=3),
+)
+
+
+@given(USAGES, st.sampled_from([0, 70_000]), st.binary(max_size=8))
+@example("9" * 5000, 70_000, b"")
+def test_nothing_that_a_backend_says_makes_it_fail_or_count_what_cannot_be(
+    usage: Any, padding: int, trailing: bytes
+) -> None:
+    answer = {"object": "x" * padding, "choices": [], "usage": usage}
+    body = json.dumps(answer).encode() + trailing
+    for whole in (True, False):
+        prompt, completion, _ = counted(body, whole=whole)
+        assert 0 <= prompt <= 10**12
+        assert 0 <= completion <= 10**12
+    _, (prompt, completion, _) = passed([b"data: " + body + b"\n\n"])
+    assert 0 <= prompt <= 10**12
+    assert 0 <= completion <= 10**12
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1e400", "NaN", "[" * 5000, '"'])
+@pytest.mark.parametrize("padding", [0, 70_000])
+def test_numbers_that_no_parser_takes_are_as_good_as_none(number: str, padding: int) -> None:
+    body = b'{"object": "%b", "usage": {"prompt_tokens": %b}}' % (b"x" * padding, number.encode())
+    assert counted(body) == (100, len(body) // 4, True)
