@@ -205,19 +205,45 @@ async def test_replicas_that_write_for_the_same_keys_never_wait_in_a_circle(
     deadlocks = await _deadlocks(database)
     crowd = Crowd()
     async with replica_of(gateway) as second, replica_of(gateway) as third:
-        clients = [(replica, turn) for replica in (gateway.replica, second, third) for turn in range(4)]
-        for number, (replica, turn) in enumerate(clients):
-            order = keys[turn:] + keys[:turn]
-            crowd.send(replica, order if number % 2 else order[::-1], most=count // len(clients))
-        await crowd.done()
-    expected = of_completions(len(clients) * (count // len(clients)))
-    assert len(crowd.answered) == expected[0]
+        for replica in (gateway.replica, second, third):
+            for turn in range(4):
+                order = keys[turn:] + keys[:turn]
+                crowd.send(replica, order if turn % 2 else order[::-1])
+        await _flushed(database, ids[-1])
+        for _ in range(3):
+            await _hold_up(gateway, ids[len(ids) // 2], writers=3)
+        await until(lambda: len(crowd.answered) >= count, 120, f"{count} answers")
+        await crowd.finish()
+    expected = of_completions(len(crowd.answered))
     await assert_exact(database, ids, expected)
     assert await _deadlocks(database) == deadlocks
     shown = [await _shown(gateway, profile=tenant.profile) for tenant in tenants]
     assert tuple(map(sum, zip(*shown, strict=True))) == expected
     for key_id in ids:
         assert await _shown(gateway, key=key_id) == await sums(database, "usage_records", SUMS, [key_id])
+
+
+async def _hold_up(gateway: Gateway, key_id: int, *, writers: int) -> None:
+    """Let all writers come to be in the middle of their transactions at once: a key's totals are locked meanwhile.
+
+    Left to themselves they are done within milliseconds, and hardly ever meet.
+    """
+    look = await gateway.installation.look()
+
+    async def all_wait() -> bool:
+        waiting = await look.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name LIKE 'gasket-usage%' AND wait_event_type = 'Lock'"
+        )
+        return bool(waiting == writers)
+
+    connection = await gateway.installation.connect()
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM usage_totals WHERE key_id = $1 FOR UPDATE", key_id)
+            await until(all_wait, 5, f"{writers} writers that wait")
+    finally:
+        await connection.close(timeout=10)
 
 
 async def _deadlocks(database: asyncpg.Connection) -> int:
