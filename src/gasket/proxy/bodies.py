@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestErr
 _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
 _LONGEST_MODEL = 1000
+_BOUNDARIES = re.compile(rb";\s*boundary(?:\*[^=;]*)?\s*=", re.IGNORECASE)
+_NAMES = re.compile(r";\s*name(?:\*[^=;]*)?\s*=", re.IGNORECASE)
 
 
 class Wanted(msgspec.Struct):
@@ -76,6 +79,8 @@ def read_wanted(body: bytes, content_type: bytes, *, exactly_one_model: bool) ->
     else:
         wanted = _read_json(body)
         named = _count_models(body) if exactly_one_model else 1
+    if wanted.model is not None and not 0 < len(wanted.model) <= _LONGEST_MODEL:
+        raise _bad_model()
     if exactly_one_model and (wanted.model is None or named != 1):
         raise BadRequestError(
             "This key may use certain models only: the request has to name one model, once.",
@@ -102,14 +107,14 @@ def _read_json(body: bytes) -> Wanted:
         raise BadRequestError(f"{param or 'The body'}: {message}.", param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
-    if wanted.model is not None and not 0 < len(wanted.model) <= _LONGEST_MODEL:
-        raise BadRequestError("model: must have 1 to 1000 characters.", param="model")
     return wanted
 
 
 def _count_models(body: bytes) -> int:
-    """How often the object has the key `model`: parsers differ on which of two counts."""
-    if body.count(b'"model"') == 1 and b"\\u00" not in body:
+    """How often the object has the key `model`: parsers differ on which of two counts, and those of Go, which many
+    backends are written in, take `Model` for it, too.
+    """
+    if body.lower().count(b'"model"') == 1 and b"\\u00" not in body:
         return 1
     pairs: list[tuple[str, Any]] = []
 
@@ -121,11 +126,17 @@ def _count_models(body: bytes) -> int:
         json.loads(body, object_pairs_hook=keep)
     except RecursionError:
         raise BadRequestError("The body is nested too deeply.", code="invalid_json") from None
-    return sum(key == "model" for key, _ in pairs)
+    except ValueError as error:  # in what the decoder above has skipped
+        raise BadRequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
+    return sum(key.lower() == "model" for key, _ in pairs)
 
 
 def _read_form(body: bytes, content_type: bytes) -> tuple[Wanted, int]:
-    """`model` and `stream` of a form (RFC 7578); files are not looked into."""
+    """`model` and `stream` of a form (RFC 7578); files are not looked into. What another parser may read otherwise, a
+    part with two names or a form with two boundaries, is none.
+    """
+    if len(_BOUNDARIES.findall(content_type)) > 1:
+        raise BadRequestError("The body is not a form: it has two boundaries.")
     _, options = parse_options_header(content_type.decode("latin-1"))  # type: ignore[no-untyped-call]  # multipart's
     found: dict[str, list[bytes]] = {"model": [], "stream": []}
     field = None
@@ -133,13 +144,15 @@ def _read_form(body: bytes, content_type: bytes) -> tuple[Wanted, int]:
         with PushMultipartParser(options.get("boundary", ""), strict=True) as parser:
             for part in parser.parse(body):
                 if isinstance(part, MultipartSegment):
+                    if _names(part) != 1:
+                        raise BadRequestError("The body is not a form: a part has two names.")
                     field = found.get(part.name or "")
                     if field is not None:
                         field.append(b"")
                 elif part and field is not None:
                     field[-1] += part
                     if len(field[-1]) > 4 * _LONGEST_MODEL:
-                        raise BadRequestError("model: must have 1 to 1000 characters.", param="model")
+                        raise _bad_model()
     except (MultipartError, ValueError) as error:
         raise BadRequestError(f"The body is not a form: {error}.") from None
     models = found["model"]
@@ -148,6 +161,15 @@ def _read_form(body: bytes, content_type: bytes) -> tuple[Wanted, int]:
     except UnicodeDecodeError:
         raise BadRequestError("model: is not UTF-8.", param="model") from None
     return Wanted(model=model, stream=found["stream"][-1:] == [b"true"]), len(models)
+
+
+def _names(part: MultipartSegment) -> int:
+    """How many names a part has, whoever reads it (RFC 6266, 4.3 has another way to write one)."""
+    return sum(len(_NAMES.findall(value)) for name, value in part.headerlist if name == "Content-Disposition")
+
+
+def _bad_model() -> BadRequestError:
+    return BadRequestError("model: must have 1 to 1000 characters.", param="model")
 
 
 def _too_large(limit: int) -> TooLargeError:

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive
+
+from gasket.deadlines import Deadlines
+from gasket.proxy.bodies import Wanted, ask_for_usage, read_body, read_wanted
+from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestError, TooLargeError
+
+JSON = b"application/json"
+FORM = b"multipart/form-data; boundary=x"
+DEEP = 100_000
+
+
+def read(body: bytes, content_type: bytes = JSON, *, exactly_one_model: bool = False) -> Wanted:
+    return read_wanted(body, content_type, exactly_one_model=exactly_one_model)
+
+
+def refused(body: bytes, content_type: bytes = JSON, *, exactly_one_model: bool = False) -> BadRequestError:
+    with pytest.raises(BadRequestError) as error:
+        read(body, content_type, exactly_one_model=exactly_one_model)
+    assert error.value.status == 400
+    return error.value
+
+
+def form(*parts: tuple[bytes, bytes], boundary: bytes = b"x") -> bytes:
+    """A form of parts; of each the options of its Content-Disposition, and its value."""
+    lines = [b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (boundary, *part) for part in parts]
+    return b"".join(lines) + b"--%b--\r\n" % boundary
+
+
+MODEL = (b'name="model"', b"m")
+OTHER = (b'name="prompt"', b"a model")
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        ("body", "model", "stream", "tells_usage"),
+        [
+            (b"{}", None, None, False),
+            (b'{"model": "m"}', "m", None, False),
+            (b' {"messages":[{"model":"x"}],"stream":true,"model":"m"}\n', "m", True, False),
+            (b'{"model":null,"stream":false,"stream_options":null}', None, False, False),
+            (b'{"stream_options":{"include_usage":true,"x":[1]}}', None, None, True),
+            (b'{"stream_options":{"include_usage":false}}', None, None, False),
+            ('{"model":"größe/\\u0061:latest"}'.encode(), "größe/a:latest", None, False),
+            (b'{"model":"%b"}' % (b"m" * 1000), "m" * 1000, None, False),
+        ],
+    )
+    def test_what_it_says(self, body: bytes, model: str | None, stream: bool | None, tells_usage: bool) -> None:
+        for content_type in (JSON, b"", b"text/plain; charset=utf-8"):
+            wanted = read(body, content_type)
+            assert (wanted.model, wanted.stream, wanted.tells_usage) == (model, stream, tells_usage)
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            (b'{"model": 1}', "model"),
+            (b'{"model": ["m"]}', "model"),
+            (b'{"model": ""}', "model"),
+            (b'{"model":"%b"}' % (b"m" * 1001), "model"),
+            (b'{"stream": "true"}', "stream"),
+            (b'{"stream": 1}', "stream"),
+            (b'{"stream_options": true}', "stream_options"),
+            (b"[]", None),
+            (b"null", None),
+            (b'"model"', None),
+        ],
+    )
+    def test_a_value_that_is_not_of_its_type(self, body: bytes, param: str | None) -> None:
+        error = refused(body)
+        assert (error.code, error.param) == ("invalid_body", param)
+        assert str(error).startswith(f"{param or 'The body'}: ")
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b" ",
+            b"{",
+            b"{'model': 'm'}",
+            b'{"model": "m"} x',
+            b'{"model": "m",}',
+            b'{"model": "\xff"}',
+            b'{"model": "\\ud800"}',
+            b'{"model": "m", "x": NaN}',
+            b'\xef\xbb\xbf{"model": "m"}',
+            '{"model": "m"}'.encode("utf-16"),
+            b"model=m",
+            b'{"x":' + b"[" * DEEP,
+            b'{"model":"m","x":%b%b}' % (b"[" * DEEP, b"]" * DEEP),
+            b'{"model":"m","x":%b0%b}' % (b'{"a":' * DEEP, b"}" * DEEP),
+        ],
+        ids=lambda body: str(body[:20]),
+    )
+    def test_what_is_no_json(self, body: bytes) -> None:
+        assert refused(body).code == "invalid_json"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"model":"m"}',
+            b'{"model":"m","messages":[{"content":"the \\"model\\" is","model":"x"}]}',
+            b'{"mod\\u0065l":"m"}',
+            b'{"model":"m","x":"\\u00e4"}',
+            b'{"model":"m","x":{"model":"x","y":{"model":1}}}',
+            b'{"x":"model","model":"m"}',
+        ],
+    )
+    def test_one_model(self, body: bytes) -> None:
+        assert read(body, exactly_one_model=True).model == "m"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"{}",
+            b'{"model":null}',
+            b'{"Model":"m"}',
+            b'{"x":{"model":"m"}}',
+            b'{"model":"m","model":"other"}',
+            b'{"model":"m","model":"m"}',
+            b'{"mod\\u0065l":"other","model":"m"}',
+            b'{"\\u006dodel":"m","model":"m","x":1}',
+            b'{"model":"m","Model":"other"}',
+            b'{"MODEL":"other","model":"m"}',
+            b'{"\\u004dodel":"other","model":"m"}',
+        ],
+    )
+    def test_none_or_two_where_it_must_be_one(self, body: bytes) -> None:
+        error = refused(body, exactly_one_model=True)
+        assert (error.code, error.param) == ("model_required", "model")
+
+    @pytest.mark.parametrize(
+        "skipped",
+        [b'"\xff\\u00e4"', b'1%b,"y":"\\u00e4"' % (b"1" * 5000)],
+    )
+    def test_what_the_first_look_skips_is_read_by_the_second(self, skipped: bytes) -> None:
+        """To count the keys everything is read, by another decoder, which does not take all that the first one does."""
+        body = b'{"model":"m","x":%b}' % skipped
+        assert read(body).model == "m"
+        assert refused(body, exactly_one_model=True).code == "invalid_json"
+
+
+KEYS = st.sampled_from(["model", "Model", "mOdEl", "stream", "x"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["m", '"model"'])
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), max_size=6), st.data())
+def test_whoever_reads_it_finds_the_same_one_model(members: list[tuple[str, object]], data: st.DataObject) -> None:
+    """Keys escaped or not, repeated, in any case: if a body passes, the first, the last and any match is the same."""
+
+    def spell(key: str) -> str:
+        spelt = "".join(
+            data.draw(st.sampled_from([char, f"\\u{ord(char):04x}", f"\\u{ord(char):04X}"])) for char in key
+        )
+        return f'"{spelt}"'
+
+    body = "{" + ",".join(f"{spell(key)}:{json.dumps(value)}" for key, value in members) + "}"
+    try:
+        found = read(body.encode(), exactly_one_model=True)
+    except BadRequestError:
+        return
+    assert [value for key, value in members if key.lower() == "model"] == [found.model]
+
+
+class TestForm:
+    @pytest.mark.parametrize(
+        ("content_type", "boundary"),
+        [
+            (b"multipart/form-data; boundary=x", b"x"),
+            (b"Multipart/Form-Data;BOUNDARY=x", b"x"),
+            (b'multipart/form-data; boundary="x"', b"x"),
+            (b'multipart/form-data; boundary="a b\'()+_,-./:=?"', b"a b'()+_,-./:=?"),
+            (b"multipart/form-data; charset=utf-8; boundary=----WebKitFormBoundaryA1", b"----WebKitFormBoundaryA1"),
+            (b"multipart/form-data; boundary=x; charset=utf-8", b"x"),
+        ],
+    )
+    def test_boundaries(self, content_type: bytes, boundary: bytes) -> None:
+        body = form(OTHER, MODEL, (b'name="stream"', b"true"), boundary=boundary)
+        wanted = read(body, content_type, exactly_one_model=True)
+        assert (wanted.model, wanted.stream) == ("m", True)
+
+    @pytest.mark.parametrize("value", [b"false", b"True", b"1", b""])
+    def test_it_is_streamed_only_if_it_says_true(self, value: bytes) -> None:
+        assert not read(form(MODEL, (b'name="stream"', value)), FORM).stream
+
+    def test_files_are_not_looked_into(self) -> None:
+        content = b'--y\r\nContent-Disposition: form-data; name="model"\r\n\r\nother\r\n{"model": 1} \0\xff' * 1000
+        file = (b'name="file"; filename="model.mp3"\r\nContent-Type: audio/mpeg', content)
+        assert read(form(file, MODEL, file), FORM, exactly_one_model=True).model == "m"
+
+    @pytest.mark.parametrize("parts", [[], [OTHER], [MODEL, MODEL], [MODEL, OTHER, (b"name=model", b"other")]])
+    def test_none_or_two_where_it_must_be_one(self, parts: list[tuple[bytes, bytes]]) -> None:
+        body = form(*(parts or [OTHER]))
+        assert refused(body, FORM, exactly_one_model=True).code == "model_required"
+        assert read(body, FORM).model in (None, "m", "other")
+
+    @pytest.mark.parametrize(
+        "second",
+        [
+            b'name="model"; name="other"',
+            b'name="other"; name="model"',
+            b"name=\"other\"; name*=utf-8''model",
+            b"name*=utf-8''model; name=\"other\"",
+            b'name="other"; name*0=mo; name*1=del',
+            b'name="other"\r\nContent-Disposition: form-data; name="model"',
+            b'name="model"\r\nContent-Disposition: form-data; name="other"',
+            b"name*=utf-8''model",
+            b'filename="a"',
+        ],
+    )
+    def test_a_part_has_one_name_whoever_reads_it(self, second: bytes) -> None:
+        assert refused(form(MODEL, (second, b"other")), FORM, exactly_one_model=True).code == "invalid_body"
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            b"multipart/form-data; boundary=x; boundary=y",
+            b"multipart/form-data; boundary=y; Boundary =x",
+            b"multipart/form-data; boundary*=utf-8''y; boundary=x",
+        ],
+    )
+    def test_a_form_has_one_boundary_whoever_reads_it(self, content_type: bytes) -> None:
+        assert refused(form(MODEL), content_type).code == "invalid_body"
+
+    @pytest.mark.parametrize(
+        ("body", "content_type"),
+        [
+            (b"", FORM),
+            (form(MODEL)[:-5], FORM),
+            (form(MODEL)[:-20], FORM),
+            (b"before" + form(MODEL), FORM),
+            (form(MODEL), b"multipart/form-data"),
+            (form(MODEL), b"multipart/form-data; boundary="),
+            (form(MODEL), b"multipart/form-data; boundary=y"),
+            (form(MODEL), b"multipart/form-data; boundary=\xff"),
+            (form(MODEL), b'multipart/form-data; boundary="'),
+            (b'{"model": "m"}', FORM),
+            (b"--x\r\n\r\nm\r\n--x--\r\n", FORM),
+            (b'--x\r\nContent-Disposition: attachment; name="model"\r\n\r\nm\r\n--x--\r\n', FORM),
+            (form((b'name="model"\r\nX-Long: ' + b"a" * 10_000, b"m")), FORM),
+        ],
+    )
+    def test_what_is_no_form(self, body: bytes, content_type: bytes) -> None:
+        error = refused(body, content_type)
+        assert error.code == "invalid_body"
+        assert str(error).startswith("The body is not a form: ")
+
+    @pytest.mark.parametrize("value", [b"", b"m" * 1001, b"m" * 5_000_000, b"\xff"])
+    def test_a_model_that_is_none(self, value: bytes) -> None:
+        error = refused(form((b'name="model"', value)), FORM)
+        assert (error.code, error.param) == ("invalid_body", "model")
+
+
+@given(
+    st.binary(max_size=60)
+    | st.lists(st.sampled_from([b"--x", b"\r\n", b"--", *form(MODEL).split(b" ")])).map(b"".join),
+    st.sampled_from([JSON, FORM]) | st.binary(max_size=20).map(lambda rest: b"multipart/form-data" + rest),
+    st.booleans(),
+)
+@example(b"\r\n--x\r\n", FORM, True)
+def test_nothing_but_a_refusal_comes_of_nonsense(body: bytes, content_type: bytes, exactly_one_model: bool) -> None:
+    with suppress(BadRequestError):
+        wanted = read(body, content_type, exactly_one_model=exactly_one_model)
+        assert msgspec.json.encode(wanted.model)  # the log can show it
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"stream":true}', {"stream": True, "stream_options": {"include_usage": True}}),
+        (
+            b'{"stream":true,"stream_options":{"x":1,"include_usage":false},"y":[1.0]}',
+            {"stream": True, "stream_options": {"x": 1, "include_usage": True}, "y": [1.0]},
+        ),
+        (b'{"stream":true,"stream_options":null}', {"stream": True, "stream_options": {"include_usage": True}}),
+    ],
+)
+def test_usage_is_asked_for_and_all_else_stays(body: bytes, expected: dict[str, object]) -> None:
+    asking = ask_for_usage(body, read(body))
+    assert json.loads(asking) == expected
+    assert read(asking).tells_usage
+
+
+def test_numbers_and_texts_stay_as_they_were_written() -> None:
+    odd = b'{"a":1.10,"b":1e400,"c":12345678901234567890123,"d":"\\u00e4\\/","stream":true}'
+    asking = ask_for_usage(odd, read(odd))
+    assert asking.startswith(odd[:-1])
+
+
+def a_request(*events: tuple[bytes, bool]) -> list[HTTPReceiveMessage]:
+    return [HTTPRequestEvent(type="http.request", body=body, more_body=more) for body, more in events]
+
+
+def told(messages: Iterable[HTTPReceiveMessage], *, pause: float = 0.0) -> Receive:
+    """A server that has these messages, one every `pause` seconds, and then is silent."""
+    waiting = iter(messages)
+
+    async def receive() -> HTTPReceiveMessage:
+        await asyncio.sleep(pause)
+        message = next(waiting, None)
+        if message is None:
+            await asyncio.Event().wait()
+            raise AssertionError
+        return message
+
+    return receive
+
+
+async def received(receive: Receive, *, length: int | None = None, limit: int = 10) -> bytes:
+    return await read_body(receive, Deadlines(), length=length, limit=limit)
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("events", "body"),
+        [
+            ([(b"", False)], b""),
+            ([(b"0123456789", False)], b"0123456789"),
+            ([(b"01", True), (b"", True), (b"2", True), (b"", False)], b"012"),
+        ],
+    )
+    async def test_all_pieces(self, events: list[tuple[bytes, bool]], body: bytes) -> None:
+        assert await received(told(a_request(*events))) == body
+
+    async def test_a_message_without_a_body_is_an_empty_one(self) -> None:
+        bare: HTTPReceiveMessage = {"type": "http.request"}  # type: ignore[typeddict-item]  # ASGI: both are optional
+        assert await received(told([bare])) == b""
+
+    async def test_a_length_above_the_limit_is_refused_before_anything_is_read(self) -> None:
+        with pytest.raises(TooLargeError, match="larger than 10 bytes") as refused:
+            await received(told([]), length=11)
+        assert (refused.value.status, refused.value.code) == (413, "request_too_large")
+
+    async def test_more_than_the_limit_is_refused_as_soon_as_it_is_there(self) -> None:
+        for length in (None, 5):
+            with pytest.raises(TooLargeError):
+                await received(told(a_request((b"0123456789", True), (b"a", True))), length=length)
+
+    async def test_a_client_that_leaves(self) -> None:
+        for before in ([], a_request((b"a", True))):
+            with pytest.raises(ClientGoneError):
+                await received(told([*before, {"type": "http.disconnect"}]))
+
+    async def test_one_that_falls_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 0.1)
+        for events in ([], [(b"a", True)]):
+            with pytest.raises(SlowRequestError) as refused:
+                await received(told(a_request(*events)))
+            assert (refused.value.status, refused.value.code) == (408, "request_timeout")
+
+    async def test_one_that_goes_on_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.bodies._BODY_TIMEOUT", 0.3)
+        with pytest.raises(SlowRequestError):
+            await received(told(a_request(*[(b"a", True)] * 200, (b"", False)), pause=0.01), limit=10_000)
+
+    async def test_a_slow_one_that_is_quick_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The limit between two pieces begins anew with each."""
+        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 1.0)
+        assert await received(told(a_request(*[(b"a", True)] * 8, (b"", False)), pause=0.15)) == b"a" * 8
