@@ -113,6 +113,13 @@ def _milliseconds(seconds: float) -> float:
 
 def _words(line: AccessLine) -> str:
     fields: dict[str, Any] = msgspec.to_builtins(line)
-    first = [str(fields.pop(name)) for name in ("method", "path", "status", "outcome")]
+    first = [_shown(fields.pop(name)) for name in ("method", "path", "status", "outcome")]
     del fields["time"]
-    return " ".join([f"{line.time.astimezone():%H:%M:%S}", *first, *(f"{name}={fields[name]}" for name in fields)])
+    rest = [f"{name}={_shown(value)}" for name, value in fields.items()]
+    return " ".join([f"{line.time.astimezone():%H:%M:%S}", *first, *rest])
+
+
+def _shown(value: object) -> str:
+    """A client's words must neither end the line nor reach the terminal as control sequences."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
