@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.bodies import Wanted, ask_for_usage, read_body, read_wanted
+from gasket.proxy.bodies import Wanted, ask_for_usage, names_a_model, read_body, read_wanted
 from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestError, TooLargeError
 
 JSON = b"application/json"
@@ -367,3 +367,18 @@ class TestReading:
         """The limit between two pieces begins anew with each."""
         monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 1.0)
         assert await received(told(a_request(*[(b"a", True)] * 8, (b"", False)), pause=0.15)) == b"a" * 8
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"{}", False),
+        (b'{"input": {"model": "m"}}', False),
+        (b'{"purpose": "\\u00e9"}', False),
+        (b'{"model": "m"}', True),
+        (b'{"Model": "m"}', True),
+        (b'{"mod\\u0065l": "m"}', True),
+    ],
+)
+def test_a_model_is_found_however_it_is_written(body: bytes, found: bool) -> None:
+    assert names_a_model(body) is found

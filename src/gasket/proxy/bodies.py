@@ -90,6 +90,15 @@ def read_wanted(body: bytes, content_type: bytes, *, exactly_one_model: bool) ->
     return wanted
 
 
+def names_a_model(body: bytes) -> bool:
+    """Whether any parser finds a `model` in this JSON.
+
+    Raises:
+        BadRequestError: it is not JSON.
+    """
+    return _parse_for_models(body) > 0
+
+
 def ask_for_usage(body: bytes, wanted: Wanted) -> bytes:
     """The same request, which asks for the usage of its stream (OpenAI API reference, `stream_options`)."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -116,6 +125,10 @@ def _count_models(body: bytes) -> int:
     """
     if body.lower().count(b'"model"') == 1 and b"\\u00" not in body:
         return 1
+    return _parse_for_models(body)
+
+
+def _parse_for_models(body: bytes) -> int:
     pairs: list[tuple[str, Any]] = []
 
     def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gasket.deadlines import Deadlines
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
-from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, read_body, read_wanted
+from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Answer, Dispatcher
 from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
@@ -256,7 +256,7 @@ def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile
     if endpoint.kind is Kind.STATELESS:
         wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models))
     elif endpoint.kind is Kind.STATEFUL and body.lstrip()[:1] == b"{":
-        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models) and b"model" in body)
+        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models) and names_a_model(body))
     else:
         wanted = NOTHING
     if wanted.model is not None and not profile.allows(wanted.model):
