@@ -15,7 +15,6 @@ from gasket.upstream.failures import AnswerTimeoutError, BrokenAnswerError, Upst
 Fields = list[tuple[bytes, bytes]]
 
 _PAUSE_ABOVE = 256 * 1024
-_RESUME_BELOW = 64 * 1024
 _LARGEST_HEAD = 64 * 1024
 _SWITCHING_PROTOCOLS = 101
 
@@ -52,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.delimited = True
         """Whether the answer itself tells where it ends; if not, the end of the connection does."""
         self._head_size = 0
+        self._received = 0
         self._head_complete = False
 
     @property
@@ -155,8 +155,16 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            if not self._head_complete:
+                self._still_no_head(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(BrokenAnswerError("does not answer in HTTP/1.1"))
+
+    def _still_no_head(self, received: int) -> None:
+        """The parser keeps all of a field that does not end, and a backend may send informational answers for ever."""
+        self._received += received
+        if self._received > _LARGEST_HEAD:
+            raise httptools.HttpParserError("the head is too large")
 
     def eof_received(self) -> None:
         """asyncio's: the other side will send no more. The transport closes by itself."""
