@@ -239,10 +239,11 @@ async def test_three_writers_of_the_same_keys_never_wait_in_a_circle(
         lambda: entry(request_id="none of ours"),
         lambda: entry(key_id=2**40),
         lambda: entry(user_email=None),
-        lambda: entry(status="200"),
+        lambda: entry(status="many"),
+        lambda: entry(bytes_in=2**70),
         lambda: entry(key_id=9, started_at=NOON),  # of which the totals have as many requests as fit
     ],
-    ids=["request id", "integer", "null", "type", "sum"],
+    ids=["request id", "integer", "null", "type", "more than 64 bits", "sum"],
 )
 async def test_one_entry_that_cannot_be_stored_stops_no_other(
     writer: UsageWriter, usage: asyncpg.Connection, caplog: pytest.LogCaptureFixture, poison: Callable[[], UsageEntry]
@@ -265,9 +266,9 @@ async def test_one_entry_that_cannot_be_stored_stops_no_other(
 
 
 async def test_what_clients_make_up_is_stored_cut_to_size(writer: UsageWriter, usage: asyncpg.Connection) -> None:
-    writer.put(entry(model="m\0" + "\ud800" + "x" * 300, path="/v1/\0", prompt_tokens=2**70, retries=-1))
+    writer.put(entry(model="m\0" + "\ud800" + "x" * 300, path="/v1/\0", prompt_tokens=2**70, completion_tokens=-1))
     assert await writer.close() == 0
-    row = await usage.fetchrow("SELECT model, path, prompt_tokens, retries FROM usage_records")
+    row = await usage.fetchrow("SELECT model, path, prompt_tokens, completion_tokens FROM usage_records")
     assert row is not None
     assert tuple(row) == ("m\ufffd?" + "x" * 197, "/v1/\ufffd", 10**9, 0)
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gasket.usage.entry import LONGEST_TEXT, MOST_TOKENS, UsageEntry, storable
 from gasket.usage.models import UsageRecord
@@ -34,8 +35,8 @@ ENTRY = {
 
 
 def stored(**changes: Any) -> dict[str, Any]:
-    fields = {**ENTRY, **changes}
-    return dict(zip(UsageEntry.__struct_fields__, storable(UsageEntry(**fields)), strict=True))
+    fields: dict[str, Any] = {**ENTRY, **changes}
+    return structs.asdict(storable(UsageEntry(**fields)))
 
 
 def test_entry_table_and_statement_have_the_same_fields_in_the_same_order() -> None:
@@ -58,11 +59,7 @@ def test_what_fits_is_stored_as_it_is() -> None:
         ("prompt_tokens", -1, 0),
         ("prompt_tokens", 10**30, MOST_TOKENS),
         ("completion_tokens", 10**30, MOST_TOKENS),
-        ("bytes_out", 10**30, 2**62),
-        ("status", 10**30, 2**31 - 1),
-        ("duration_ms", 1e300, 1e9),
-        ("first_byte_ms", -0.5, 0),
     ],
 )
 def test_what_does_not_fit_is_cut_to_size(field: str, given: object, kept: object) -> None:
-    assert stored(**{field: given})[field] == kept
+    assert stored(**{field: given}) == {**ENTRY, field: kept}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 import msgspec
+from msgspec import structs
 
 LONGEST_TEXT = 200
 """Characters that are kept of a model's name or a path: both are the client's to choose."""
 
 MOST_TOKENS = 10**9
 """More than this no request has; an upstream that says so must not make the totals run over."""
-
-_MOST_BYTES = 2**62
-_LONGEST_MS = 1e9
-_MOST = 2**31 - 1
 
 
 class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -41,27 +37,16 @@ class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     retries: int
 
 
-def storable(entry: UsageEntry) -> tuple[Any, ...]:
-    """The entry's values in the order of its fields; what a client or an upstream can make too large is cut to size."""
-    return (
-        entry.request_id,
-        entry.started_at,
-        entry.key_id,
-        _text(entry.user_email),
-        entry.profile_id,
-        entry.backend_id,
-        None if entry.model is None else _text(entry.model),
-        _text(entry.path),
-        _number(entry.status, _MOST),
-        _text(entry.outcome),
-        None if entry.first_byte_ms is None else _number(entry.first_byte_ms, _LONGEST_MS),
-        _number(entry.duration_ms, _LONGEST_MS),
-        _number(entry.bytes_in, _MOST_BYTES),
-        _number(entry.bytes_out, _MOST_BYTES),
-        _number(entry.prompt_tokens, MOST_TOKENS),
-        _number(entry.completion_tokens, MOST_TOKENS),
-        entry.estimated,
-        _number(entry.retries, _MOST),
+def storable(entry: UsageEntry) -> UsageEntry:
+    """The entry with what a client or an upstream makes up cut to size; mostly there is nothing to cut."""
+    made_up = (entry.model, entry.path, entry.prompt_tokens, entry.completion_tokens)
+    model = None if entry.model is None else _text(entry.model)
+    fitting = (model, _text(entry.path), _tokens(entry.prompt_tokens), _tokens(entry.completion_tokens))
+    if fitting == made_up:
+        return entry
+    model, path, prompt_tokens, completion_tokens = fitting
+    return structs.replace(
+        entry, model=model, path=path, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
     )
 
 
@@ -73,5 +58,5 @@ def _text(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _number(number: float, most: float) -> float:
-    return min(max(number, 0), most)
+def _tokens(number: int) -> int:
+    return min(max(number, 0), MOST_TOKENS)

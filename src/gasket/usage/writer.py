@@ -38,8 +38,8 @@ _PAUSE_WHILE_CLOSING = 0.1
 _TOUCHED_EVERY = 60.0
 _MOST_KEYS = 50_000
 
-# What PostgreSQL (classes 22 and 23) and the driver say of values: to try again would change nothing.
-_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError)
+# What PostgreSQL (classes 22 and 23) and the encoder say of values: to try again would change nothing.
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError, OverflowError)
 
 
 class UsageWriter:
