@@ -80,7 +80,7 @@ class KeyOut(msgspec.Struct, kw_only=True):
     tokens_per_window: Annotated[int | None, Meta(description="Null: unlimited")]
     token_window: Annotated[int, Meta(description="Seconds")]
     max_concurrency: Annotated[int | None, Meta(description="Requests at once; null: unlimited")]
-    last_used_at: Annotated[datetime | None, Meta(description="Of the last request; it may lag a minute behind")]
+    last_used_at: Annotated[datetime | None, Meta(description="Of the last request; it may lag two minutes behind")]
     created_at: datetime
 
 

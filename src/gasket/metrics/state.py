@@ -103,7 +103,7 @@ class StateCollector(Collector):
         usage = self._sources.usage()
         yield _gauge("gasket_usage_queue_records", "Usage records that wait to be written", usage.waiting)
         yield _counter("gasket_usage_records_written_total", "Usage records that are in the database", usage.written)
-        yield _counter("gasket_usage_records_dropped_total", "Usage records that found the queue full", usage.dropped)
+        yield _counter("gasket_usage_records_dropped_total", "Usage records that were lost", usage.dropped)
 
     def _migrations(self) -> Iterable[Metric]:
         schema, pending = self._schema, self._sources.pending()
