@@ -8,11 +8,20 @@ import signal
 import sys
 import time
 
-from bench import apply_migrations, import_time, reader_stall, start_to_ready, up_to_date_check
+from bench import (
+    apply_migrations,
+    import_time,
+    reader_stall,
+    start_to_ready,
+    up_to_date_check,
+    usage_query,
+    usage_writer,
+)
 from bench.gateway import key_check, plain, streams
 from bench.harness import describe_machine
 
-_ALL = (up_to_date_check, apply_migrations, reader_stall, start_to_ready, import_time, plain, streams, key_check)
+_SCHEMA = (up_to_date_check, apply_migrations, reader_stall, start_to_ready, import_time)
+_ALL = (*_SCHEMA, plain, streams, key_check, usage_writer, usage_query)
 _BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in _ALL}
 
 
