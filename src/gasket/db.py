@@ -123,11 +123,13 @@ def application_name(activity: str, release: str) -> str:
     return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
 
 
-async def open_plain_connection(database_url: str, *, application_name: str) -> asyncpg.Connection:
+async def open_plain_connection(
+    database_url: str, *, application_name: str, answer_timeout: float | None = None
+) -> asyncpg.Connection:
     """A connection without SQLAlchemy, for one statement at a time outside any transaction.
 
     Statements are not cached: under the DDL of a newer release none goes stale, and a pooler in transaction mode may
-    hand out another server connection for each.
+    hand out another server connection for each. `answer_timeout` is in seconds, for each statement.
 
     Raises:
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the database is away, or refuses.
@@ -135,6 +137,7 @@ async def open_plain_connection(database_url: str, *, application_name: str) -> 
     connection: asyncpg.Connection = await asyncpg.connect(
         database_url,
         timeout=_CONNECT_TIMEOUT,
+        command_timeout=answer_timeout,
         statement_cache_size=0,
         server_settings={"application_name": application_name},
     )

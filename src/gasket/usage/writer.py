@@ -11,6 +11,7 @@ from itertools import islice
 
 import asyncpg
 
+from gasket.db import open_plain_connection
 from gasket.migrator.connection import describe
 from gasket.usage.entry import UsageEntry
 from gasket.usage.retention import Retention
@@ -30,7 +31,6 @@ INTERVAL = 1.0
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` has."""
 
-_CONNECT_TIMEOUT = 5.0
 _ANSWER_TIMEOUT = 30.0
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 10.0
@@ -179,12 +179,8 @@ class UsageWriter:
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(
-                self._url,
-                timeout=_CONNECT_TIMEOUT,
-                command_timeout=_ANSWER_TIMEOUT,
-                statement_cache_size=0,
-                server_settings={"application_name": self._application_name},
+            self._connection = await open_plain_connection(
+                self._url, application_name=self._application_name, answer_timeout=_ANSWER_TIMEOUT
             )
         return self._connection
 
