@@ -53,7 +53,9 @@ class SlidingWindow:
         return {index * self.seconds: amount for index, amount in self._being_told.items()}
 
     def told(self) -> None:
-        """It was; `learn` brings the sums that contain it."""
+        """It was; until `learn` brings the sum that contains it, it counts beside what is known already."""
+        for index, amount in self._being_told.items():
+            self._shared[index] = self._shared.get(index, 0) + amount
         self._being_told.clear()
 
     def learn(self, start: int, used: int) -> None:
