@@ -44,11 +44,11 @@ def assert_stopped_as_told(replica: Replica) -> None:
 
 
 async def readiness(replica: Replica) -> int | None:
-    """The status of `/health/ready`; None where nobody listens any more."""
+    """The status of `/health/ready`; None where nobody listens any more, or will not accept what waits for it."""
     async with httpx.AsyncClient(base_url=replica.base_url, trust_env=False, verify=False) as client:
         try:
             return (await client.get("/health/ready")).status_code
-        except httpx.ConnectError:
+        except httpx.TransportError:
             return None
 
 

@@ -115,8 +115,8 @@ async def test_five_failures_in_a_row_set_a_backend_aside_and_one_try_brings_it_
     assert counts(tenant) == [5, 4]
     assert await state(tenant) == "available", "the fifth was no failure"
     for _ in range(5):
+        asked_at = loop.time()
         assert (await tenant.ask()).status == 200
-    set_aside_at = loop.time()
     assert await state(tenant) == "set_aside"
     newest = (await tenant.api.get("/backends?orderBy=id&sortOrder=desc&pageSize=2")).json()["items"]
     assert [item["state"] for item in newest] == ["available", "set_aside"]
@@ -135,8 +135,8 @@ async def test_five_failures_in_a_row_set_a_backend_aside_and_one_try_brings_it_
         return len(first.requests) == 11
 
     asking: list[asyncio.Task[Any]] = []
-    await until(tried, 7, "a try")
-    assert loop.time() - set_aside_at >= 4.5
+    await until(tried, 10, "a try")
+    assert loop.time() - asked_at >= 5
     assert await state(tenant) == "trying"
     before = len(second.requests)
     assert [(await tenant.ask()).status for _ in range(3)] == [200] * 3
