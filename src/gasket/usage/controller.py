@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from advanced_alchemy.service import OffsetPagination
@@ -21,6 +20,8 @@ from gasket.usage.service import UsageService
 _FILTERS = ("key", "user", "profile", "model", "backend")
 _PARAMETERS = frozenset({"group", "from", "to", *_FILTERS, "currentPage", "pageSize", "sortOrder"})
 _BY_DAY: list[Group] = ["day"]
+# Text to Litestar, which would take a number for seconds since 1970.
+_MOMENT = {"format": "date-time"}
 
 
 def provide_usage(db_session: NamedDependency[SkipValidation[AsyncSession]]) -> UsageService:
@@ -35,14 +36,16 @@ def provide_query(
         QueryParameter(description="What to sum by; several are given by repeating it. Without it: by day"),
     ] = None,
     from_: Annotated[
-        datetime | None,
+        str | None,
         QueryParameter(
             name="from",
+            schema_extra=_MOMENT,
             description="With an offset. The range takes in every hour that it touches; without it: from the beginning",
         ),
     ] = None,
     to: Annotated[
-        datetime | None, QueryParameter(description="With an offset, later than `from`; itself not in it")
+        str | None,
+        QueryParameter(schema_extra=_MOMENT, description="With an offset, later than `from`; itself not in it"),
     ] = None,
     key: Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="Requests with this key")] = None,
     user: Annotated[

@@ -13,6 +13,7 @@ from gasket.errors import InvalidInputError
 Group = Literal["key", "user", "profile", "model", "backend", "hour", "day", "month"]
 
 _HOUR = timedelta(hours=1)
+_WithOffset = Annotated[datetime, Meta(tz=True)]
 
 
 class UsageSum(msgspec.Struct, kw_only=True):
@@ -47,11 +48,11 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     backend: int | None = None
 
 
-def whole_hours(start: datetime | None, end: datetime | None) -> tuple[datetime | None, datetime | None]:
+def whole_hours(start: str | None, end: str | None) -> tuple[datetime | None, datetime | None]:
     """The range, widened to whole hours of UTC, since it is by the hour that totals are kept.
 
     Raises:
-        InvalidInputError: a moment has no offset or is out of range, or the end is not after the start.
+        InvalidInputError: what is given is no timestamp (RFC 3339), or the end is not after the start.
     """
     first, last = _utc("from", start), _utc("to", end)
     if first is not None and last is not None and last <= first:
@@ -62,13 +63,16 @@ def whole_hours(start: datetime | None, end: datetime | None) -> tuple[datetime 
         raise InvalidInputError("to is out of range.", field="to") from None
 
 
-def _utc(name: str, moment: datetime | None) -> datetime | None:
-    if moment is None:
+def _utc(name: str, text: str | None) -> datetime | None:
+    if text is None:
         return None
-    if moment.tzinfo is None:
-        raise InvalidInputError(f"{name} needs an offset, as in 2026-11-25T00:00:00Z.", field=name)
     try:
-        return moment.astimezone(UTC)
+        return msgspec.convert(text, _WithOffset).astimezone(UTC)
+    except msgspec.ValidationError:
+        raise InvalidInputError(
+            f"{name} must be a timestamp with an offset, such as 2026-11-25T00:00:00Z (the + of another: %2B).",
+            field=name,
+        ) from None
     except OverflowError:
         raise InvalidInputError(f"{name} is out of range.", field=name) from None
 
