@@ -127,6 +127,7 @@ class UpstreamClient:
         """End all idle connections."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+            self._sweeping = None
         for connections in self._idle.values():
             for connection, _ in connections:
                 connection.close()
