@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -86,6 +87,7 @@ async def test_keys_are_looked_up_through_the_pooler(pooled: Installation, direc
             return (await tenant.ask()).status == 401
 
         await until(refused, 1.5 if direct else 3, "the end of a revoked key")
+        assert await _prepared(pooled) == set(), "it would be somebody else's, or nobody's, at the next key"
     assert ("connection pooler" in replica.output) != direct
 
 
@@ -154,6 +156,19 @@ async def _migrate_directly(pooled: Installation) -> None:
     direct = {"GASKET_MIGRATION_DATABASE_URL": pooled.database_url}
     done = await pooled.run("alembic", "upgrade", "head", settings=direct)
     assert done.exit_code == 0, done.output
+
+
+async def _prepared(pooled: Installation) -> set[str]:
+    """The names of what is prepared on the pooler's server connections, of which there are two."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(2):
+            client = await asyncpg.connect(pooled.settings["DATABASE_URL"], statement_cache_size=0)
+            stack.push_async_callback(client.close)
+            await stack.enter_async_context(client.transaction())  # keeps its server connection
+            clients.append(client)
+        rows = [await client.fetch("SELECT name FROM pg_prepared_statements WHERE name <> ''") for client in clients]
+        return {row["name"] for several in rows for row in several}
 
 
 async def _advisory_locks(installation: Installation) -> int:
