@@ -1,0 +1,36 @@
+"""Keys in memory; what the database and its notifications do to them is tested with real replicas."""
+
+from __future__ import annotations
+
+from gasket.limits.limiter import Limits
+from gasket.proxy.access import Access, Profile
+from gasket.proxy.directory import KeyDirectory
+
+PROFILE = Profile(
+    id=1, name="p", allowed_models=frozenset(), allow_stateful_endpoints=False, limits=Limits(), backends=()
+)
+ACCESS = Access(key_id=1, user_email="ada@example.com", profile=PROFILE, limits=Limits(), expires_at=None)
+KEYS = [f"gsk_{number:048x}".encode() for number in range(20_001)]
+
+
+async def test_of_too_many_keys_the_oldest_are_forgotten() -> None:
+    async def find(_digest: str) -> Access:
+        return ACCESS
+
+    directory = KeyDirectory(find, ttl=60)
+    for key in KEYS:
+        assert await directory.look_up(key) is ACCESS
+    known = [directory.recall(key) is ACCESS for key in KEYS]
+    assert known == sorted(known)
+    assert 18_000 <= sum(known) <= 20_000
+
+
+async def test_a_key_that_is_looked_up_again_counts_as_new() -> None:
+    async def find(_digest: str) -> Access:
+        return ACCESS
+
+    directory = KeyDirectory(find, ttl=60)
+    for key in [*KEYS[:19_999], KEYS[0], *KEYS[19_999:]]:
+        await directory.look_up(key)
+    assert directory.recall(KEYS[0]) is ACCESS
+    assert directory.recall(KEYS[1]) is None
