@@ -65,9 +65,7 @@ class Watch:
             # It came too late to interrupt anything, but the task is still marked: take the mark off.
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
-        if self._task.uncancel() > 0 or (kind is not None and kind is not asyncio.CancelledError):
-            return
-        if kind is asyncio.CancelledError:
+        if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise self._reason from None
 
     def _client_left(self, listening: asyncio.Future[Any]) -> None:
