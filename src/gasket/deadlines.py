@@ -38,6 +38,12 @@ class Deadlines:
         """It waits no longer."""
         self._due.pop(waiting, None)
 
+    def end(self) -> None:
+        """Everybody's time is up, now."""
+        for waiting in list(self._due):
+            if self._due.pop(waiting, None) is not None:  # one may clear another
+                waiting.time_is_up()
+
     def limit(self, within: float) -> Limit:
         """`with deadlines.limit(seconds):` around an `await` raises TimeoutError, as `asyncio.timeout` does."""
         return Limit(self, within)

@@ -102,3 +102,14 @@ async def test_an_error_of_what_is_awaited_comes_through() -> None:
 
     with pytest.raises(ValueError, match="no"), Deadlines().limit(0.05):
         await fail()
+
+
+async def test_all_can_be_ended_at_once_and_new_ones_have_their_time() -> None:
+    deadlines, first, second = Deadlines(), Waiting(), Waiting()
+    deadlines.set(first, 100)
+    deadlines.set(second, 100)
+    deadlines.end()
+    assert [len(first.told), len(second.told)] == [1, 1]
+    deadlines.set(first, 100)
+    await asyncio.sleep(2 * LATE)
+    assert [len(first.told), len(second.told)] == [1, 1]

@@ -12,7 +12,8 @@ GatewayError
 ├── EncodedRequestError        415  unsupported_encoding
 ├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
 ├── UpstreamFailedError        502  upstream_unreachable, upstream_failed
-├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable, shutting_down
+├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable
+│   └── StoppingError          503  shutting_down
 └── UpstreamTimeoutError       504  upstream_timeout
 """
 
@@ -127,6 +128,12 @@ class BusyError(GatewayError):
 
     def __init__(self, message: str | None = None, *, code: str | None = None, retry_after: float = 1.0) -> None:
         super().__init__(message, code=code, retry_after=retry_after)
+
+
+class StoppingError(BusyError):
+    """This replica is being stopped."""
+
+    default_code = "shutting_down"
 
 
 class UpstreamTimeoutError(GatewayError):

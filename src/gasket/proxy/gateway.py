@@ -26,6 +26,8 @@ from gasket.proxy.errors import (
     GatewayError,
     LimitedError,
     NoSuchModelError,
+    SlowRequestError,
+    StoppingError,
     UpstreamFailedError,
     UpstreamTimeoutError,
 )
@@ -68,8 +70,10 @@ class Gateway:
         self._most_requests = most_requests
         self._observers = observers
         self._deadlines = Deadlines()
+        self._bodies = Deadlines()
         self._watches: set[Watch] = set()
         self._under_way = 0
+        self._stopped = False
         self._extra: Fields = []
         self._not_to_ask: set[int] = set()
 
@@ -83,7 +87,9 @@ class Gateway:
         self._extra = _CLOSE
 
     def stop(self) -> None:
-        """End what still runs, in words where the client can read them."""
+        """End what still runs, in words where the client can read them, also for one that is still sending."""
+        self._stopped = True
+        self._bodies.end()
         for watch in list(self._watches):
             watch.stop()
 
@@ -112,7 +118,8 @@ class Gateway:
             exchange.status, exchange.outcome = 500, Outcome.REFUSED
             if exchange.first_byte is None:
                 fault = GatewayError("Something went wrong on the gateway's side; its log says what.")
-                await send_whole(send, 500, fault.headers(), fault.body())
+                fields = fault.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+                await send_whole(send, 500, fields, fault.body())
         finally:
             self._under_way -= 1
             if exchange.grant is not None:
@@ -137,12 +144,14 @@ class Gateway:
             raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
         if self._under_way > self._most_requests:
             raise BusyError("This replica has as many requests as it may have at once.")
-        body = await read_body(receive, self._deadlines, length=incoming.length, limit=self._largest_body)
+        body = await self._read_body(receive, incoming)
         exchange.bytes_in = len(body)
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
         exchange.model = wanted.model
         if access.limited and endpoint.kind is not Kind.MODELS:
             exchange.grant = await self._admit(access)
+        if self._stopped:
+            raise StoppingError
         query = scope["query_string"].decode("latin-1")
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         asks = endpoint.asks_for_usage and bool(wanted.stream) and not wanted.tells_usage
@@ -158,6 +167,14 @@ class Gateway:
                 await self._pass_on(exchange, access.profile, request, watch, send)
         finally:
             self._watches.discard(watch)
+
+    async def _read_body(self, receive: Receive, incoming: Incoming) -> bytes:
+        try:
+            return await read_body(receive, self._bodies, length=incoming.length, limit=self._largest_body)
+        except SlowRequestError:
+            if self._stopped:
+                raise StoppingError from None
+            raise
 
     async def _admit(self, access: Access) -> Grant:
         try:
@@ -269,7 +286,7 @@ def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile
 def _note(exchange: Exchange, error: GatewayError) -> None:
     exchange.error = str(error)
     match error:
-        case BusyError(code="shutting_down"):
+        case StoppingError():
             exchange.outcome = Outcome.SHUTDOWN
         case UpstreamTimeoutError():
             exchange.outcome = Outcome.TIMEOUT

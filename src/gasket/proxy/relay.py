@@ -79,6 +79,8 @@ class Relay:
             response.fields, request_id=exchange.request_id, client_request_id=exchange.client_request_id
         )
         if self._events is not None:
+            # An event may be taken out, or an error put at the end: then the length is another one.
+            fields = [field for field in fields if field[0] != b"content-length"]
             fields.append(_NO_BUFFERING)
         if exchange.grant is not None:  # the client has to do with our limits, not with those of our account upstream
             fields = [field for field in fields if not field[0].startswith(b"x-ratelimit-")] + exchange.grant.fields

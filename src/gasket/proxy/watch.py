@@ -10,7 +10,7 @@ from typing import Any
 from litestar.types import Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.errors import BusyError, ClientGoneError
+from gasket.proxy.errors import ClientGoneError, StoppingError
 
 _LISTENS_AFTER = 0.1
 
@@ -24,7 +24,7 @@ class Watch:
 
     Raises:
         ClientGoneError: the client closed its connection.
-        BusyError: the replica stops, and the time for its requests is over.
+        StoppingError: the replica stops, and the time for its requests is over.
     """
 
     __slots__ = ("_deadlines", "_listening", "_over", "_reason", "_receive", "_task")
@@ -50,7 +50,7 @@ class Watch:
 
     def stop(self) -> None:
         """The replica stops: end this request now."""
-        self._interrupt(BusyError("This replica is being stopped.", code="shutting_down"))
+        self._interrupt(StoppingError())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,0 +1,236 @@
+"""`/v1` as an ASGI application, before a backend of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gasket.backends.breaker import Breakers
+from gasket.limits.limiter import Limiter, Limits
+from gasket.limits.store import LimitStore
+from gasket.proxy.access import Access, Backend, Profile
+from gasket.proxy.directory import KeyDirectory
+from gasket.proxy.dispatch import Dispatcher
+from gasket.proxy.exchange import Exchange
+from gasket.proxy.gateway import Gateway
+from gasket.proxy.model_lists import ModelLists
+from gasket.upstream.client import UpstreamClient
+
+KEY = b"gsk_" + b"0" * 48
+NO_LIMITS = Limits()
+EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class Client:
+    """One request, as the server hands it over, and what is sent for it."""
+
+    def __init__(self, *, length: int | None = None) -> None:
+        self.coming: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[Any] = []
+        fields = [(b"authorization", b"Bearer " + KEY)]
+        if length is not None:
+            fields.append((b"content-length", b"%d" % length))
+        self.scope: Any = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": b"/v1/chat/completions",
+            "path": "/v1/chat/completions",
+            "query_string": b"",
+            "headers": fields,
+        }
+
+    def put(self, body: bytes, *, more: bool = False) -> None:
+        self.coming.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        status: int = self.sent[0]["status"]
+        return status
+
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+    @property
+    def error(self) -> str | None:
+        code: str = json.loads(self.body)["error"]["code"]
+        return code
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer came to its end."""
+        return not self.sent[-1].get("more_body", True)
+
+
+Start = Callable[[bytes], Awaitable[tuple[Gateway, list[Exchange]]]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Call it with what the backend answers to each request for a gateway before it, and for what is noted of each."""
+    client, servers = UpstreamClient(), []
+
+    async def make(answer: bytes) -> tuple[Gateway, list[Exchange]]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        servers.append(server)
+        access = an_access(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+        async def find(_digest: str) -> Access:
+            return access
+
+        noted: list[Exchange] = []
+        nowhere = LimitStore("postgresql://127.0.0.1:1/x", schema="public", application_name="x")
+        gateway = Gateway(
+            KeyDirectory(find, ttl=60),
+            Dispatcher(client, Breakers()),
+            ModelLists(client),
+            Limiter(nowhere),
+            largest_body=1000,
+            most_requests=10,
+            observers=[noted.append],
+        )
+        return gateway, noted
+
+    yield make
+    await client.close()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+def an_access(base_url: str) -> Access:
+    backend = Backend(
+        id=1,
+        name="b",
+        base_url=base_url,
+        credential=None,
+        credential_unreadable=False,
+        skip_tls_verify=False,
+        max_concurrency=None,
+        connect_timeout=5,
+        first_byte_timeout=5,
+        chunk_timeout=5,
+    )
+    profile = Profile(
+        id=1,
+        name="p",
+        allowed_models=frozenset(),
+        allow_stateful_endpoints=False,
+        limits=NO_LIMITS,
+        backends=(backend,),
+    )
+    return Access(key_id=1, user_email="", profile=profile, limits=NO_LIMITS, expires_at=None)
+
+
+def an_answer(body: bytes, *, content_type: bytes, length: int | None = None) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (content_type, len(body) if length is None else length) + body
+
+
+class TestLengthOfAStream:
+    """A server that answers with events may say how long they are; what the client gets may have another length."""
+
+    async def test_an_event_is_taken_out(self, start: Start) -> None:
+        gateway, _ = await start(an_answer(EVENT + USAGE + DONE, content_type=b"text/event-stream"))
+        client = Client()
+        client.put(b'{"stream":true}')
+        await gateway(client.scope, client.coming.get, client.send)
+        assert b"content-length" not in client.fields
+        assert client.body == EVENT + DONE
+        assert client.whole
+
+    async def test_an_error_is_put_at_the_end(self, start: Start) -> None:
+        gateway, _ = await start(an_answer(EVENT + b"data: {", content_type=b"text/event-stream", length=999))
+        client = Client()
+        client.put(b'{"stream":true}')
+        await gateway(client.scope, client.coming.get, client.send)
+        assert b"content-length" not in client.fields
+        assert client.body.startswith(EVENT + b'data: {"error":')
+        assert client.whole
+
+    async def test_of_any_other_answer_it_stays(self, start: Start) -> None:
+        gateway, _ = await start(an_answer(b"{}", content_type=b"application/json"))
+        client = Client()
+        client.put(b"{}")
+        await gateway(client.scope, client.coming.get, client.send)
+        assert client.fields[b"content-length"] == b"2"
+        assert client.body == b"{}"
+
+
+@asynccontextmanager
+async def under_way(gateway: Gateway, client: Client) -> AsyncIterator[asyncio.Task[None]]:
+    """A request that runs."""
+    task: asyncio.Task[None] = asyncio.ensure_future(gateway(client.scope, client.coming.get, client.send))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert gateway.under_way == 1
+    yield task
+    async with asyncio.timeout(5):
+        await task
+    assert gateway.under_way == 0
+
+
+class TestStop:
+    async def test_a_client_that_is_still_sending_is_told_at_once(self, start: Start) -> None:
+        """Its body may take minutes; the server waits for every request before it ends."""
+        gateway, noted = await start(b"")
+        client = Client(length=10)
+        async with under_way(gateway, client):
+            client.put(b"{", more=True)
+            await asyncio.sleep(0.01)
+            gateway.stop()
+        assert (client.status, client.error) == (503, "shutting_down")
+        assert b"retry-after" in client.fields
+        assert noted[0].outcome == "shutdown"
+
+    async def test_a_request_that_comes_after_it_is_not_begun(self, start: Start) -> None:
+        """Over a connection that is still open."""
+        gateway, _ = await start(an_answer(b"{}", content_type=b"application/json"))
+        gateway.stop()
+        client = Client()
+        client.put(b"{}")
+        await gateway(client.scope, client.coming.get, client.send)
+        assert (client.status, client.error) == (503, "shutting_down")
+
+    async def test_a_slow_client_is_one_while_nothing_stops(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 0.05)
+        gateway, _ = await start(b"")
+        client = Client()
+        await gateway(client.scope, client.coming.get, client.send)
+        assert (client.status, client.error) == (408, "request_timeout")
+
+
+async def test_a_fault_of_the_gateways_own_has_an_id_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    gateway, noted = await start(b"")
+
+    async def receive() -> Any:
+        raise ZeroDivisionError
+
+    client = Client()
+    await gateway(client.scope, receive, client.send)
+    assert (client.status, client.error) == (500, "internal")
+    assert client.fields[b"x-gasket-request-id"].decode() == noted[0].request_id
+    assert "ZeroDivisionError" in caplog.text
+    assert "ZeroDivisionError" not in client.body.decode()
