@@ -86,8 +86,8 @@ class Dispatcher:
     ) -> Answer:
         """The answer of the first backend that has one; a second one is tried if that one fails.
 
-        `target` is what follows `/v1`, with the query. If both fail, the answer that the client gets is the first
-        backend's own, if it had one.
+        `target` is what follows `/v1`, with the query. If both fail, the client gets the second backend's own answer,
+        if it had one, else the first one's.
 
         Raises:
             UpstreamFailedError, UpstreamTimeoutError: no backend answered.
