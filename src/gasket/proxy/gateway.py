@@ -109,17 +109,12 @@ class Gateway:
             exchange.status, exchange.outcome = CLIENT_GONE_STATUS, Outcome.CLIENT_GONE
         except GatewayError as error:
             _note(exchange, error)
-            if exchange.first_byte is None:
-                exchange.status = error.status
-                fields = error.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
-                await send_whole(send, error.status, fields, error.body())
+            await self._send_error(exchange, error, send)
         except Exception:
             log.exception("%s /v1%s failed", exchange.method, exchange.path)
-            exchange.status, exchange.outcome = 500, Outcome.REFUSED
-            if exchange.first_byte is None:
-                fault = GatewayError("Something went wrong on the gateway's side; its log says what.")
-                fields = fault.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
-                await send_whole(send, 500, fields, fault.body())
+            fault = GatewayError("Something went wrong on the gateway's side; its log says what.")
+            exchange.status, exchange.outcome = fault.status, Outcome.REFUSED
+            await self._send_error(exchange, fault, send)
         finally:
             self._under_way -= 1
             if exchange.grant is not None:
@@ -167,6 +162,13 @@ class Gateway:
                 await self._pass_on(exchange, access.profile, request, watch, send)
         finally:
             self._watches.discard(watch)
+
+    async def _send_error(self, exchange: Exchange, error: GatewayError, send: Send) -> None:
+        """Once an answer has begun there is no place for another one."""
+        if exchange.first_byte is None:
+            exchange.status = error.status
+            fields = error.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+            await send_whole(send, error.status, fields, error.body())
 
     async def _read_body(self, receive: Receive, incoming: Incoming) -> bytes:
         try:
