@@ -246,21 +246,22 @@ async def _hold_up(gateway: Gateway, key_id: int, *, writers: int) -> None:
     Left to themselves they are done within milliseconds, and hardly ever meet.
     """
     look = await gateway.installation.look()
+    holder = await gateway.installation.connect()
 
     async def all_wait() -> bool:
+        # Each time anew: the key's first row, or that of a new hour, may have come since.
+        await holder.execute("SELECT FROM usage_totals WHERE key_id = $1 FOR UPDATE SKIP LOCKED", key_id)
         waiting = await look.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
             "AND application_name LIKE 'gasket-usage%' AND wait_event_type = 'Lock'"
         )
         return bool(waiting == writers)
 
-    connection = await gateway.installation.connect()
     try:
-        async with connection.transaction():
-            await connection.execute("SELECT FROM usage_totals WHERE key_id = $1 FOR UPDATE", key_id)
-            await until(all_wait, 5, f"{writers} writers that wait")
+        async with holder.transaction():
+            await until(all_wait, 10, f"{writers} writers that wait")
     finally:
-        await connection.close(timeout=10)
+        await holder.close(timeout=10)
 
 
 async def _deadlocks(database: asyncpg.Connection) -> int:
