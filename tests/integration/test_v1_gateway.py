@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from gasket.backends.breaker import Breakers
-from gasket.limits.limiter import Limiter, Limits
+from gasket.limits.limiter import Limiter
 from gasket.limits.store import LimitStore
-from gasket.proxy.access import Access, Backend, Profile
+from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Dispatcher
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.gateway import Gateway
 from gasket.proxy.model_lists import ModelLists
 from gasket.upstream.client import UpstreamClient
+from tests.access import a_backend, a_profile, an_access
 
 KEY = b"gsk_" + b"0" * 48
-NO_LIMITS = Limits()
 EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -93,7 +93,8 @@ async def start() -> AsyncIterator[Start]:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         servers.append(server)
-        access = an_access(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        port = server.sockets[0].getsockname()[1]
+        access = an_access(a_profile(a_backend(base_url=f"http://127.0.0.1:{port}")))
 
         async def find(_digest: str) -> Access:
             return access
@@ -116,30 +117,6 @@ async def start() -> AsyncIterator[Start]:
     for server in servers:
         server.close()
         await server.wait_closed()
-
-
-def an_access(base_url: str) -> Access:
-    backend = Backend(
-        id=1,
-        name="b",
-        base_url=base_url,
-        credential=None,
-        credential_unreadable=False,
-        skip_tls_verify=False,
-        max_concurrency=None,
-        connect_timeout=5,
-        first_byte_timeout=5,
-        chunk_timeout=5,
-    )
-    profile = Profile(
-        id=1,
-        name="p",
-        allowed_models=frozenset(),
-        allow_stateful_endpoints=False,
-        limits=NO_LIMITS,
-        backends=(backend,),
-    )
-    return Access(key_id=1, user_email="", profile=profile, limits=NO_LIMITS, expires_at=None)
 
 
 def an_answer(body: bytes, *, content_type: bytes, length: int | None = None) -> bytes:

@@ -23,54 +23,30 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gasket.backends.breaker import FAILURES, Breakers
 from gasket.db import PoolUse
-from gasket.limits.limiter import Limits
 from gasket.metrics.administration import AdministrationMetrics
 from gasket.metrics.exposition import make_registry
 from gasket.metrics.state import Sources, StateCollector
 from gasket.migrator.status import Readiness
-from gasket.proxy.access import Access, Backend, Profile
+from gasket.proxy.access import Access, Backend
 from gasket.proxy.endpoints import find_route
 from gasket.proxy.exchange import Exchange, Outcome
 from gasket.proxy.metrics import BUCKETS, MOST_MODELS, MOST_NAMES, MOST_SERIES, GatewayMetrics
 from gasket.startup import Gasket
+from tests.access import a_backend, a_profile, an_access
 
 GATEWAY_DOCUMENT = Path(__file__).parents[2] / "docs" / "gateway.md"
 REQUESTS = "gasket_gateway_requests_total"
 
 
 def backend_of(name: str) -> Backend:
-    return Backend(
-        id=1,
-        name=name,
-        base_url="https://example.com",
-        credential=None,
-        credential_unreadable=False,
-        skip_tls_verify=False,
-        max_concurrency=None,
-        connect_timeout=5.0,
-        first_byte_timeout=300.0,
-        chunk_timeout=60.0,
-    )
+    return a_backend(name=name)
 
 
 def access_of(profile: str) -> Access:
-    return Access(
-        key_id=1,
-        user_email="ada@example.com",
-        profile=Profile(
-            id=1,
-            name=profile,
-            allowed_models=frozenset(),
-            allow_stateful_endpoints=False,
-            limits=Limits(),
-            backends=(LARGE,),
-        ),
-        limits=Limits(),
-        expires_at=None,
-    )
+    return an_access(a_profile(LARGE, name=profile))
 
 
-LARGE = backend_of("large")
+LARGE = a_backend(name="large")
 ACCESS = access_of("staff")
 
 
@@ -142,8 +118,8 @@ def test_the_buckets_go_from_milliseconds_to_minutes() -> None:
 
 def test_tries_that_another_backend_made_good_are_counted() -> None:
     exchange = ended()
-    exchange.note_failure(backend_of("small"), "timeout")
-    exchange.note_failure(backend_of("small"), "timeout")
+    exchange.note_failure(a_backend(name="small"), "timeout")
+    exchange.note_failure(a_backend(name="small"), "timeout")
     exchange.note_failure(LARGE, "server_error")
     registry = counted(exchange, ended())
     value = registry.get_sample_value

@@ -10,33 +10,13 @@ from typing import Any
 
 import pytest
 
-from gasket.limits.limiter import Limits
-from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.access_log import AccessLog
 from gasket.proxy.exchange import Exchange, Outcome
+from tests.access import a_backend, a_profile, an_access
 
-NO_LIMITS = Limits()
-BACKEND = Backend(
-    id=3,
-    name="the backend",
-    base_url="http://backend",
-    credential="sk-secret",
-    credential_unreadable=False,
-    skip_tls_verify=False,
-    max_concurrency=None,
-    connect_timeout=5,
-    first_byte_timeout=5,
-    chunk_timeout=5,
-)
-PROFILE = Profile(
-    id=2,
-    name="the profile",
-    allowed_models=frozenset(),
-    allow_stateful_endpoints=False,
-    limits=NO_LIMITS,
-    backends=(BACKEND,),
-)
-ACCESS = Access(key_id=1, user_email="a@b.c", profile=PROFILE, limits=NO_LIMITS, expires_at=None)
+BACKEND = a_backend(id=3, name="the backend", credential="sk-secret")
+PROFILE = a_profile(BACKEND, id=2, name="the profile")
+ACCESS = an_access(PROFILE, user_email="a@b.c")
 
 
 def an_exchange(**fields: Any) -> Exchange:

@@ -14,10 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gasket.limits.limiter import Limits
-from gasket.proxy.access import Access, Backend, Profile
+from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.errors import BusyError, KeyRefusedError
+from tests.access import a_backend, a_profile, an_access
 
 TTL = 30.0
 KEYS = [b"gsk_%048x" % number for number in range(4)]
@@ -28,31 +28,12 @@ def digest_of(key: bytes) -> str:
     return sha256(key).hexdigest()
 
 
-def an_access(
+def access_of(
     key: bytes = KEY, *, version: int = 0, profile: int = 1, backend: int = 1, expires_at: float | None = None
 ) -> Access:
     """What a database would say of a key; `version` counts its changes."""
-    row = Backend(
-        id=backend,
-        name="b",
-        base_url="http://b",
-        credential=None,
-        credential_unreadable=False,
-        skip_tls_verify=False,
-        max_concurrency=None,
-        connect_timeout=1,
-        first_byte_timeout=1,
-        chunk_timeout=1,
-    )
-    whose = Profile(
-        id=profile,
-        name=f"version {version}",
-        allowed_models=frozenset(),
-        allow_stateful_endpoints=False,
-        limits=Limits(),
-        backends=(row,),
-    )
-    return Access(key_id=KEYS.index(key), user_email="", profile=whose, limits=Limits(), expires_at=expires_at)
+    whose = a_profile(a_backend(id=backend), id=profile, name=f"version {version}")
+    return an_access(whose, key_id=KEYS.index(key), expires_at=expires_at)
 
 
 Answer = Access | Exception
@@ -146,8 +127,8 @@ class TestOneLookUp:
         other = asyncio.create_task(directory.look_up(OTHER))
         await settle()
         assert [digest for digest, _ in database.asked] == [digest_of(KEY), digest_of(OTHER)]
-        await database.answer(an_access(OTHER))
-        await database.answer(answer := an_access(), which=0)
+        await database.answer(access_of(OTHER))
+        await database.answer(answer := access_of(), which=0)
         assert {id(access) for access in await asyncio.gather(*asking)} == {id(answer)}
         assert (await other).key_id == 1
         assert (directory.misses, directory.hits) == (2, 0)
@@ -161,7 +142,7 @@ class TestOneLookUp:
         for each in asking:
             with pytest.raises(BusyError):
                 await each
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
         assert len(database.asked) == 2
 
     async def test_who_leaves_takes_the_answer_from_nobody(self, directory: KeyDirectory, database: Database) -> None:
@@ -170,10 +151,10 @@ class TestOneLookUp:
         first.cancel()
         await settle()
         assert first.cancelled()
-        await database.answer(an_access())
+        await database.answer(access_of())
         assert await second is directory.recall(KEY)
 
-    @pytest.mark.parametrize("answer", [an_access(), KeyRefusedError("no"), BusyError(), RuntimeError("a fault")])
+    @pytest.mark.parametrize("answer", [access_of(), KeyRefusedError("no"), BusyError(), RuntimeError("a fault")])
     async def test_all_may_leave(
         self, directory: KeyDirectory, database: Database, answer: Answer, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -197,7 +178,7 @@ class TestTime:
         asking = asyncio.create_task(directory.look_up(KEY))
         await settle()
         clock.now += 10
-        await database.answer(an_access())
+        await database.answer(access_of())
         assert await asking is directory.recall(KEY)
         clock.now += TTL - 10 - 0.1
         assert directory.recall(KEY) is not None
@@ -209,14 +190,14 @@ class TestTime:
         self, directory: KeyDirectory, database: Database, clock: Clock
     ) -> None:
         directory.ttl = 2
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
         clock.now += 2
         assert directory.recall(KEY) is None
 
     async def test_expiry_is_looked_at_each_time(
         self, directory: KeyDirectory, database: Database, clock: Clock
     ) -> None:
-        await put(directory, database, an_access(expires_at=clock.now + 5))
+        await put(directory, database, access_of(expires_at=clock.now + 5))
         clock.now += 4.9
         assert directory.recall(KEY) is not None
         clock.now += 0.1
@@ -240,7 +221,7 @@ class TestTime:
         assert directory.recall(KEY) is None
         assert len(database.asked) == 1
         clock.now += 0.1
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
 
     async def test_nor_is_it_known_for_longer_than_a_key(
         self, directory: KeyDirectory, database: Database, clock: Clock
@@ -252,7 +233,7 @@ class TestTime:
         with pytest.raises(KeyRefusedError):
             await asking
         clock.now += 2
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
 
 
 FORGETTING: list[Callable[[KeyDirectory], None]] = [
@@ -278,7 +259,7 @@ class TestForgetting:
         for forget, gone in steps:
             for key, (profile, backend) in keys.items():
                 if directory.recall(key) is None:
-                    await put(directory, database, an_access(key, profile=profile, backend=backend), key)
+                    await put(directory, database, access_of(key, profile=profile, backend=backend), key)
             forget()
             assert [number for number, key in enumerate(KEYS) if directory.recall(key) is None] == gone
 
@@ -292,7 +273,7 @@ class TestForgetting:
         after = asyncio.create_task(directory.look_up(KEY))
         await settle()
         assert len(database.asked) == 2, "who asks after the change is not given what may be older"
-        old, new = an_access(version=1), an_access(version=2)
+        old, new = access_of(version=1), access_of(version=2)
         await database.answer(old, which=0)
         assert await before is old
         assert directory.recall(KEY) is None
@@ -310,8 +291,8 @@ class TestForgetting:
         before = asyncio.create_task(directory.look_up(KEY))
         await settle()
         directory.forget_key(digest_of(KEY))
-        await put(directory, database, new := an_access(version=2))
-        await database.answer(an_access(version=1), which=0)
+        await put(directory, database, new := access_of(version=2))
+        await database.answer(access_of(version=1), which=0)
         await before
         assert directory.recall(KEY) is new
         third = asyncio.create_task(directory.look_up(KEY))
@@ -326,7 +307,7 @@ class TestForgetting:
         await database.answer(KeyRefusedError("It does not exist."))
         with pytest.raises(KeyRefusedError):
             await before
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
 
     @pytest.mark.parametrize("forget", [FORGETTING[0], FORGETTING[-1]])
     async def test_a_key_that_is_restored_is_looked_up_again(
@@ -338,7 +319,7 @@ class TestForgetting:
         with pytest.raises(KeyRefusedError):
             await asking
         forget(directory)
-        await put(directory, database, an_access())
+        await put(directory, database, access_of())
 
 
 async def test_it_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +332,7 @@ async def test_it_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(digest)
         if digest in refused:
             raise KeyRefusedError
-        return an_access()
+        return access_of()
 
     keys = [b"gsk_%048x" % number for number in range(100)]
     refused = {digest_of(key) for key in keys[1::2]}
@@ -376,9 +357,9 @@ async def test_what_is_looked_up_again_is_as_new_as_any_and_costs_no_other_its_p
 ) -> None:
     monkeypatch.setattr("gasket.proxy.directory._MOST_KEYS", 3)
     for key in (*KEYS[:3], KEYS[1], KEYS[0]):
-        await put(directory, database, an_access(key), key)
+        await put(directory, database, access_of(key), key)
     assert [directory.recall(key) is not None for key in KEYS] == [True, True, True, False]
-    await put(directory, database, an_access(KEYS[3]), KEYS[3])
+    await put(directory, database, access_of(KEYS[3]), KEYS[3])
     assert [directory.recall(key) is not None for key in KEYS] == [True, True, False, True]
 
 
@@ -455,7 +436,7 @@ class AnyOrder(RuleBasedStateMachine):
         unread = [number for number in range(len(self.database.asked)) if number not in self.reads]
         number = data.draw(st.sampled_from(unread))
         [key] = [key for key in KEYS if digest_of(key) == self.database.asked[number][0]]
-        self.reads[number] = an_access(key, version=self.versions[key])
+        self.reads[number] = access_of(key, version=self.versions[key])
 
     @precondition(lambda self: any(not self.database.asked[number][1].done() for number in self.reads))
     @rule(data=st.data())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from gasket.limits.limiter import Limits
-from gasket.proxy.access import Access, Profile
+from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
+from tests.access import a_profile, an_access
 
-PROFILE = Profile(
-    id=1, name="p", allowed_models=frozenset(), allow_stateful_endpoints=False, limits=Limits(), backends=()
-)
-ACCESS = Access(key_id=1, user_email="ada@example.com", profile=PROFILE, limits=Limits(), expires_at=None)
+ACCESS = an_access(a_profile())
 KEYS = [f"gsk_{number:048x}".encode() for number in range(20_001)]
 
 

@@ -48,6 +48,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return (self.requests_per_minute, self.tokens_per_window, self.max_concurrency) != (None, None, None)
 
 
+NO_LIMITS = Limits()
+
+
 class LimitReachedError(GasketError):
     """A limit is reached. `kind` is requests, tokens or concurrency; `retry_after` is in seconds."""
 

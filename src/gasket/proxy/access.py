@@ -61,8 +61,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return not self.allowed_models or model in self.allowed_models
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A valid key: whose it is, and what it may do."""
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid key: whose it is, and what it may do. There are many of these: nothing is kept that can be shared."""
 
     key_id: int
     user_email: str
@@ -71,8 +71,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     expires_at: float | None
     """By this process's monotonic clock, in seconds; None: never."""
 
-    @cached_property
+    @property
     def limited(self) -> list[tuple[str, Limits]]:
         """Who has to allow a request, the key, its profile or nobody, with what they allow."""
-        both = ((f"key:{self.key_id}", self.limits), (f"profile:{self.profile.id}", self.profile.limits))
-        return [(subject, limits) for subject, limits in both if limits.any]
+        both = (("key", self.key_id, self.limits), ("profile", self.profile.id, self.profile.limits))
+        return [(f"{kind}:{number}", limits) for kind, number, limits in both if limits.any]

@@ -12,7 +12,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from gasket.db import PoolUse, open_plain_connection
-from gasket.limits.limiter import Limits
+from gasket.limits.limiter import NO_LIMITS, Limits
 from gasket.migrator.connection import describe, leads_through_pooler
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.errors import BusyError, KeyRefusedError
@@ -214,4 +214,5 @@ class KeyLookup:
 
 
 def _limits(row: asyncpg.Record, prefix: str) -> Limits:
-    return Limits(**{name: row[prefix + name] for name in Limits.__struct_fields__})
+    limits = Limits(**{name: row[prefix + name] for name in Limits.__struct_fields__})
+    return limits if limits.any else NO_LIMITS
