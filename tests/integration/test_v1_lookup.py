@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from time import monotonic
+from typing import Any
+from weakref import ref
 
 import asyncpg
 import pytest
@@ -151,6 +154,13 @@ class TestKeys:
         assert [backend.base_url for backend in third.profile.backends][1] == "http://moved"
         assert [backend.base_url for backend in first.profile.backends][1] == "http://a"
         assert third.profile.backends[0] is first.profile.backends[0]
+
+    async def test_of_keys_that_nobody_remembers_nothing_stays(self, lookup: KeyLookup) -> None:
+        access = await lookup.find(DIGESTS["valid"])
+        left: list[ref[Any]] = [ref(access.profile), *map(ref, access.profile.backends)]
+        del access
+        gc.collect()
+        assert [one() for one in left] == [None] * 5
 
     async def test_in_another_schema(self, database: asyncpg.Connection, database_url: str) -> None:
         await database.execute('ALTER SCHEMA public RENAME TO "a schema"; CREATE SCHEMA public')

@@ -12,7 +12,7 @@ from gasket.upstream.client import Timeouts
 from gasket.upstream.connection import Fields
 
 
-class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
     """A backend's row. Times are in seconds; the credential shows in no repr."""
 
     id: int
@@ -45,7 +45,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return [] if self.credential is None else [(b"authorization", f"Bearer {self.credential}".encode())]
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
+class Profile(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """A profile's row with its backends, in order of preference."""
 
     id: int

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
@@ -78,8 +79,9 @@ class KeyLookup:
         self._idle: list[_Session] = []
         self._places = asyncio.Semaphore(CONNECTIONS)
         self._waiting = 0
-        self._profiles: dict[int, Profile] = {}
-        self._backends: dict[int, Backend] = {}
+        # Weak: what no key in memory has any more is forgotten, also where another replica has deleted it.
+        self._profiles: WeakValueDictionary[int, Profile] = WeakValueDictionary()
+        self._backends: WeakValueDictionary[int, Backend] = WeakValueDictionary()
         self._credentials: dict[str, str | None] = {}
         self._away = False
 
