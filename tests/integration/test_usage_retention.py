@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import asyncpg
 import pytest
 
+from gasket.app import create_app
+from gasket.settings import read_settings
 from gasket.usage.retention import Retention
 from gasket.usage.writer import UsageWriter
 from tests.acceptance.processes import until
 
+from .conftest import ADMIN_TOKEN, SECRET_KEY
 from .usage_entries import entry
 
 # Ids as we make them: the time in milliseconds, the version, and anything.
@@ -102,6 +106,31 @@ async def test_the_writer_does_it_between_two_batches(
         await writer.close()
     assert writer.written == 1
     assert await usage.fetchval("SELECT sum(requests) FROM usage_totals") == 1
+
+
+@pytest.fixture
+def as_it_was() -> Iterator[None]:
+    """What a replica makes of the process's garbage collector ends with the test."""
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("as_it_was")
+async def test_a_replica_without_requests_does_it_too(
+    usage: asyncpg.Connection, fill: Fill, api_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gasket.proxy.plugin._BACKGROUND_AFTER", 0.01)
+    monkeypatch.setattr("gasket.usage.retention._FIRST", (0.0, 0.0))
+    await fill(91, 5)
+    environment = {"DATABASE_URL": api_database_url, "GASKET_ADMIN_TOKEN": ADMIN_TOKEN, "GASKET_SECRET_KEY": SECRET_KEY}
+
+    async def gone() -> bool:
+        return not await usage.fetchval("SELECT count(*) FROM usage_records")
+
+    async with create_app(read_settings(environment)).lifespan():
+        await until(gone, 20, "the old records to be deleted")
 
 
 async def test_the_old_ones_that_cannot_be_deleted_hold_up_no_new_ones(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,9 @@ from gasket.settings import Settings
 from gasket.upstream.client import UpstreamClient
 from gasket.usage.retention import Retention
 from gasket.usage.writer import UsageWriter
+
+_BACKGROUND_AFTER = 60.0
+"""Seconds after which a replica that gets no requests does its share of the work that is nobody's request."""
 
 
 class GatewayPlugin(InitPlugin):
@@ -72,6 +76,7 @@ class GatewayPlugin(InitPlugin):
             retention=Retention(settings.database_schema, days=settings.usage_retention_days),
         )
         self._access_log = AccessLog()
+        self._background: asyncio.TimerHandle | None = None
         self.gateway = Gateway(
             self._directory,
             Dispatcher(client, breakers),
@@ -100,6 +105,7 @@ class GatewayPlugin(InitPlugin):
 
     async def _start(self, _app: Litestar) -> None:
         self._access_log.configure()
+        self._background = asyncio.get_running_loop().call_later(_BACKGROUND_AFTER, self.usage.start)
         _settle_memory()
 
     async def _look_up(self, digest: str) -> Access:
@@ -108,6 +114,8 @@ class GatewayPlugin(InitPlugin):
         return await self._lookup.find(digest)
 
     async def _stop(self, _app: Litestar) -> None:
+        if self._background is not None:
+            self._background.cancel()
         self._access_log.flush()
         await self.usage.close()
         await self._limiter.close()

@@ -76,14 +76,18 @@ class UsageWriter:
         return len(self._queue)
 
     def put(self, entry: UsageEntry) -> None:
-        """Have the entry written soon. The first one starts the background task."""
+        """Have the entry written soon."""
         if self._closing.is_set() or len(self._queue) >= MOST_WAITING:
             self._drop()
             return
         self._queue.append(entry)
         if len(self._queue) >= BATCH:
             self._enough.set()
-        if self._task is None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin the background work, which the first entry begins otherwise. Again is no more."""
+        if self._task is None and not self._closing.is_set():
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> int:
