@@ -14,6 +14,7 @@ import msgspec
 from gasket.errors import GasketError
 from gasket.limits.store import Count, LimitStore
 from gasket.limits.windows import SlidingWindow, remaining
+from gasket.migrator.connection import describe
 
 log = logging.getLogger("gasket.limits")
 
@@ -261,7 +262,7 @@ class Limiter:
                 if time.monotonic() - cleaned > _CLEAN_EVERY:
                     cleaned = time.monotonic()
                     await self._store.clean()
-            except _AWAY as error:
+            except Exception as error:  # whatever it is: not to share any more would be worse
                 self._note_away(error)
                 await asyncio.sleep(SYNC_EVERY)
             else:
@@ -312,7 +313,7 @@ class Limiter:
     def _note_away(self, error: BaseException) -> None:
         if not self._away:
             self._away = True
-            log.warning("limits hold for this replica alone: the database does not answer: %s", error)
+            log.warning("limits hold for this replica alone: they are not shared with the others: %s", describe(error))
 
     def _note_back(self) -> None:
         if self._away:

@@ -21,7 +21,6 @@ _HEARTBEAT = 10.0
 _HEARTBEAT_TIMEOUT = 5.0
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 5.0
-_GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class ChangeListener:
@@ -68,7 +67,7 @@ class ChangeListener:
                 finally:
                     connection.terminate()
                 reason = "the connection was lost"
-            except _GONE as error:
+            except Exception as error:  # whatever it is: not to hear again would be worse
                 reason = describe(error)
             if not complained:
                 complained = True
