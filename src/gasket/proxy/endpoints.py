@@ -33,9 +33,9 @@ _FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
 _STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
 _COUNT_TOKENS = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
 # Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: an encoded slash,
-# backslash, dot or control character, and segments of dots.
+# backslash, dot or control character, and segments of dots, also with a parameter, which some servers cut off first.
 _PLAIN = re.compile(
-    rb"(?:/(?!\.{1,2}(?:/|$))"
+    rb"(?:/(?!\.{1,2}(?:[/;]|$))"
     rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%(?!2[EeFf]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})+)+"
 )
 

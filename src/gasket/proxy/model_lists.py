@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +37,7 @@ class _List(NamedTuple):
 
 
 class _Asking(NamedTuple):
+    backend: Backend
     task: asyncio.Task[_List]
     since: float
 
@@ -117,10 +119,15 @@ class ModelLists:
 
     def _ask_again(self, backend: Backend) -> _Asking:
         asking = self._asking.get(backend.id)
-        if asking is None:
-            asking = self._asking[backend.id] = _Asking(asyncio.create_task(self._ask(backend)), time.monotonic())
-            asking.task.add_done_callback(lambda _done: self._asking.pop(backend.id, None))
+        if asking is None or asking.backend is not backend:
+            asking = _Asking(backend, asyncio.create_task(self._ask(backend)), time.monotonic())
+            self._asking[backend.id] = asking
+            asking.task.add_done_callback(partial(self._asked, asking))
         return asking
+
+    def _asked(self, asking: _Asking, _done: asyncio.Task[_List]) -> None:
+        if self._asking.get(asking.backend.id) is asking:
+            del self._asking[asking.backend.id]
 
     async def _ask(self, backend: Backend) -> _List:
         try:
