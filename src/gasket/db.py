@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
@@ -27,6 +25,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from sqlalchemy.sql.selectable import ForUpdateParameter
 
 from gasket.errors import ConflictError, DatabaseAwayError, DatabaseBusyError, GasketError, NotFoundError
+from gasket.migrator.connection import application_name
 
 MAX_ID = 2**31 - 1
 """The largest value of PostgreSQL's type integer (manual, "Numeric Types")."""
@@ -46,9 +45,12 @@ _BUSY = frozenset({"40001", "40P01", "55P03", "57014", "53300", "25006"})
 _AWAY = frozenset({"57P01", "57P02", "57P03"})
 _CONNECTION_EXCEPTION = "08"
 
+DATABASE_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises when the database does not answer, or not as it should; a timeout is an OSError."""
+
 
 class Base(DeclarativeBase):
-    """Every table: an integer identity `id` and the time at which the row was made."""
+    """What every table has: the naming of its constraints, and the types of its columns."""
 
     # All columns' names, not the first alone as in Advanced Alchemy's convention, or two constraints of one
     # table that begin with the same column are given the same name.
@@ -65,7 +67,7 @@ class Base(DeclarativeBase):
 
 
 class Entity(Base):
-    """A table whose rows have an identity of their own."""
+    """A table whose rows have an integer identity `id`, and the time at which they were made."""
 
     __abstract__ = True
 
@@ -116,17 +118,10 @@ class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepositor
         await self.session.flush()
 
 
-def application_name(activity: str, release: str) -> str:
-    """`<activity> <release> <host>:<pid>` in the 63 bytes that PostgreSQL keeps; the pid is never cut."""
-    pid = f":{os.getpid()}"
-    text = f"{activity} {release} {socket.gethostname()}"
-    return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
-
-
 async def open_plain_connection(
     database_url: str, *, application_name: str, answer_timeout: float | None = None
 ) -> asyncpg.Connection:
-    """A connection without SQLAlchemy, for one statement at a time outside any transaction.
+    """A connection without SQLAlchemy.
 
     Statements are not cached: under the DDL of a newer release none goes stale, and a pooler in transaction mode may
     hand out another server connection for each. `answer_timeout` is in seconds, for each statement.
@@ -191,15 +186,10 @@ def create_engine(
     """
 
     async def connect() -> asyncpg.Connection:
+        name = application_name("gasket", release)
         try:
-            return await asyncpg.connect(
-                database_url,
-                timeout=_CONNECT_TIMEOUT,
-                command_timeout=answer_timeout,
-                statement_cache_size=0,
-                server_settings={"application_name": application_name("gasket", release)},
-            )
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            return await open_plain_connection(database_url, application_name=name, answer_timeout=answer_timeout)
+        except DATABASE_AWAY as error:
             raise DatabaseAwayError from error
 
     def creator() -> DBAPIConnection:

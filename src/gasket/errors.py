@@ -1,4 +1,4 @@
-"""Every error that Gasket raises on purpose, outside the migrator and the gateway (which have trees of their own).
+"""The errors that a start and `/api` raise on purpose; the migrator and the gateway have trees of their own.
 
 An exception's docstring is its message where none is given. The numbers are the HTTP status that
 `gasket.http` answers with.

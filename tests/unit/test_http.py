@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gasket import errors
-from gasket.db import application_name
 from gasket.http import describe
+from gasket.migrator.connection import application_name
 
 
 def subclasses(kind: type[errors.GasketError]) -> list[type[errors.GasketError]]:

@@ -115,10 +115,15 @@ class MigratorConfig:
         return "GASKET_MIGRATION_DATABASE_URL" if self.migration_database_url else "DATABASE_URL"
 
     def application_name(self, activity: str) -> str:
-        """`<activity> <release> <host>:<pid>` in the 63 bytes that PostgreSQL keeps; the pid is never cut."""
-        pid = f":{os.getpid()}"
-        text = f"{activity} {self.release[:20]} {socket.gethostname()}"
-        return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
+        """As `application_name` says it, of this release."""
+        return application_name(activity, self.release)
+
+
+def application_name(activity: str, release: str) -> str:
+    """`<activity> <release> <host>:<pid>` in the 63 bytes that PostgreSQL keeps; the pid is never cut."""
+    pid = f":{os.getpid()}"
+    text = f"{activity} {release[:20]} {socket.gethostname()}"
+    return text.encode("ascii", "replace")[: 63 - len(pid)].decode() + pid
 
 
 async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connection:

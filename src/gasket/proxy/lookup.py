@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
-from gasket.db import PoolUse, open_plain_connection
+from gasket.db import DATABASE_AWAY, PoolUse, open_plain_connection
 from gasket.limits.limiter import NO_LIMITS, Limits
-from gasket.migrator.connection import describe, leads_through_pooler
+from gasket.migrator.connection import describe, leads_through_pooler, quote_identifier
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.errors import BusyError, KeyRefusedError
 
@@ -50,7 +50,6 @@ _LOST = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
 )
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class _Session(NamedTuple):
@@ -74,7 +73,7 @@ class KeyLookup:
     ) -> None:
         self._url = database_url
         self._application_name = application_name
-        self._query = _QUERY.format(schema=f'"{schema}"')
+        self._query = _QUERY.format(schema=quote_identifier(schema))
         self._decrypt = decrypt
         self._idle: list[_Session] = []
         self._places = asyncio.Semaphore(CONNECTIONS)
@@ -103,7 +102,7 @@ class KeyLookup:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT), self._places:
                 rows = await self._ask(digest)
-        except _AWAY as error:  # a timeout is an OSError
+        except DATABASE_AWAY as error:
             if not self._away:
                 self._away = True
                 log.warning("keys that are not in memory get 503: the database does not answer: %s", describe(error))

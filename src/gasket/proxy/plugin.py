@@ -11,9 +11,10 @@ from litestar.config.app import AppConfig
 from litestar.plugins import InitPlugin
 
 from gasket.backends.breaker import Breakers
-from gasket.db import PoolUse, application_name
+from gasket.db import PoolUse
 from gasket.limits.limiter import Limiter
 from gasket.limits.store import LimitStore
+from gasket.migrator.connection import application_name
 from gasket.proxy.access import Access
 from gasket.proxy.access_log import AccessLog
 from gasket.proxy.directory import KeyDirectory
