@@ -37,22 +37,22 @@ class Wire:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def head(self, within: float = 10.0) -> Message:
+    async def head(self, within: float = 30.0) -> Message:
         """Start line and headers of the next answer."""
         return await asyncio.wait_for(read_head(self.reader), within)
 
-    async def answer(self, within: float = 20.0) -> Message:
+    async def answer(self, within: float = 60.0) -> Message:
         """The next answer; ones that come before it (1xx) are skipped."""
         while (message := await self.head(within)).start.split(" ")[1].startswith("1"):
             pass
         bodiless = message.status in (204, 304)
         return message if bodiless else await self.body(message, within)
 
-    async def body(self, message: Message, within: float = 20.0) -> Message:
+    async def body(self, message: Message, within: float = 60.0) -> Message:
         """The rest of an answer whose head has been read."""
         return await asyncio.wait_for(read_body(self.reader, message, until_end=True), within)
 
-    async def ended(self, within: float = 5.0) -> bytes:
+    async def ended(self, within: float = 30.0) -> bytes:
         """Wait for the end of the connection; returns what still came."""
         try:
             return await asyncio.wait_for(self.reader.read(), within)
@@ -132,7 +132,7 @@ class Tenant:
             lines[:] = [line for line in every if line.get("request_id") == request_id]
             return bool(lines)
 
-        await until(logged, 3, lambda: f"a line of {request_id} in {self.replica}")
+        await until(logged, 10, lambda: f"a line of {request_id} in {self.replica}")
         [line] = lines
         return line
 
