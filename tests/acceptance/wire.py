@@ -66,11 +66,11 @@ class Tap:
     def __init__(self, target: Server) -> None:
         self._target = target
         self._listener: asyncio.Server | None = None
-        self._port = 0
+        self._port = free_port()  # none that anybody may be given between `cut` and `open`
         self._copying: set[asyncio.Future[Any]] = set()
         self._answering = asyncio.Event()
         self._answering.set()
-        self._held = 0
+        self._held: list[bytearray] = []
         self.sent: list[bytearray] = []
 
     @property
@@ -86,12 +86,12 @@ class Tap:
     async def open(self) -> None:
         """Listen; after `cut`, on the same port as before."""
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        self._port = self._listener.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
         """End every connection, and refuse new ones until `open`."""
-        assert self._listener is not None
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._listener = None
         ending = list(self._copying)
         for copying in ending:
             copying.cancel()
@@ -105,15 +105,20 @@ class Tap:
         """Let the results go on."""
         self._answering.set()
 
-    @property
-    def held(self) -> int:
-        """On how many connections a result is kept back."""
-        return self._held
+    def held(self, application: str) -> int:
+        """On how many connections whose `application_name` begins so a result is kept back."""
+        name = b"application_name\0" + application.encode()
+        return sum(name in record for record in self._held)
 
     async def _serve(self, client: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         record = bytearray()
         self.sent.append(record)
+        listener = self._listener
         server, server_writer = await self._target.open()
+        if listener is None or self._listener is not listener:  # cut while it was being opened
+            server_writer.close()
+            client_writer.close()
+            return
         copying = asyncio.gather(
             _copy(client, server_writer, record.extend), _copy(server, client_writer, lambda _: self._held_back(record))
         )
@@ -124,9 +129,9 @@ class Tap:
 
     async def _held_back(self, record: bytearray) -> None:
         if not self._answering.is_set() and _executes(bytes(record)):
-            self._held += 1
+            self._held.append(record)
             await self._answering.wait()
-            self._held -= 1
+            self._held.remove(record)
 
 
 async def _copy(
@@ -242,4 +247,4 @@ async def listens(port: int, log: Path) -> None:
         await writer.wait_closed()
         return True
 
-    await until(connected, 10, lambda: f"a listener on port {port}:\n{log.read_text()}")
+    await until(connected, 30, lambda: f"a listener on port {port}:\n{log.read_text()}")
