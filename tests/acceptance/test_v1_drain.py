@@ -61,7 +61,8 @@ async def begin(tenant: Tenant, stack: AsyncExitStack, body: Any) -> tuple[Any, 
 
 async def test_first_it_says_so_then_it_listens_no_more_and_what_runs_ends_whole(start: Start) -> None:
     go_on = asyncio.Event()
-    async with start(delay=1.5, grace=10) as tenant, AsyncExitStack() as stack:
+    delay = 5.0  # long enough for all that is to happen in it, on a slow machine too
+    async with start(delay=delay, grace=60) as tenant, AsyncExitStack() as stack:
         replica = tenant.replica
         tenant.upstream.plays(stream(delta("a"), go_on, delta("b")), answer(b'"still served"'))
         wire, head = await begin(tenant, stack, STREAMED)
@@ -74,23 +75,23 @@ async def test_first_it_says_so_then_it_listens_no_more_and_what_runs_ends_whole
         async def unready() -> bool:
             return await readiness(replica) == 503
 
-        await until(unready, 1, "readiness 503")
+        await until(unready, delay, "readiness 503")
         for _ in range(3):
             got = await tenant.ask()
             assert (got.status, got.body, got.one("connection").lower()) == (200, b'"still served"', "close")
-        assert time.monotonic() - told < 1.5, "too slow to see anything"
+        assert time.monotonic() - told < delay, "too slow to see anything"
 
         async def closed() -> bool:
             return await readiness(replica) is None
 
-        await until(closed, 3, "a closed port")
-        assert time.monotonic() - told >= 1.5
+        await until(closed, 20, "a closed port")
+        assert time.monotonic() - told >= delay
         assert replica.exit_code is None
         go_on.set()
         got = await wire.body(head)
         assert (got.body, got.whole) == (delta("a") + delta("b"), True)
         assert await idle.ended() == b""
-        await replica.exited(within=3)
+        await replica.exited(within=20)  # and not until its grace time is over
         assert_stopped_as_told(replica)
 
 
@@ -112,29 +113,34 @@ async def test_what_takes_longer_than_the_grace_time_is_ended_as_broken(start: S
         assert b"[DONE]" not in got.body
         assert not (await plain.body(plain_head)).whole
         assert (await waiting).error == (503, "shutting_down")
-        await tenant.replica.exited(within=3)
-        assert 0.9 <= time.monotonic() - told < 4
+        await tenant.replica.exited(within=15)  # without the setting it would be 20 s
+        assert time.monotonic() - told >= 0.9
         for seen in tenant.upstream.requests:
             await seen.left()
         assert_stopped_as_told(tenant.replica)
 
 
 async def test_with_nothing_to_do_it_stops_after_the_delay_and_on_ctrl_c_at_once(start: Start) -> None:
-    for number, delay, least, most in ((signal.SIGTERM, 1, 0.9, 3), (signal.SIGINT, 60, 0, 2)):
+    for number, delay, least in ((signal.SIGTERM, 1, 0.9), (signal.SIGINT, 60, 0)):
         async with start(delay=delay, grace=60) as tenant, tenant.wire() as idle:
             await idle.send(tenant.request())
             assert (await idle.answer()).status == 200
             told = time.monotonic()
             tenant.replica.signal(number)
-            await tenant.replica.exited(within=10)
-            assert least <= time.monotonic() - told < most
+            await tenant.replica.exited(within=20)  # and not until the delay or the grace time of a minute is over
+            assert time.monotonic() - told >= least
 
 
 async def test_a_second_signal_ends_the_waiting(start: Start) -> None:
     async with start(delay=60, grace=60) as tenant, AsyncExitStack() as stack:
         tenant.upstream.plays(stream(delta("a"), End.NEVER))
         await begin(tenant, stack, STREAMED)
-        for _ in range(2):
-            tenant.replica.signal(signal.SIGINT)
-            await asyncio.sleep(0.3)  # two signals of one kind that come together are one (signal(7))
-        await tenant.replica.exited(within=5)
+        tenant.replica.signal(signal.SIGINT)
+
+        async def heeded() -> bool:
+            return await readiness(tenant.replica) != 200
+
+        await until(heeded, 20, "the first signal to be heeded: two that come together are one (signal(7))")
+        assert tenant.replica.exit_code is None
+        tenant.replica.signal(signal.SIGINT)
+        await tenant.replica.exited(within=20)
