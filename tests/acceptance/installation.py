@@ -125,13 +125,28 @@ class Project:
 
     def add_pause(self, revision: str) -> Path:
         """A revision that makes a table, in a statement that takes as long as `Installation.pause` says."""
-        statement = "SELECT pg_sleep(seconds) FROM test_control.pause"
+        statement = "SELECT test_control.pause()"
         return self.add_revision(
             revision,
             f'op.create_table("{revision}", sa.Column("id", sa.Integer(), primary_key=True))\n'
             f'op.execute("{statement}")',
             f'op.drop_table("{revision}")\nop.execute("{statement}")',
         )
+
+
+_PAUSE = """
+CREATE SCHEMA IF NOT EXISTS test_control;
+GRANT USAGE ON SCHEMA test_control TO PUBLIC;
+CREATE TABLE IF NOT EXISTS test_control.pauses AS SELECT 0.0::float AS seconds, false AS over;
+CREATE OR REPLACE FUNCTION test_control.pause() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE until timestamptz := clock_timestamp() + make_interval(secs => (SELECT seconds FROM test_control.pauses));
+BEGIN
+    WHILE clock_timestamp() < until AND NOT (SELECT over FROM test_control.pauses) LOOP
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+END
+$$
+"""
 
 
 @dataclass(frozen=True)
@@ -297,11 +312,12 @@ class Installation:
             await connection.close(timeout=10)
 
     async def pause(self, seconds: float) -> None:
-        """How long the statement of an `add_pause` revision takes from now on."""
-        await (await self.look()).execute(
-            "CREATE SCHEMA IF NOT EXISTS test_control; CREATE TABLE IF NOT EXISTS test_control.pause (seconds float); "
-            f"DELETE FROM test_control.pause; INSERT INTO test_control.pause VALUES ({seconds})"
-        )
+        """How long the statement of an `add_pause` revision takes that begins from now on, unless `go_on` ends it."""
+        await (await self.look()).execute(f"{_PAUSE}; UPDATE test_control.pauses SET seconds = {seconds}, over = false")
+
+    async def go_on(self) -> None:
+        """End the statement of an `add_pause` revision, if one is running, and let the next ones not pause at all."""
+        await (await self.look()).execute("UPDATE test_control.pauses SET seconds = 0, over = true")
 
     async def pausing(self, within: float = 30.0) -> int:
         """Wait until a backend is inside the statement of an `add_pause` revision; returns its pid."""

@@ -7,16 +7,19 @@ from collections.abc import Awaitable, Callable
 
 from tests.acceptance.installation import Installation
 
+WAITING = "waiting for the migration lock"
 LITESTAR = ("litestar", "--app", "gasket.app:create_app", "database")
 
 
 async def test_a_downgrade_waits_for_a_start(installation: Installation) -> None:
     installation.project.add_pause("extra")
-    await installation.pause(1)
+    await installation.pause(90)
     replica = installation.replica()
     await installation.pausing()
-    downgrade = await installation.run("alembic", "downgrade", "-1")
-    assert downgrade.exit_code == 0, downgrade.output
+    downgrade = installation.start("alembic", "downgrade", "-1")
+    await downgrade.says(WAITING)
+    await installation.go_on()
+    assert await downgrade.exited(60) == 0, downgrade.output
     await replica.settled()
     assert (await installation.ledger())[-2:] == [("extra", "upgrade"), ("extra", "downgrade")]
     await installation.assert_consistent()
@@ -27,13 +30,15 @@ async def test_a_start_waits_for_a_downgrade_that_it_finds_under_way(installatio
     installation.project.add_pause("extra")
     await installation.pause(0)
     await installation.migrate()
-    await installation.pause(1)
+    await installation.pause(90)
     downgrade = installation.start("alembic", "downgrade", "-2")
     await installation.pausing()
     installation.project.add_table("above")
     replica = installation.replica()
+    await replica.says(WAITING)
+    await installation.go_on()
     await replica.ready()
-    assert await downgrade.exited(10) == 0, downgrade.output
+    assert await downgrade.exited(30) == 0, downgrade.output
     assert (await installation.ledger())[-5:] == [
         ("extra", "downgrade"),
         ("below", "downgrade"),
@@ -50,7 +55,7 @@ async def test_a_start_and_an_upgrade_by_command_share_the_work(installation: In
     command = installation.start(*LITESTAR, "upgrade")
     replica = installation.replica()
     await replica.ready()
-    assert await command.exited(20) == 0, command.output
+    assert await command.exited(60) == 0, command.output
     await installation.assert_migrated_once()
 
 
@@ -96,7 +101,7 @@ async def _start_beside(first: Installation, second: Installation, *, schema: st
     """The second starts, migrates and serves while the first is in the middle of a migration."""
     second.schema = second.settings["GASKET_DATABASE_SCHEMA"] = schema
     first.project.add_pause("extra")
-    await first.pause(30)
+    await first.pause(90)
     slow = first.replica()
     await first.pausing()
     answer = await second.replica().ready()
@@ -104,7 +109,7 @@ async def _start_beside(first: Installation, second: Installation, *, schema: st
     assert await first.statements("test_control.pause"), "the first was to be still at it"
     assert slow.exit_code is None
     await second.assert_migrated_once()
-    await first.pause(0)
+    await first.go_on()
 
 
 async def test_two_schemas_of_one_database_are_two_installations(

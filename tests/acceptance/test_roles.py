@@ -46,7 +46,7 @@ async def make_role(server_url: str, url_with: Callable[..., str]) -> AsyncItera
 async def test_limits_and_search_path_of_the_role_do_not_reach_a_migration(
     installation: Installation, make_role: MakeRole
 ) -> None:
-    role, url = await make_role(
+    _, url = await make_role(
         installation,
         "GRANT CREATE ON SCHEMA public TO {role}; CREATE SCHEMA hostile AUTHORIZATION {role}; "
         "ALTER ROLE {role} SET statement_timeout = '1s'; ALTER ROLE {role} SET idle_session_timeout = '1s'; "
@@ -59,9 +59,6 @@ async def test_limits_and_search_path_of_the_role_do_not_reach_a_migration(
     project.add_revision("idle_session", "import time\ntime.sleep(1.5)")
     project.add_revision("idle_transaction", 'import time\nop.execute("SELECT 1")\ntime.sleep(1.5)')
     await installation.pause(5)
-    await (await installation.look()).execute(
-        f"GRANT USAGE ON SCHEMA test_control TO {role}; GRANT SELECT ON test_control.pause TO {role}"
-    )
     replicas = [installation.replica() for _ in range(2)]
     for replica in replicas:
         await replica.ready()
@@ -180,7 +177,7 @@ async def test_a_role_that_does_not_own_the_tables_fails_whole(installation: Ins
 async def test_a_wrong_password_is_refused_at_once(installation: Installation, make_role: MakeRole) -> None:
     """On a server that trusts everybody the role is missing instead: the same refusal."""
     role, url = await make_role(installation, "ALTER ROLE {role} NOLOGIN")
-    said = await installation.replica({"DATABASE_URL": url, "GASKET_DATABASE_WAIT": "60"}).refused(within=20)
+    said = await installation.replica({"DATABASE_URL": url, "GASKET_DATABASE_WAIT": "60"}).refused(within=40)
     assert role in said
     assert "DATABASE_URL" in said
     assert Server.of(url).password not in said

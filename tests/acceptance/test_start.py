@@ -7,7 +7,10 @@ import asyncio
 import pytest
 
 from tests.acceptance.installation import Installation
+from tests.acceptance.processes import until
 from tests.acceptance.wire import Tap, tapped
+
+WAITING = "waiting for the migration lock"
 
 # Tables, indexes and sequences, with the rows ever written to the tables. Catalogs are left out: autovacuum's
 # ANALYZE writes to them.
@@ -35,6 +38,14 @@ async def test_a_start_at_head_takes_no_lock_and_writes_nothing(
 ) -> None:
     await installation.migrate()
     look = await installation.look()
+
+    async def alone() -> bool:
+        """A backend tells what it has written before it is gone, which is some time after its client."""
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        return not await look.fetchval(f"{others} AND backend_type = 'client backend'")
+
+    await until(alone, 30, "the end of the migrating backend")
+    await look.execute("SELECT pg_stat_clear_snapshot()")
     before = await look.fetch(_WRITTEN)
     async with tapped(installation.database_url) as tap, installation.lock_held():
         installation.settings["DATABASE_URL"] = tap.url
@@ -70,11 +81,13 @@ async def test_starters_wait_out_a_concurrent_index(installation: Installation) 
     await look.execute(
         "INSERT INTO backend_profiles (name) SELECT 'profile ' || n FROM generate_series(1, 200000) AS n", timeout=60
     )
+    installation.project.add_pause("until_all_wait")
+    await installation.pause(90)
     installation.project.add_revision(
         "an_index",
         """
         with op.get_context().autocommit_block():
-            # The expression makes it slow enough for everybody to wait.
+            # The expression makes it slow: the others try for the lock again and again meanwhile.
             op.execute("CREATE INDEX CONCURRENTLY ix_slow ON backend_profiles (md5(repeat(name, 300)))")
         """,
         """
@@ -83,8 +96,9 @@ async def test_starters_wait_out_a_concurrent_index(installation: Installation) 
         """,
     )
     replicas = [installation.replica() for _ in range(6)]
-    await asyncio.gather(*(replica.ready() for replica in replicas))
+    await until(lambda: sum(WAITING in replica.output for replica in replicas) == 5, 60, "all but one waiting")
+    await installation.go_on()
+    await asyncio.gather(*(replica.ready(within=120) for replica in replicas))
     await installation.assert_migrated_once()
     assert await look.fetchval("SELECT indisvalid AND indisready FROM pg_index WHERE indexrelid = 'ix_slow'::regclass")
     assert "deadlock" not in "".join(replica.output for replica in replicas)
-    assert sum("waiting for the migration lock" in replica.output for replica in replicas) == 5
