@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -12,13 +13,19 @@ from collections.abc import Sequence
 from tests.acceptance.installation import Finished, Installation
 from tests.acceptance.processes import environment
 
-_WITHIN = 40.0
+_WITHIN = 90.0
 
 
 async def run_at_terminal(
-    installation: Installation, *command: str, answers: Sequence[tuple[str, str]] = ()
+    installation: Installation,
+    *command: str,
+    answers: Sequence[tuple[str, str]] = (),
+    shows: tuple[str, asyncio.Event] | None = None,
 ) -> Finished:
-    """Run it as a plain process; each of `answers` is (what it asks, the line that is typed then), in order."""
+    """Run it as a plain process; each of `answers` is (what it asks, the line that is typed then), in order.
+
+    The event of `shows` is set once its pattern is found in all that has been on the screen.
+    """
     master, slave = pty.openpty()
     try:
         try:
@@ -26,7 +33,7 @@ async def run_at_terminal(
         finally:
             os.close(slave)
         try:
-            return await _talk(process, master, list(answers))
+            return await _talk(process, master, list(answers), shows)
         finally:
             process.kill()
             process.wait()
@@ -46,7 +53,12 @@ def _start(installation: Installation, command: Sequence[str], terminal: int) ->
     )
 
 
-async def _talk(process: subprocess.Popen[bytes], master: int, answers: list[tuple[str, str]]) -> Finished:
+async def _talk(
+    process: subprocess.Popen[bytes],
+    master: int,
+    answers: list[tuple[str, str]],
+    shows: tuple[str, asyncio.Event] | None,
+) -> Finished:
     os.set_blocking(master, False)
     deadline = time.monotonic() + _WITHIN
     said, unanswered = "", ""
@@ -57,6 +69,8 @@ async def _talk(process: subprocess.Popen[bytes], master: int, answers: list[tup
         if answers and answers[0][0] in unanswered:
             os.write(master, f"{answers.pop(0)[1]}\n".encode())
             unanswered = ""
+        if shows and re.search(shows[0], said):
+            shows[1].set()
         if code is not None and not text:
             assert not answers, f"it never asked {answers[0][0]!r}:\n{said}"
             return Finished(code, said.replace("\r\n", "\n"))

@@ -8,7 +8,6 @@ import re
 import pytest
 
 from tests.acceptance.installation import Finished, Installation
-from tests.acceptance.processes import until
 from tests.acceptance.terminal import run_at_terminal
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -31,7 +30,7 @@ async def test_at_a_terminal_each_revision_is_a_line_and_the_rest_a_display(
     up = await run_at_terminal(installation, *handle, "upgrade", *confirm, "head")
     assert up.exit_code == 0, up.output
     for number, revision in enumerate(shipped, start=1):
-        assert f"{number} of {len(shipped)}: upgrade {revision}, 0." in _shown(up)
+        assert re.search(rf"{number} of {len(shipped)}: upgrade {revision}, \d+\.\d", _shown(up))
     assert f"upgrade {last} " in _shown(up)  # the live line
     assert re.search(rf"{len(shipped)} revisions in \d+\.\d s$", _shown(up))
     assert "INFO" not in up.output
@@ -40,7 +39,7 @@ async def test_at_a_terminal_each_revision_is_a_line_and_the_rest_a_display(
     assert _shown(again).endswith("Nothing to do.")
     down = await run_at_terminal(installation, *handle, "downgrade", *confirm, before_last)
     assert down.exit_code == 0, down.output
-    assert f"1 of 1: downgrade {last}, 0." in _shown(down)
+    assert re.search(rf"1 of 1: downgrade {last}, \d+\.\d", _shown(down))
 
 
 async def test_at_a_terminal_it_shows_who_is_waited_for(installation: Installation) -> None:
@@ -48,20 +47,16 @@ async def test_at_a_terminal_it_shows_who_is_waited_for(installation: Installati
     installation.project.add_revision("waits", 'op.execute("ALTER TABLE api_keys ADD COLUMN waits int")')
     reader = await installation.connect(server_settings={"application_name": "long report"})
     await reader.execute("BEGIN; SELECT FROM api_keys")
-    upgrading = asyncio.create_task(run_at_terminal(installation, "alembic", "upgrade", "head"))
-
-    async def tried_twice() -> bool:
-        failed = "SELECT count(*) > 1 FROM migration_failures WHERE revision = 'waits'"
-        return bool(await (await installation.look()).fetchval(failed))
-
-    await until(tried_twice, 20, "two tries that failed")
-    await asyncio.wait({upgrading}, timeout=0.5)  # for the display to show the second
+    shown = asyncio.Event()
+    running = run_at_terminal(installation, "alembic", "upgrade", "head", shows=("application 'long report'", shown))
+    upgrading = asyncio.create_task(running)
+    await asyncio.wait({upgrading, asyncio.create_task(shown.wait())}, return_when=asyncio.FIRST_COMPLETED)
     await reader.close()
     done = await upgrading
     assert done.exit_code == 0, done.output
-    assert re.search(r"try 2, \d+\.\d of at most 300 s\): pid \d+ \(application 'long report'", _shown(done)), (
-        done.output
-    )
+    # From the second try on; the display, which is drawn now and then, may have left that one out.
+    told = r"try (?:[2-9]|\d\d), \d+\.\d of at most 300 s\): pid \d+ \(application 'long report'"
+    assert re.search(told, _shown(done)), done.output
     assert "1 of 1: upgrade waits, " in _shown(done)
 
 
@@ -82,7 +77,7 @@ async def test_at_a_terminal_a_rollback_shows_its_steps_and_a_refusal_stays_one_
     broken.unlink()
     back = await run_at_terminal(installation, *GASKET, "rollback", "--no-prompt")
     assert back.exit_code == 0, back.output
-    assert "1 of 1: downgrade newer, 0." in _shown(back)
+    assert re.search(r"1 of 1: downgrade newer, \d+\.\d", _shown(back))
 
 
 async def test_without_a_terminal_the_log_says_it_all(installation: Installation) -> None:
@@ -94,9 +89,9 @@ async def test_without_a_terminal_the_log_says_it_all(installation: Installation
     command = installation.start("alembic", "upgrade", "head")
     await command.says("revision waits (2 of 2): locks are taken (try 2, ")
     await reader.close()
-    assert await command.exited(20) == 0, command
+    assert await command.exited(60) == 0, command
     for line in (
-        r"upgrade of revision one \(1 of 2\) begins, 0\.0 s after the first",
+        r"upgrade of revision one \(1 of 2\) begins, \d+\.\d s after the first",
         r"upgrade of revision one \(1 of 2\) is done in \d+\.\d\d s, \d+\.\d s in all",
         r"upgrade of revision waits \(2 of 2\) begins, \d+\.\d s after the first",
         r"try 2, \d+\.\d of at most 300 s\): pid \d+ \(application 'long report', .*; trying again in \d+\.\d s",
