@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -175,7 +174,7 @@ class Replica(Program):
         """Wait until it serves, ready or not, or has ended."""
         await until(lambda: self.port_opened or self.exit_code is not None, within, lambda: f"start or end of {self}")
 
-    async def refused(self, within: float = 30.0) -> str:
+    async def refused(self, within: float = READY_WITHIN) -> str:
         """Wait for its end, which has to be a refusal; returns its output in one line of single spaces."""
         code = await self.exited(within)
         assert code > 0, f"not an exit of its own will: {self}"
@@ -296,12 +295,3 @@ async def until(
         over = waited >= within and (tries >= enough or waited >= 4 * within)
         assert not over, f"not within {within:.1f} s: {what if isinstance(what, str) else what()}"
         await asyncio.sleep(_POLL)
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """What happens inside has to be over in time."""
-    started = time.monotonic()
-    yield
-    took = time.monotonic() - started
-    assert took <= seconds, f"took {took:.2f} s, and may take {seconds:.1f}"

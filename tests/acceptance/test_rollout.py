@@ -131,7 +131,7 @@ async def _say(replicas: list[Replica], state: str) -> None:
     async def all_of_them() -> bool:
         return [(await replica.ready())["state"] for replica in replicas] == [state] * len(replicas)
 
-    await until(all_of_them, 10, f"{state} from every replica")
+    await until(all_of_them, 30, f"{state} from every replica")
 
 
 @pytest.mark.parametrize(("compatible", "status", "state"), [(True, 200, "ahead"), (False, 503, "incompatible")])
@@ -146,13 +146,13 @@ async def test_an_older_release_serves_on_unless_it_cannot(
     newer_file.unlink()  # the older one was deployed without it
 
     async def answers() -> bool:
-        async with httpx.AsyncClient(base_url=older.base_url, trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(base_url=older.base_url, trust_env=False, verify=False, timeout=30) as client:
             ready = await client.get("/health/ready")
             alive = await client.get("/health")
         assert alive.status_code == 200
         return (ready.status_code, ready.json()["state"]) == (status, state)
 
-    await until(answers, 5, f"{status} and {state} from the older release")
+    await until(answers, 20, f"{status} and {state} from the older release")
     async with api(older) as client:
         report = (await client.get("/migrations")).json()
     assert (report["state"], report["current"]) == (state, ["newer"])

@@ -46,7 +46,7 @@ def pair(open_folder: Path) -> Iterator[tuple[str, str]]:
             yield primary_url, f"postgresql://gasket@/gasket?host={cluster}&port=5432"
         finally:
             stopping = ("stop", "--wait", "--mode=immediate")
-            run("pg_ctl", *stopping, cluster=cluster, account=account, deadline=time.monotonic() + 10)
+            run("pg_ctl", *stopping, cluster=cluster, account=account, deadline=time.monotonic() + 30)
 
 
 async def test_a_standby_is_waited_for_and_serves_at_head(
@@ -62,7 +62,7 @@ async def test_a_standby_is_waited_for_and_serves_at_head(
     waiting = installation.replica({"DATABASE_URL": standby_url})
     await _until_connected(standby_url)
     await installation.migrate()
-    assert (await waiting.ready(within=20))["state"] == "at_head"
+    assert (await waiting.ready())["state"] == "at_head"
     assert (await installation.replica({"DATABASE_URL": standby_url}).ready())["state"] == "at_head"
     await installation.assert_migrated_once()
 
@@ -83,7 +83,7 @@ async def test_a_standby_that_is_promoted_while_it_is_waited_for(
     waiting = installation.replica()
     await _until_connected(standby_url)
     assert await (await installation.look()).fetchval("SELECT pg_promote()")
-    assert (await waiting.ready(within=20))["state"] == "at_head"
+    assert (await waiting.ready())["state"] == "at_head"
     await installation.assert_migrated_once()
 
 
@@ -96,6 +96,6 @@ async def _until_connected(url: str) -> None:
         async def connected() -> bool:
             return bool(await connection.fetchval(found))
 
-        await until(connected, 20, "a replica that waits")
+        await until(connected, 60, "a replica that waits")
     finally:
         await connection.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from tests.acceptance.gateway import HELLO, Gateway, Tenant
@@ -44,8 +42,7 @@ async def test_the_upstream_sees_it_within_a_second(
         if reset:
             reset_when_closed(wire.writer)
         assert not seen.closed_at
-        gone_at = asyncio.get_running_loop().time()
-    assert await seen.left(within=1) - gone_at < 1
+    await seen.left(within=1)
 
 
 async def test_a_client_that_reads_no_more_is_seen_to_leave(tenant: Tenant) -> None:

@@ -89,7 +89,7 @@ async def test_a_slow_reader_holds_the_upstream_back(gateway: Gateway, tenant: T
     assert got.whole
     assert sha256(got.body).digest() == digest
     for seen in tenant.upstream.requests[1:]:
-        await seen.left(10)  # that it is soon is shown where clients read
+        await seen.left()  # that it is soon is shown where clients read
 
 
 async def test_a_large_request_goes_up_whole(gateway: Gateway, tenant: Tenant) -> None:

@@ -37,14 +37,14 @@ class Traffic:
     async def goes_on(self, requests: int = 30) -> None:
         """Wait for so many more answers, or for the first failure."""
         goal = self.answered.total() + requests
-        await until(lambda: self.answered.total() >= goal or bool(self.failures), 30, "answers")
+        await until(lambda: self.answered.total() >= goal or bool(self.failures), 60, "answers")
 
     async def take_out(self, replica: Replica) -> None:
         """No more requests; end it once those under way are answered."""
         self.rotation.remove(replica)
-        await until(lambda: not self._under_way[replica], 10, "the last answer of a replica")
+        await until(lambda: not self._under_way[replica], 30, "the last answer of a replica")
         replica.signal(signal.SIGTERM)
-        await replica.exited(within=15)
+        await replica.exited(within=30)
 
     async def work(self) -> None:
         """One after the other, until it is over or a request has failed: requests to every table, that read and write.

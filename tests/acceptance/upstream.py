@@ -49,7 +49,7 @@ class Seen:
         """Path and query, as they came."""
         return self.message.start.split(" ")[1]
 
-    async def left(self, within: float = 1.0) -> float:
+    async def left(self, within: float = 20.0) -> float:
         """Wait until the client has closed the connection; returns when it did."""
         await until(lambda: self.closed_at is not None, within, lambda: f"the end of {self.message.start}")
         assert self.closed_at is not None
@@ -139,12 +139,12 @@ class Upstream:
         """From now on one request gets the first, the next one the second, and the last answer is for all others."""
         self.answers = list(answers)
 
-    async def asked(self, count: int = 1, within: float = 5.0) -> Seen:
+    async def asked(self, count: int = 1, within: float = 30.0) -> Seen:
         """Wait until it has read this many requests in all; returns the latest."""
         await until(lambda: len(self.requests) >= count, within, lambda: f"{count} requests, not {len(self.requests)}")
         return self.requests[-1]
 
-    async def blocked(self, within: float = 10.0) -> list[int]:
+    async def blocked(self, within: float = 60.0) -> list[int]:
         """Wait until it cannot get rid of any more bytes; returns how many went out for each request."""
 
         def sent() -> list[int]:
