@@ -88,7 +88,7 @@ class Scrape:
 
 
 async def scrape(replica: Replica, headers: dict[str, str] | None = None, path: str = "/metrics") -> httpx.Response:
-    async with httpx.AsyncClient(base_url=replica.base_url, trust_env=False, verify=False, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=replica.base_url, trust_env=False, verify=False, timeout=30) as client:
         return await client.get(path, headers=headers or {})
 
 
@@ -131,7 +131,7 @@ async def counted(replica: Replica, requests: int) -> Scrape:
         found[:] = [await Scrape.of(replica)]
         return found[0].total(REQUESTS) >= requests
 
-    await until(all_there, 10, f"{requests} requests in /metrics")
+    await until(all_there, 30, f"{requests} requests in /metrics")
     assert found[0].total(REQUESTS) == requests
     return found[0]
 
@@ -235,9 +235,15 @@ async def close(server_url: str, installation: Installation) -> None:
     """Nobody gets into the installation's database any more, and who is in is thrown out."""
     database = await (await installation.look()).fetchval("SELECT current_database()")
     server = await asyncpg.connect(server_url, timeout=10)
+
+    async def is_empty() -> bool:
+        """Again and again: who was let in just before may come to be seen only now."""
+        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1"
+        return not await server.fetchval(ended, database)
+
     try:
         await server.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
-        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database)
+        await until(is_empty, 30, "the end of all sessions")
     finally:
         await server.close(timeout=10)
 
@@ -253,7 +259,7 @@ async def test_it_is_there_while_the_database_is_away(installation: Installation
         found[:] = [await Scrape.of(replica)]
         return found[0].total("gasket_schema_state", state="database_away") == 1
 
-    await until(says_so, 10, "database_away in /metrics")
+    await until(says_so, 30, "database_away in /metrics")
     assert found[0].total("gasket_schema_state") == 1
     assert found[0].total("gasket_schema_info", head=head, revision=head) == 1
     assert found[0].total("gasket_database_pool_size", pool="keys") == 2
