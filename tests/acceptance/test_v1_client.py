@@ -30,14 +30,14 @@ WORDS = ["Hel", "lo, ", "wörld", " \N{SLIGHTLY SMILING FACE}"]
 @contextmanager
 def client(tenant: Tenant, *, retries: int = 0) -> Iterator[OpenAI]:
     """The synchronous client; it blocks, so it is used in a thread."""
-    with OpenAI(base_url=f"{tenant.replica.base_url}/v1", api_key=tenant.key, max_retries=retries, timeout=10) as made:
+    with OpenAI(base_url=f"{tenant.replica.base_url}/v1", api_key=tenant.key, max_retries=retries, timeout=60) as made:
         yield made
 
 
 def async_client(tenant: Tenant, *, key: str | None = None) -> AsyncOpenAI:
     """The asynchronous one."""
     base_url = f"{tenant.replica.base_url}/v1"
-    return AsyncOpenAI(base_url=base_url, api_key=key or tenant.key, max_retries=0, timeout=10)
+    return AsyncOpenAI(base_url=base_url, api_key=key or tenant.key, max_retries=0, timeout=60)
 
 
 async def test_a_chat(tenant: Tenant) -> None:

@@ -49,7 +49,7 @@ async def test_a_thousand_idle_streams_need_less_than_200_mb(shared_gateway: Gat
         assert memory < 200_000_000, f"{memory / 1e6:.0f} MB"
 
         fresh = await gateway.tenant()
-        async with asyncio.timeout(2):  # one more client is not in the crowd's way, nor it in the client's
+        async with asyncio.timeout(20):  # one more client is not in the crowd's way, nor it in the client's
             assert (await fresh.ask()).status == 200
         go_on.set()
         bodies = [(await wire.body(head)).body for wire, head in zip(wires, heads, strict=True)]

@@ -39,7 +39,7 @@ async def test_before_the_first_byte_another_backend_takes_over(gateway: Gateway
 
 
 async def test_so_it_does_when_nobody_listens_or_nobody_answers(gateway: Gateway) -> None:
-    tenant = await gateway.tenant({}, {}, backend={"first_byte_timeout": 1})
+    tenant = await gateway.tenant({}, {}, backend={"first_byte_timeout": 3})
     tenant.upstreams[0].plays((End.NEVER,))
     tenant.upstreams[1].plays(OK)
     assert (await tenant.ask()).json == {"from": "the second"}
@@ -135,9 +135,10 @@ async def test_five_failures_in_a_row_set_a_backend_aside_and_one_try_brings_it_
         return len(first.requests) == 11
 
     asking: list[asyncio.Task[Any]] = []
-    await until(tried, 10, "a try")
+    await until(tried, 20, "a try")
     assert loop.time() - asked_at >= 5
     assert await state(tenant) == "trying"
+    await until(lambda: sum(not task.done() for task in asking) == 1, 20, "answers to all but the try")
     before = len(second.requests)
     assert [(await tenant.ask()).status for _ in range(3)] == [200] * 3
     assert (len(first.requests), len(second.requests)) == (11, before + 3)
@@ -192,7 +193,7 @@ async def test_at_its_limit_the_next_backend_takes_over_and_then_nobody_can(gate
     running = []
     for expected in ([1, 0], [2, 0], [2, 1], [2, 2]):
         running.append(asyncio.create_task(exchange(tenant.replica, tenant.request())))
-        await until(lambda expected=expected: counts(tenant) == expected, 2, str(expected))
+        await until(lambda expected=expected: counts(tenant) == expected, 20, str(expected))
     got = await tenant.ask()
     assert got.error == (503, "overloaded")
     assert int(got.one("retry-after")) >= 1
@@ -221,7 +222,7 @@ async def until_status(tenant: Tenant, status: int) -> None:
     async def answered() -> bool:
         return (await tenant.ask()).status == status
 
-    await until(answered, 2, str(status))
+    await until(answered, 10, str(status))
 
 
 @pytest.mark.soak
