@@ -100,7 +100,7 @@ class Project:
             "release": "1.0",
             "ini": self.ini,
             "metadata": MetaData(),
-            "database_wait": 0.5,
+            "database_wait": 10,
             "lock_wait": 0.5,
         }
         return MigratorConfig(**{**values, **changes})  # type: ignore[arg-type]
@@ -465,7 +465,7 @@ async def test_a_database_that_is_missing_is_waited_for_and_then_named(
     project.add()
     missing = url_with(database_url, database="nowhere_to_be_found")
     with pytest.raises(DatabaseUnavailableError, match="of DATABASE_URL could not be reached .*nowhere_to_be_found"):
-        await bring_to_head(project.config(missing))
+        await bring_to_head(project.config(missing, database_wait=0.5))
 
 
 async def test_a_ledger_of_an_older_release_is_extended_and_kept(
@@ -508,16 +508,10 @@ async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(
     await transaction.start()
     await reader.execute("SELECT * FROM t1")
     migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await observer.fetchval("SELECT count(*) FROM migration_failures"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    worst = 0.0
-    for _ in range(20):
-        started = asyncio.get_running_loop().time()
-        await observer.execute("SELECT * FROM t1", timeout=5)
-        worst = max(worst, asyncio.get_running_loop().time() - started)
-        await asyncio.sleep(0.01)
-    assert worst < 0.5, "a reader was held up behind the queued ALTER"
+    await _assert_readers_go_on(observer, "SELECT * FROM t1")
     await transaction.rollback()
     await migrating
     assert await tables(observer) == [*BOOKS, "once", "t1"]
@@ -525,6 +519,18 @@ async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(
         "canceling statement due to lock timeout [SQLSTATE 55P03]"
     )
     await reader.close()
+
+
+async def _assert_readers_go_on(observer: asyncpg.Connection, query: str) -> None:
+    """They wait behind an ALTER in the queue for as long as one try, a tenth of a second; here for five at most.
+
+    What is in the ALTER's way stays, so one that waited for it would hold them up until then.
+    """
+    await observer.execute("SET lock_timeout = '5s'")
+    for _ in range(20):
+        await observer.execute(query, timeout=30)
+        await asyncio.sleep(0.01)
+    await observer.execute("RESET lock_timeout")
 
 
 async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
@@ -539,13 +545,13 @@ async def test_giving_up_on_locks_names_who_blocks_and_leaves_nothing(
     await transaction.start()
     await blocker.execute("SELECT * FROM t1")
     with pytest.raises(LocksNotGrantedError) as refusal:
-        await bring_to_head(project.config(database_url, ddl_wait=2))
+        await bring_to_head(project.config(database_url, ddl_wait=5))
     message = str(refusal.value)
     who = f"pid {blocker.get_server_pid()} (application 'long report', role "
     for part in ("Revision r2", who, "SELECT * FROM t1", "pg_terminate_backend", "GASKET_MIGRATION_DDL_WAIT"):
         assert part in message, part
     [second, *_] = [line for line in caplog.messages if "(try 2, " in line]
-    for part in ("revision r2", "locks are taken", "of at most 2 s", who, "trying again in"):
+    for part in ("revision r2", "locks are taken", "of at most 5 s", who, "trying again in"):
         assert part in second, part
     pauses = [float(words[0]) for message in caplog.messages if (words := re.findall(r"again in ([\d.]+) s", message))]
     assert pauses[-1] >= 2 * pauses[0] > 0, "the pause between two tries grows"
@@ -577,7 +583,7 @@ async def _locked(database_url: str, statement: str) -> AsyncIterator[asyncpg.Co
 
 
 async def _until(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -604,7 +610,7 @@ async def test_books_that_others_hold_are_waited_for_and_their_holder_is_named(
     project.add()
     async with _locked(database_url, statement) as somebody:
         with pytest.raises(LocksNotGrantedError, match=f"pid {somebody.get_server_pid()} .*'somebody'"):
-            await bring_to_head(project.config(database_url, ddl_wait=0.3))
+            await bring_to_head(project.config(database_url, ddl_wait=0.3, database_wait=0.5))
         assert await tables(observer) == [*BOOKS, "t1"]
         caplog.clear()
         migrating = asyncio.create_task(bring_to_head(project.config(database_url, database_wait=20)))
@@ -675,13 +681,7 @@ async def test_the_ledgers_new_columns_wait_as_any_other_change_does(
             await bring_to_head(project.config(database_url, ddl_wait=0.3))
         migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
         await _until_it_names_somebody(migrating, caplog)
-        worst = 0.0
-        for _ in range(20):
-            started = asyncio.get_running_loop().time()
-            await observer.execute("SELECT FROM migration_ledger", timeout=5)
-            worst = max(worst, asyncio.get_running_loop().time() - started)
-            await asyncio.sleep(0.01)
-        assert worst < 0.5, "a reader was held up behind the queued ALTER"
+        await _assert_readers_go_on(observer, "SELECT FROM migration_ledger")
         await somebody.execute("ROLLBACK")
         await migrating
     assert await ledger(observer) == [("r1", "upgrade"), ("r2", "upgrade")]
@@ -771,7 +771,7 @@ async def test_an_invalid_index_is_dropped_under_traffic(
     await writer.execute("BEGIN; INSERT INTO t1 VALUES (7)")
     migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP INDEX%' AND now() - query_start > '0.5 s'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (migrating.done() or await observer.fetchval(waiting)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await writer.execute("COMMIT")
@@ -783,14 +783,14 @@ async def test_an_invalid_index_is_dropped_under_traffic(
 async def test_who_is_asked_to_stop_in_an_autocommit_block_does_not_start_afresh(
     project: Project, database_url: str, observer: asyncpg.Connection
 ) -> None:
-    project.add('with op.get_context().autocommit_block():\n        op.execute("SELECT pg_sleep(20)")', "pass")
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'"
+    project.add('with op.get_context().autocommit_block():\n        op.execute("SELECT pg_sleep(90)")', "pass")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(90)'"
     migrating = asyncio.create_task(bring_to_head(project.config(database_url)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await observer.fetchval(sleeping):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     migrating.cancel()
-    await asyncio.wait({migrating}, timeout=3)
+    await asyncio.wait({migrating}, timeout=30)
     assert migrating.cancelled()
 
 

@@ -55,7 +55,7 @@ def config(database_url: str, scratch_url: str | None = None, **changes: object)
         "release": "1",
         "ini": Path("none"),
         "metadata": MetaData(),
-        "database_wait": 0.5,
+        "database_wait": 10,
         "lock_wait": 0.5,
     }
     return MigratorConfig(database_url=database_url, scratch_url=scratch_url, **(values | changes))
@@ -128,7 +128,7 @@ async def tables(url: str) -> list[str]:
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if await condition():
                 return
@@ -213,6 +213,8 @@ async def test_it_is_dropped_after_an_error_and_after_cancellations(
 
 async def test_cancelled_while_it_is_being_made(database_url: str, observer: asyncpg.Connection) -> None:
     before = set(await observer.fetch("SELECT datname FROM pg_database"))
+    # A comment locks a database, and so nobody copies the template until it is committed or taken back.
+    await observer.execute("BEGIN; COMMENT ON DATABASE template0 IS 'held up'")
 
     async def plan() -> None:
         async with scratch_database(config(database_url), NONE):
@@ -220,10 +222,17 @@ async def test_cancelled_while_it_is_being_made(database_url: str, observer: asy
 
     task = asyncio.create_task(plan())
     making = (
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE gasket_scratch%' AND state = 'active'"
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE gasket_scratch%' "
+        "AND wait_event_type = 'Lock'"
     )
-    await until(lambda: observer.fetchval(making))
+
+    async def is_making() -> bool:
+        await observer.execute("SELECT pg_stat_clear_snapshot()")
+        return bool(await observer.fetchval(making))
+
+    await until(is_making)
     task.cancel()
+    await observer.execute("ROLLBACK")
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 20)
     assert set(await observer.fetch("SELECT datname FROM pg_database")) == before
@@ -396,7 +405,7 @@ async def test_a_given_database_that_will_not_do_is_refused_and_left_as_it_is(
     }
     for url, reason in cases.items():
         with pytest.raises(ScratchDatabaseError, match=f"GASKET_SCRATCH_DATABASE_URL .*{reason}"):
-            async with scratch_database(config(database_url, url), NONE):
+            async with scratch_database(config(database_url, url, database_wait=0.5), NONE):
                 pytest.fail("it was to be refused")
     assert await tables(filled) == ["other.precious"]
 
