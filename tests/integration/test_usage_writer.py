@@ -158,7 +158,13 @@ class TestLosingTheDatabase:
                 writer.put(entry(key_id=random.randint(1, 5)))
             await asyncio.sleep(0.05)
             ended += await cut_off(usage)
-        assert ended
+
+        async def was_ended() -> bool:
+            nonlocal ended
+            ended += await cut_off(usage)
+            return ended >= 3
+
+        await until(was_ended, 30, "three connections to be ended")
         await written(writer, 2000)
         await assert_totals_agree(usage, records=2000)
 
@@ -177,7 +183,7 @@ class TestLosingTheDatabase:
                 await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
                 for _ in range(3 * BATCH):
                     writer.put(entry())
-                await until(lambda: bool(caplog.records), 10, "a complaint")
+                await until(lambda: bool(caplog.records), 30, "a complaint")
                 assert writer.waiting == 3 * BATCH
                 await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
                 await written(writer, 3 * BATCH + 1)
@@ -194,7 +200,7 @@ class TestLosingTheDatabase:
             for _ in range(MOST_WAITING + 10):
                 writer.put(first)
             assert (writer.waiting, writer.dropped) == (MOST_WAITING, 10)
-            async with asyncio.timeout(6):
+            async with asyncio.timeout(30):
                 assert await writer.close() == MOST_WAITING
             assert (writer.waiting, writer.dropped) == (0, MOST_WAITING + 10)
         assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "ERROR"]
@@ -212,7 +218,7 @@ class TestLosingTheDatabase:
             port = deaf.sockets[0].getsockname()[1]
             async with writing(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable") as writer:
                 writer.put(entry())
-                async with asyncio.timeout(6):
+                async with asyncio.timeout(30):
                     assert await writer.close() == 1
 
 
@@ -225,6 +231,8 @@ async def test_three_writers_of_the_same_keys_never_wait_in_a_circle(
     for number in range(10_000):
         changes = {"key_id": random.randint(1, 200), "model": random.choice("abc"), "started_at": NOON}
         writers[number % 3].put(entry(**changes, prompt_tokens=number))
+    # A close has five seconds, and is not to be the one that writes most of them.
+    await until(lambda: not any(writer.waiting for writer in writers), 60, "all to be written")
     assert await asyncio.gather(*(writer.close() for writer in writers)) == [0, 0, 0]
     assert sum(writer.written for writer in writers) == 10_000
     await assert_totals_agree(usage, records=10_000)
