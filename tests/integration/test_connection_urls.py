@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import pytest
 
 from gasket.postgres_programs import server_account
 from gasket.settings import read_settings
+from tests.acceptance.processes import free_port
 
 PASSWORD = "p%40 @:/?#[ü"
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
@@ -40,11 +40,6 @@ class Server:
         """`hosts` get this server's port where they have none."""
         ports = ",".join(host if ":" in host else f"{host}:{self.port}" for host in hosts.split(","))
         return f"postgresql://{user}@{ports}/postgres{rest}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

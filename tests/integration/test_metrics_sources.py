@@ -23,7 +23,7 @@ async def test_who_waits_for_a_connection_is_counted(database_url: str) -> None:
         waiting = [asyncio.ensure_future(engine.connect().start()) for _ in range(2)]
         await until(lambda: pool_use(engine) == PoolUse(1, 1, 2), 5, "two that wait")
     for connecting in waiting:
-        await (await asyncio.wait_for(connecting, 5)).close()
+        await (await asyncio.wait_for(connecting, 30)).close()
     assert pool_use(engine) == PoolUse(1, 0, 0)
     await engine.dispose()
     assert pool_use(engine) == PoolUse(1, 0, 0)
@@ -35,8 +35,8 @@ async def test_who_waits_for_a_look_up_is_counted(api_database_url: str) -> None
     async with engine.begin() as holder:
         await holder.exec_driver_sql("LOCK TABLE api_keys")
         asked = asyncio.gather(*(lookup.find(f"{n:064x}") for n in range(5)), return_exceptions=True)
-        await until(lambda: lookup.use == PoolUse(CONNECTIONS, 2, 3), 3, "three that wait")
-    assert [type(answer) for answer in await asyncio.wait_for(asked, 10)] == [KeyRefusedError] * 5
+        await until(lambda: lookup.use == PoolUse(CONNECTIONS, 2, 3), 4, "three that wait")
+    assert [type(answer) for answer in await asyncio.wait_for(asked, 30)] == [KeyRefusedError] * 5
     assert lookup.use == PoolUse(CONNECTIONS, 0, 0)
     await lookup.close()
     await engine.dispose()

@@ -399,5 +399,5 @@ async def test_twenty_revisions_take_about_a_second(project: Project, database_u
         project, database_url, [TABLES[0], *(f"ALTER TABLE item ADD COLUMN c{n} int" for n in range(20))], built=1
     )
     assert len(observation.effects) == 20
-    assert time.monotonic() - started < 10  # on a machine that does nothing else it is 1 to 2
+    assert time.monotonic() - started < 60  # on a machine that does nothing else it is 1 to 2
     assert b'"mode":"ACCESS EXCLUSIVE"' in msgspec.json.encode(observation)

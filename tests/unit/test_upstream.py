@@ -154,9 +154,10 @@ class TestFailures:
         assert said.startswith("cannot be found: the name nowhere.invalid:80 does not resolve (")
 
     async def test_nothing_listens(self, client: UpstreamClient) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as unused:
-            port = unused.getsockname()[1]
-        said = await why_not(client, f"http://127.0.0.1:{port}")
+        with socket.socket() as mute:  # bound, so that nobody else is given the port
+            mute.bind(("127.0.0.1", 0))
+            port = mute.getsockname()[1]
+            said = await why_not(client, f"http://127.0.0.1:{port}")
         assert said == f"refuses connections: nothing listens at 127.0.0.1:{port}"
 
     async def test_the_network_has_no_way(self, client: UpstreamClient) -> None:
