@@ -17,7 +17,16 @@ from gasket.migrator.archive.schema import check_archive_rights
 from gasket.migrator.errors import MissingPrivilegeError, NotArchivedError
 from tests.integration.archive_project import ArchiveProject, kept, manifest
 
-DEADLINE = 20.0
+DEADLINE = 60.0
+GATE = """
+CREATE SCHEMA gate;
+CREATE TABLE gate.closed AS SELECT true;
+CREATE FUNCTION gate.wait() RETURNS void LANGUAGE plpgsql AS
+    'BEGIN WHILE EXISTS (SELECT FROM gate.closed) LOOP PERFORM pg_sleep(0.01); END LOOP; END'
+"""
+"""A step that calls the function stays where it is until the table is empty."""
+LOCKED = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = to_regclass('t') AND mode = 'AccessExclusiveLock')"
+"""Whether a step, or its trial, has taken table `t` away, and may yet give it back."""
 
 
 @pytest.fixture
@@ -46,6 +55,12 @@ async def state(observer: asyncpg.Connection) -> tuple[object, ...]:
             "WHERE relnamespace = 'public'::regnamespace"
         ),
     )
+
+
+async def is_true(observer: asyncpg.Connection, query: str) -> None:
+    """Wait for that."""
+    while not await observer.fetchval(query):  # noqa: ASYNC110  # it happens in the database
+        await asyncio.sleep(0.01)
 
 
 async def is_refused(project: ArchiveProject, observer: asyncpg.Connection, error: type[Exception], match: str) -> None:
@@ -145,14 +160,16 @@ async def test_a_writer_between_trial_and_copy_is_waited_for_no_longer_than_the_
     project: ArchiveProject, observer: asyncpg.Connection, another: asyncpg.Connection
 ) -> None:
     """It queues behind the trial, and is let in when the trial's locks are given back."""
-    project.step("CREATE TABLE t (id int)", "DROP TABLE t;\nSELECT pg_sleep(0.4)")
+    await observer.execute(GATE)
+    project.step("CREATE TABLE t (id int)", "DROP TABLE t;\nSELECT gate.wait()")
     await project.up()
     downgrade = asyncio.create_task(project.down(lock_timeout="100ms"))
-    locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'AccessExclusiveLock')"
     async with asyncio.timeout(DEADLINE):
-        while not await observer.fetchval(locked):
-            pass
-        await another.execute("BEGIN; INSERT INTO t VALUES (1)")
+        await is_true(observer, LOCKED)
+        writing = asyncio.create_task(another.execute("BEGIN; INSERT INTO t VALUES (1)"))
+        await is_true(observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'RowExclusiveLock')")
+        await observer.execute("DELETE FROM gate.closed")
+        await writing
         with pytest.raises(DBAPIError) as refusal:
             await downgrade
     assert getattr(refusal.value.orig, "sqlstate", None) == "55P03"
@@ -165,14 +182,14 @@ async def test_a_writer_between_trial_and_copy_is_waited_for_no_longer_than_the_
 async def test_what_others_drop_meanwhile_is_none_of_the_steps(
     project: ArchiveProject, observer: asyncpg.Connection, another: asyncpg.Connection
 ) -> None:
-    project.step("CREATE TABLE t (id int);\nCREATE TABLE of_others (id int)", "DROP TABLE t;\nSELECT pg_sleep(0.4)")
+    await observer.execute(GATE)
+    project.step("CREATE TABLE t (id int);\nCREATE TABLE of_others (id int)", "DROP TABLE t;\nSELECT gate.wait()")
     await project.up()
     downgrade = asyncio.create_task(project.down())
-    locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'AccessExclusiveLock')"
     async with asyncio.timeout(DEADLINE):
-        while not await observer.fetchval(locked):
-            pass
+        await is_true(observer, LOCKED)
         await another.execute("DROP TABLE of_others")
+        await observer.execute("DELETE FROM gate.closed")
         await downgrade
     assert [row["object_name"] for row in await manifest(observer)] == ["t"]
 

@@ -14,6 +14,7 @@ from gasket.upstream.client import Timeouts, UpstreamClient
 from gasket.upstream.failures import UpstreamError
 from tests.tls import certificate, context_of
 
+PATIENT = Timeouts(10, 10, 10)
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -54,7 +55,7 @@ def answering(answer: bytes, heard: list[bytes] | None = None) -> Handler:
 
 
 async def ask(
-    client: UpstreamClient, base_url: str, *, skip_tls_verify: bool = False, seconds: float = 10
+    client: UpstreamClient, base_url: str, *, skip_tls_verify: bool = False, timeouts: Timeouts = PATIENT
 ) -> tuple[int, bytes]:
     address = address_of(base_url)
     response = await client.send(
@@ -62,7 +63,7 @@ async def ask(
         address,
         address.target("/models"),
         fields=[],
-        timeouts=Timeouts(seconds, seconds, seconds),
+        timeouts=timeouts,
         skip_tls_verify=skip_tls_verify,
     )
     try:
@@ -71,9 +72,9 @@ async def ask(
         response.close()
 
 
-async def why_not(client: UpstreamClient, base_url: str, *, seconds: float = 10) -> str:
+async def why_not(client: UpstreamClient, base_url: str, *, timeouts: Timeouts = PATIENT) -> str:
     with pytest.raises(UpstreamError) as failure:
-        await ask(client, base_url, seconds=seconds)
+        await ask(client, base_url, timeouts=timeouts)
     return str(failure.value)
 
 
@@ -174,7 +175,7 @@ class TestFailures:
             for one in waiting:
                 one.setblocking(False)
                 one.connect_ex(address)
-            said = await why_not(client, f"http://127.0.0.1:{address[1]}", seconds=0.3)
+            said = await why_not(client, f"http://127.0.0.1:{address[1]}", timeouts=Timeouts(0.3, 10, 10))
             for one in waiting:
                 one.close()
         assert said == "did not accept the connection within its connect_timeout"
@@ -184,7 +185,7 @@ class TestFailures:
             await reader.read()
 
         async with server(silent) as base_url:
-            assert await why_not(client, base_url, seconds=0.2) == "did not answer in time"
+            assert await why_not(client, base_url, timeouts=Timeouts(10, 0.2, 10)) == "did not answer in time"
             await client.close()
 
     @pytest.mark.parametrize(
