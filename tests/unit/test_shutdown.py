@@ -43,7 +43,7 @@ class Server:
 
     async def until(self, count: int) -> None:
         """Until so many things have happened."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.noted) < count:  # noqa: ASYNC110  # signals set no event
                 await asyncio.sleep(0.005)
 
@@ -91,18 +91,18 @@ async def test_it_says_so_then_takes_nothing_new_then_ends_what_runs() -> None:
 
 async def test_somebody_at_a_terminal_does_not_wait() -> None:
     server = Server()
-    async with serving(server, delay=10):
+    async with serving(server, delay=60):
         server.send(signal.SIGINT)
         await server.until(3)
     assert server.order == ["announce", "SIGINT", "stop"]
-    assert server.noted[1][1] < 5
+    assert server.noted[1][1] < 30
     assert server.noted[2][1] >= 0.2
 
 
 @pytest.mark.parametrize("second", SIGNALS)
 async def test_a_second_signal_goes_straight_to_the_server(second: signal.Signals) -> None:
     server = Server()
-    async with serving(server, delay=10):
+    async with serving(server, delay=60):
         server.send(signal.SIGTERM)
         await server.until(1)
         server.send(second)
