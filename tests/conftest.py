@@ -87,9 +87,9 @@ async def database_url(make_database: Callable[[], Awaitable[str]]) -> str:
 
 
 async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url, timeout=30)
     try:
-        await connection.execute(statement, timeout=30)
+        await connection.execute(statement, timeout=60)
     finally:
         await connection.close(timeout=10)
 

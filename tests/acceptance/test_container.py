@@ -97,9 +97,11 @@ def _answering(status: int) -> Iterator[int]:
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (404, False), (None, False)])
@@ -111,7 +113,7 @@ def test_the_health_check_tells_well_from_ill(image: dict[str, str], status: int
         # A proxy is for what the gateway calls, not for calls to the gateway.
         settings = {"LITESTAR_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
         check = [sys.executable, *command[1:]]
-        return subprocess.run(check, env=settings, stderr=subprocess.DEVNULL, timeout=20).returncode
+        return subprocess.run(check, env=settings, stderr=subprocess.DEVNULL, timeout=60).returncode
 
     if status is None:
         assert exit_code(free_port()) != 0

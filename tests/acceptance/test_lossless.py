@@ -259,9 +259,9 @@ async def test_writers_during_a_downgrade_lose_nothing(filled: Installation) -> 
             connection.terminate()
 
     writers = [asyncio.create_task(write(f"writer {number}")) for number in range(3)]
-    await until(lambda: written.total() > 200, 20, "rows")
+    await until(lambda: written.total() > 200, 60, "rows")
     await _done(filled, *GASKET, "downgrade", "--no-prompt", filled.project.shipped[1])
-    await asyncio.wait_for(asyncio.gather(*writers), 20)
+    await asyncio.wait_for(asyncio.gather(*writers), 60)
     assert await filled.archived_rows() == 2 * (4 + written.total())
     await _done(filled, *GASKET, "upgrade")
     rows = await look.fetch("SELECT name, revoked_by FROM api_keys WHERE name LIKE 'writer%'")
