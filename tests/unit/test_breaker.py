@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gasket.backends.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker, Breakers
+from gasket.backends.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Admission, Breaker, Breakers
 
 
 class Clock:
@@ -28,30 +28,36 @@ def breaker(clock: Clock) -> Breaker:
     return Breaker("main", clock)
 
 
+def admitted(breaker: Breaker) -> Admission:
+    admission = breaker.admit()
+    assert admission is not None
+    return admission
+
+
 def fail(breaker: Breaker, times: int = FAILURES) -> None:
     for _ in range(times):
-        assert breaker.admits()
-        breaker.failed()
+        admitted(breaker).failed()
 
 
 def test_five_failures_in_a_row_set_it_aside(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 4)
-    breaker.succeeded()
+    admitted(breaker).succeeded()
     fail(breaker, 4)
     assert (breaker.state, breaker.retry_after) == ("available", 0)
     fail(breaker, 1)
     assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
     clock.now += 4.9
-    assert not breaker.admits()
+    assert breaker.admit() is None
     assert breaker.retry_after == pytest.approx(0.1)
 
 
 def test_then_one_request_tries_it(breaker: Breaker, clock: Clock) -> None:
     fail(breaker)
     clock.now += 5
-    assert [breaker.admits() for _ in range(3)] == [True, False, False]
+    trial = admitted(breaker)
+    assert [breaker.admit(), breaker.admit()] == [None, None]
     assert (breaker.state, breaker.retry_after) == ("trying", 0)
-    breaker.succeeded()
+    trial.succeeded()
     assert breaker.state == "available"
     fail(breaker)
     assert breaker.retry_after == 5, "the pause does not begin anew"
@@ -69,37 +75,58 @@ def test_the_pause_doubles_up_to_a_minute(breaker: Breaker, clock: Clock) -> Non
 
 def test_answers_that_begin_and_break_off_are_failures_in_a_row(breaker: Breaker, clock: Clock) -> None:
     for _ in range(FAILURES):
-        assert breaker.admits()
-        breaker.answered()
-        breaker.failed()
+        admission = admitted(breaker)
+        admission.answered()
+        admission.failed()
     assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
     clock.now += 5
-    assert breaker.admits()
-    breaker.answered()
+    admitted(breaker).answered()
     assert (breaker.state, breaker.retry_after) == ("available", 0), "a trial does not last as long as its answer"
 
 
 def test_a_trial_without_a_verdict_frees_its_place(breaker: Breaker, clock: Clock) -> None:
     fail(breaker)
     clock.now += 5
-    assert breaker.admits()
-    breaker.abandoned()
+    admitted(breaker).abandoned()
     assert (breaker.state, breaker.retry_after) == ("set_aside", 0)
-    assert [breaker.admits(), breaker.admits()] == [True, False]
-    breaker.failed()
+    trial = admitted(breaker)
+    assert breaker.admit() is None
+    trial.failed()
     assert breaker.retry_after == 10
 
 
 def test_what_was_admitted_before_does_not_count_while_it_is_set_aside(breaker: Breaker) -> None:
+    late = admitted(breaker)
     fail(breaker)
-    for late in (breaker.failed, breaker.succeeded, breaker.abandoned):
-        late()
+    for say in (late.failed, late.answered, late.succeeded, late.abandoned):
+        say()
         assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
+
+
+@pytest.mark.parametrize("verdict", ["failed", "answered", "succeeded", "abandoned"])
+def test_nor_while_it_is_tried_nor_once_it_is_available_again(breaker: Breaker, clock: Clock, verdict: str) -> None:
+    """A stream of minutes, or a request whose first_byte_timeout ends only now."""
+    late = [admitted(breaker) for _ in range(FAILURES)]
+    fail(breaker)
+    clock.now += 5
+    trial = admitted(breaker)
+    getattr(late[0], verdict)()
+    assert (breaker.state, breaker.admit()) == ("trying", None)
+    trial.answered()
+    for admission in late:
+        getattr(admission, verdict)()
+    assert breaker.state == "available"
+    fail(breaker, FAILURES - 2)
+    getattr(late[0], verdict)()
+    trial.failed()
+    assert breaker.state == "available", "four in a row"
+    fail(breaker, 1)
+    assert (breaker.state, breaker.retry_after) == ("set_aside", 5)
 
 
 def test_leaving_clients_say_nothing_about_a_backend(breaker: Breaker) -> None:
     fail(breaker, 4)
-    breaker.abandoned()
+    admitted(breaker).abandoned()
     fail(breaker, 1)
     assert breaker.state == "set_aside"
 
@@ -110,9 +137,9 @@ def test_changes_of_state_are_logged(breaker: Breaker, clock: Clock, caplog: pyt
     clock.now += 5
     fail(breaker, 1)
     clock.now += 10
-    assert breaker.admits()
-    breaker.succeeded()
-    breaker.succeeded()
+    trial = admitted(breaker)
+    trial.succeeded()
+    trial.succeeded()
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "Backend 'main' is set aside for 5 s: 5 failures in a row."),
         ("INFO", "Backend 'main': one request tries it again."),
@@ -122,6 +149,9 @@ def test_changes_of_state_are_logged(breaker: Breaker, clock: Clock, caplog: pyt
     ]
 
 
+ENDS = ["succeeded", "failed", "abandoned"]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Requests come, end and are given up in any order, time passes: against what was seen from outside."""
 
@@ -129,7 +159,9 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.breaker = Breaker("main", self.clock)
-        self.running = 0
+        self.running: list[tuple[Admission, int]] = []
+        """Each with the number of trials that there had been, itself included."""
+        self.trials = 0
         self.in_a_row = 0
         self.free_at: float | None = None
         """When the next trial may begin; None while the backend is available."""
@@ -141,37 +173,46 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def a_request_comes(self) -> None:
         before = self.breaker.state
-        admitted = self.breaker.admits()
-        assert admitted == (
-            before == "available" or (before == "set_aside" and self.clock.now >= (self.free_at or 0.0))
-        )
-        self.running += admitted
+        admission = self.breaker.admit()
+        is_trial = before == "set_aside" and self.clock.now >= (self.free_at or 0.0)
+        assert (admission is not None) == (before == "available" or is_trial)
+        self.trials += is_trial
+        if admission is not None:
+            self.running.append((admission, self.trials))
 
     @precondition(lambda self: self.breaker.state == "available")
     @rule()
     def it_breaks_down(self) -> None:
-        for _ in range(FAILURES):
+        while self.breaker.state == "available":
             self.a_request_comes()
-            self.a_request_ends("failed")
+            self.the_newest_ends("failed")
 
     @precondition(lambda self: self.running)
-    @rule(end=st.sampled_from(["succeeded", "failed", "abandoned"]))
-    def a_request_ends(self, end: str) -> None:
-        before = self.breaker.state
-        self.running -= 1
-        getattr(self.breaker, end)()
+    @rule(end=st.sampled_from(ENDS), which=st.integers(0))
+    def any_request_ends(self, end: str, which: int) -> None:
+        self.running.append(self.running.pop(which % len(self.running)))
+        self.the_newest_ends(end)
+
+    @precondition(lambda self: self.running)
+    @rule(end=st.sampled_from(ENDS))
+    def the_newest_ends(self, end: str) -> None:
+        before, retry_after = self.breaker.state, self.breaker.retry_after
+        admission, trials = self.running.pop()
+        getattr(admission, end)()
+        if before == "set_aside" or trials < self.trials:
+            assert (self.breaker.state, self.breaker.retry_after) == (before, retry_after)
+            return
         self.in_a_row = {"succeeded": 0, "failed": self.in_a_row + 1, "abandoned": self.in_a_row}[end]
-        if before == "available" and end == "failed" and self.breaker.state == "set_aside":
-            assert self.in_a_row >= FAILURES
-            assert self.breaker.retry_after == FIRST_PAUSE
-        if before == "set_aside":
-            assert self.breaker.state == "set_aside"
-        if before == "trying":
+        if before == "available":
+            assert (self.breaker.state == "set_aside") == (self.in_a_row >= FAILURES)
+        else:
             expected = {"succeeded": "available", "failed": "set_aside", "abandoned": "set_aside"}[end]
             assert self.breaker.state == expected
         if self.breaker.state == "available":
             self.free_at = None
-        elif before != "set_aside" and end == "failed":
+        elif end == "failed":
+            assert before == "trying" or self.breaker.retry_after == FIRST_PAUSE
+            self.in_a_row = 0
             self.free_at = self.clock.now + self.breaker.retry_after
 
     @invariant()

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from gasket.backends.breaker import FAILURES, Breakers
+from gasket.backends.breaker import FAILURES, Breaker, Breakers
 from gasket.db import PoolUse
 from gasket.metrics.administration import AdministrationMetrics
 from gasket.metrics.exposition import make_registry
@@ -296,11 +296,17 @@ async def test_the_administration_is_counted_by_path_template() -> None:
     )
 
 
+def fail(breaker: Breaker) -> None:
+    admission = breaker.admit()
+    assert admission is not None
+    admission.failed()
+
+
 def sources(**other: Any) -> Sources:
     breakers = Breakers()
     breakers.of(1, "large")
     for _ in range(FAILURES):
-        breakers.of(2, "small").failed()
+        fail(breakers.of(2, "small"))
 
     async def readiness() -> Readiness:
         return Readiness(True, "at_head", "b2", "b2")
@@ -353,7 +359,7 @@ class TestState:
     def test_a_backend_that_took_an_old_name_counts_under_it_once(self) -> None:
         breakers = Breakers()
         for _ in range(FAILURES):
-            breakers.of(1, "large").failed()
+            fail(breakers.of(1, "large"))
         breakers.of(2, "large")
         assert breakers.states() == {"large": "available"}
 

@@ -23,13 +23,7 @@ _log = logging.getLogger("gasket.backends")
 
 
 class Breaker:
-    """Whether requests may go to one backend.
-
-    Whoever was admitted says once how it ended: `succeeded`, `failed`, or `abandoned` if there is nothing to judge by.
-    What ends while the backend is set aside was admitted before, and is not counted.
-
-    `clock` gives seconds and never goes back.
-    """
+    """Whether requests may go to one backend. `clock` gives seconds and never goes back."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -38,6 +32,7 @@ class Breaker:
         self._pause = FIRST_PAUSE
         self._state: BackendState = "available"
         self._until = 0.0
+        self._admission = Admission(self)
 
     @property
     def state(self) -> BackendState:
@@ -54,43 +49,36 @@ class Breaker:
         """Whether it knows nothing that a new breaker would not."""
         return self._state == "available" and not self._failures
 
-    def admits(self) -> bool:
-        """Whether a request may go to the backend now. After a pause the first one that asks has the only place."""
+    def admit(self) -> Admission | None:
+        """For a request that may go to the backend now. After a pause the first one that asks has the only place."""
         if self._state == "available":
-            return True
+            return self._admission
         if self._state == "trying" or self._clock() < self._until:
-            return False
+            return None
         self._state = "trying"
+        self._admission = Admission(self)
         _log.info("Backend %r: one request tries it again.", self.name)
-        return True
+        return self._admission
 
-    def answered(self) -> None:
-        """It has begun to answer, which is enough for a trial. Whoever says this says later how the answer ended."""
-        if self._state == "trying":
-            self.succeeded()
+    def _heeds(self, admission: Admission) -> bool:
+        return admission is self._admission and self._state != "set_aside"
 
-    def succeeded(self) -> None:
-        """The backend answered as it should, to the end."""
-        if self._state == "set_aside":
-            return
+    def _succeeded(self) -> None:
         if self._state == "trying":
             _log.info("Backend %r is available again.", self.name)
         self._state = "available"
         self._failures = 0
         self._pause = FIRST_PAUSE
 
-    def failed(self) -> None:
-        """It did not answer, not in time, or with an error that is its own fault."""
+    def _failed(self) -> None:
+        self._failures += 1
         if self._state == "trying":
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._set_aside("the trial failed")
-        elif self._state == "available":
-            self._failures += 1
-            if self._failures >= FAILURES:
-                self._set_aside(f"{FAILURES} failures in a row")
+        elif self._failures >= FAILURES:
+            self._set_aside(f"{FAILURES} failures in a row")
 
-    def abandoned(self) -> None:
-        """The request ended without a verdict: its client left, or it was never sent. The next one may try."""
+    def _abandoned(self) -> None:
         if self._state == "trying":
             self._state = "set_aside"
 
@@ -99,6 +87,39 @@ class Breaker:
         self._failures = 0
         self._until = self._clock() + self._pause
         _log.warning("Backend %r is set aside for %g s: %s.", self.name, self._pause, why)
+
+
+class Admission:
+    """A request may go to the backend. Whoever has it says once how that ended: `succeeded`, `failed`, or `abandoned`.
+
+    A trial gets a new one, which those share that are admitted after it. What is said through an older one is about the
+    time before the backend was set aside, and does not count; nor does anything while it is set aside.
+    """
+
+    __slots__ = ("_breaker",)
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def answered(self) -> None:
+        """It has begun to answer, which is enough for a trial. Whoever says this says later how the answer ended."""
+        if self._breaker._state == "trying":
+            self.succeeded()
+
+    def succeeded(self) -> None:
+        """The backend answered as it should, to the end."""
+        if self._breaker._heeds(self):
+            self._breaker._succeeded()
+
+    def failed(self) -> None:
+        """It did not answer, not in time, or with an error that is its own fault."""
+        if self._breaker._heeds(self):
+            self._breaker._failed()
+
+    def abandoned(self) -> None:
+        """The request ended without a verdict: its client left, or it was never sent. The next one may try."""
+        if self._breaker._heeds(self):
+            self._breaker._abandoned()
 
 
 class Breakers:

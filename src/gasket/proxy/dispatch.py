@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gasket.backends.breaker import Breaker, Breakers
+from gasket.backends.breaker import Admission, Breakers
 from gasket.proxy.access import Backend
 from gasket.proxy.errors import BusyError, GatewayError, UpstreamFailedError, UpstreamTimeoutError
 from gasket.proxy.exchange import Exchange
@@ -21,24 +21,24 @@ _TRIES = 2
 class Answer:
     """A backend's answer that has begun. Close it in every case: it holds one of the backend's places."""
 
-    __slots__ = ("_breaker", "_failed", "_places", "backend", "response")
+    __slots__ = ("_admission", "_failed", "_places", "backend", "response")
 
-    def __init__(self, backend: Backend, response: Response, breaker: Breaker, places: Places) -> None:
+    def __init__(self, backend: Backend, response: Response, admission: Admission, places: Places) -> None:
         self.backend = backend
         self.response = response
-        self._breaker = breaker
+        self._admission = admission
         self._places = places
         self._failed = response.status in _SIGNS_OF_FAILURE
 
     def broke_off(self) -> None:
         """The backend did not finish it."""
         self._failed = True
-        self._breaker.failed()
+        self._admission.failed()
 
     def close(self) -> None:
         """Let go of the connection: for reuse if the answer is complete, else for good."""
         if self.response.at_end and not self._failed:
-            self._breaker.succeeded()
+            self._admission.succeeded()
         self.response.close()
         self._places.give_back(self.backend)
 
@@ -100,14 +100,14 @@ class Dispatcher:
             for backend in backends:
                 if tries >= (_TRIES if may_fail_over else 1):
                     break
-                breaker = self._breakers.of(backend.id, backend.name)
-                if (reason := self._enter(backend, breaker)) is not None:
-                    refused = refused or reason
+                admission = self._enter(backend)
+                if isinstance(admission, GatewayError):
+                    refused = refused or admission
                     continue
                 exchange.backend, exchange.retries = backend, tries
                 tries += 1
                 try:
-                    answer = await self._ask(exchange, backend, breaker, target, fields, body)
+                    answer = await self._ask(exchange, backend, admission, target, fields, body)
                 except GatewayError as error:
                     refused = error
                     continue
@@ -123,7 +123,7 @@ class Dispatcher:
                 spare.close()
         raise refused or BusyError("No backend can take this request now.", code="upstream_unavailable")
 
-    def _enter(self, backend: Backend, breaker: Breaker) -> GatewayError | None:
+    def _enter(self, backend: Backend) -> Admission | GatewayError:
         """Take one of the backend's places; why not, if it cannot be had."""
         if backend.credential_unreadable:
             return UpstreamFailedError(
@@ -132,19 +132,21 @@ class Dispatcher:
             )
         if not self._places.take(backend):
             return BusyError(f"Backend {backend.name!r} has as many requests as it may have at once.")
-        if not breaker.admits():
+        breaker = self._breakers.of(backend.id, backend.name)
+        admission = breaker.admit()
+        if admission is None:
             self._places.give_back(backend)
             return BusyError(
                 f"Backend {backend.name!r} has failed repeatedly and is set aside for a moment.",
                 code="upstream_unavailable",
                 retry_after=breaker.retry_after,
             )
-        return None
+        return admission
 
     async def _ask(
-        self, exchange: Exchange, backend: Backend, breaker: Breaker, target: str, fields: Fields, body: bytes
+        self, exchange: Exchange, backend: Backend, admission: Admission, target: str, fields: Fields, body: bytes
     ) -> Answer:
-        verdict = breaker.abandoned  # the client left, or the replica stops
+        verdict = admission.abandoned  # the client left, or the replica stops
         response: Response | None = None
         try:
             response = await self._client.send(
@@ -156,12 +158,12 @@ class Dispatcher:
                 timeouts=backend.timeouts,
                 skip_tls_verify=backend.skip_tls_verify,
             )
-            verdict = breaker.failed if response.status in _SIGNS_OF_FAILURE else breaker.answered
+            verdict = admission.failed if response.status in _SIGNS_OF_FAILURE else admission.answered
             if response.status >= 500 or response.status == _RATE_LIMITED:
                 exchange.note_failure(backend, "rate_limited" if response.status == _RATE_LIMITED else "server_error")
-            return Answer(backend, response, breaker, self._places)
+            return Answer(backend, response, admission, self._places)
         except UpstreamError as error:
-            verdict = breaker.failed
+            verdict = admission.failed
             exchange.note_failure(backend, error.kind)
             raise explain(error, backend) from error
         finally:
