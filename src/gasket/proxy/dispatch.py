@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from gasket.backends.breaker import Admission, Breakers
 from gasket.proxy.access import Backend
 from gasket.proxy.errors import BusyError, GatewayError, UpstreamFailedError, UpstreamTimeoutError
 from gasket.proxy.exchange import Exchange
-from gasket.upstream.client import Response, UpstreamClient
+from gasket.upstream.client import Response, UpstreamClient, WholeResponse
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import AnswerTimeoutError, NotConnectedError, UpstreamError
 
@@ -16,12 +17,15 @@ _RATE_LIMITED = 429
 _WORTH_ANOTHER_BACKEND = frozenset({_RATE_LIMITED, 502, 503, 504})
 _SIGNS_OF_FAILURE = frozenset({502, 503, 504})
 _TRIES = 2
+_LARGEST_SPARE = 64 * 1024
+_SPARE_WITHIN = 1.0
+"""Of an answer that is kept while another backend is asked: bytes of its body, and seconds for which that may take."""
 
 
 class Answer:
-    """A backend's answer that has begun. Close it in every case: it holds one of the backend's places."""
+    """A backend's answer that has begun. Close it in every case: it holds one of the backend's places, until `keep`."""
 
-    __slots__ = ("_admission", "_failed", "_places", "backend", "response")
+    __slots__ = ("_admission", "_closed", "_failed", "_places", "backend", "response")
 
     def __init__(self, backend: Backend, response: Response, admission: Admission, places: Places) -> None:
         self.backend = backend
@@ -29,14 +33,34 @@ class Answer:
         self._admission = admission
         self._places = places
         self._failed = response.status in _SIGNS_OF_FAILURE
+        self._closed = False
 
     def broke_off(self) -> None:
         """The backend did not finish it."""
-        self._failed = True
-        self._admission.failed()
+        if not self._failed:
+            self._failed = True
+            self._admission.failed()
+
+    async def keep(self) -> bool:
+        """Have all of it here, and give connection and place back, in every case; whether it is small and at hand."""
+        try:
+            async with asyncio.timeout(_SPARE_WITHIN):
+                body = await self.response.read(_LARGEST_SPARE)
+        except UpstreamError:
+            self.broke_off()
+            return False
+        except (TimeoutError, ValueError):
+            return False
+        finally:
+            self.close()
+        self.response = WholeResponse(self.response.status, self.response.fields, body)
+        return True
 
     def close(self) -> None:
         """Let go of the connection: for reuse if the answer is complete, else for good."""
+        if self._closed:
+            return
+        self._closed = True
         if self.response.at_end and not self._failed:
             self._admission.succeeded()
         self.response.close()
@@ -87,7 +111,7 @@ class Dispatcher:
         """The answer of the first backend that has one; a second one is tried if that one fails.
 
         `target` is what follows `/v1`, with the query. If both fail, the client gets the second backend's own answer,
-        if it had one, else the first one's.
+        if it had one, else the first one's: that is kept meanwhile, without its backend's place.
 
         Raises:
             UpstreamFailedError, UpstreamTimeoutError: no backend answered.
@@ -95,32 +119,31 @@ class Dispatcher:
         """
         refused: GatewayError | None = None
         spare: Answer | None = None
-        tries = 0
-        try:
-            for backend in backends:
-                if tries >= (_TRIES if may_fail_over else 1):
-                    break
-                admission = self._enter(backend)
-                if isinstance(admission, GatewayError):
-                    refused = refused or admission
-                    continue
-                exchange.backend, exchange.retries = backend, tries
-                tries += 1
-                try:
-                    answer = await self._ask(exchange, backend, admission, target, fields, body)
-                except GatewayError as error:
-                    refused = error
-                    continue
-                if answer.response.status not in _WORTH_ANOTHER_BACKEND or spare is not None:
-                    return answer
-                spare = answer
-            if spare is not None:
-                answer, spare = spare, None
-                exchange.backend = answer.backend
+        tries, most = 0, _TRIES if may_fail_over else 1
+        for backend in backends:
+            if tries == most:
+                break
+            admission = self._enter(backend)
+            if isinstance(admission, GatewayError):
+                refused = refused or admission
+                continue
+            exchange.backend, exchange.retries = backend, tries
+            tries += 1
+            try:
+                answer = await self._ask(exchange, backend, admission, target, fields, body)
+            except GatewayError as error:
+                refused = error
+                continue
+            status = answer.response.status
+            if status not in _WORTH_ANOTHER_BACKEND or tries == most or backend is backends[-1]:
                 return answer
-        finally:
-            if spare is not None:
-                spare.close()
+            if await answer.keep():
+                spare = answer
+            else:
+                refused = UpstreamFailedError(f"Backend {backend.name!r} answered {status}, at too great length.")
+        if spare is not None:
+            exchange.backend = spare.backend
+            return spare
         raise refused or BusyError("No backend can take this request now.", code="upstream_unavailable")
 
     def _enter(self, backend: Backend) -> Admission | GatewayError:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gasket.deadlines import Deadlines
 from gasket.upstream.address import Address
-from gasket.upstream.connection import Connection
+from gasket.upstream.connection import Connection, Fields
 from gasket.upstream.failures import BrokenAnswerError, NotConnectedError
 
 _KEPT_FOR = 4.0
@@ -80,6 +80,35 @@ class Response:
     def close(self) -> None:
         """Nobody wants more of it. Once: afterwards the connection may carry somebody else's request."""
         self._connection.finish()
+
+
+class WholeResponse(Response):
+    """One that was read to its end before: it holds no connection."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, status: int, fields: Fields, body: bytes) -> None:
+        self.status = status
+        self.fields = fields
+        self._body = body
+
+    @property
+    def delimited(self) -> bool:
+        """It is here."""
+        return True
+
+    @property
+    def at_end(self) -> bool:
+        """As `Response`."""
+        return not self._body
+
+    async def piece(self) -> bytes:
+        """As `Response`, without waiting."""
+        body, self._body = self._body, b""
+        return body
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 class UpstreamClient:
