@@ -68,6 +68,9 @@ async def test_two_framings_never_become_two_answers(tenant: Tenant, head: bytes
         (OK + b"X: \0\r\nContent-Length: 2\r\n\r\n{}",),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", End.NEVER),
         (b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\n{}",),
+        (b"HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\n{}",),
+        (b"HTTP/1.1 600 OK\r\nContent-Length: 2\r\n\r\n{}",),
+        (b"HTTP/1.1 999 OK\r\nContent-Length: 2\r\n\r\n{}",),
     ],
 )
 async def test_what_is_not_http_is_502_at_once(tenant: Tenant, script: Answer) -> None:

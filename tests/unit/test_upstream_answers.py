@@ -257,6 +257,12 @@ async def test_what_is_no_answer(bad: bytes) -> None:
         assert (said, body) == ("does not answer in HTTP/1.1", b"")
 
 
+@pytest.mark.parametrize("status", ["099", "600", "999"])
+async def test_a_status_that_is_none_is_no_answer(status: str) -> None:
+    said, body = await broken([f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n".encode(), b"{}"], ends=False)
+    assert (said, body) == (f"answers with the status {int(status)}, which HTTP does not have", b"")
+
+
 @pytest.mark.parametrize("bad", [b"zz\r\n", b"2\r\nokay\r\n", b"-1\r\n", b"2 \x00\r\nok\r\n", b"f" * 20])
 async def test_chunks_that_are_none(bad: bytes) -> None:
     """What came before is handed out before."""

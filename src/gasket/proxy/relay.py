@@ -23,6 +23,7 @@ _FAREWELL = 1.0
 _EVENT_STREAM = b"text/event-stream"
 _NO_BUFFERING = (b"x-accel-buffering", b"no")
 _DONE = b"[DONE]"
+_WITHOUT_CONTENT = (204, 304)
 _ENDS_WITH_DONE = ("/chat/completions", "/completions")
 
 
@@ -48,9 +49,9 @@ class Relay:
             UpstreamFailedError, UpstreamTimeoutError: the answer broke off. `break_off` is what the client is due then.
         """
         exchange, response = self._exchange, self._answer.response
+        await self._start(response)
         exchange.status, exchange.first_byte = response.status, time.monotonic()
         exchange.streamed = self._events is not None
-        await self._start(response)
         whole = False
         try:
             if self._events is None:
@@ -78,9 +79,11 @@ class Relay:
         fields = downstream(
             response.fields, request_id=exchange.request_id, client_request_id=exchange.client_request_id
         )
-        if self._events is not None:
-            # An event may be taken out, or an error put at the end: then the length is another one.
+        if self._events is not None or response.status in _WITHOUT_CONTENT:
+            # Of events one may be taken out, or an error put at the end: then the length is another one. Where there is
+            # no content, 304 may name the length it would have (RFC 9110, 8.6), and the server would wait for that.
             fields = [field for field in fields if field[0] != b"content-length"]
+        if self._events is not None:
             fields.append(_NO_BUFFERING)
         if exchange.grant is not None:  # the client has to do with our limits, not with those of our account upstream
             fields = [field for field in fields if not field[0].startswith(b"x-ratelimit-")] + exchange.grant.fields

@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
 
         Raises:
             AnswerTimeoutError: not within so many seconds.
-            BrokenAnswerError: the connection ended first, or what came is not HTTP/1.1.
+            BrokenAnswerError: the connection ended first, or what came is not HTTP/1.1, its status included.
         """
         while not self._head_complete:
             await self._wait(within)
@@ -208,10 +208,13 @@ class Connection(asyncio.Protocol):
         status: int = self._parser.get_status_code()
         if status == _SWITCHING_PROTOCOLS:
             raise httptools.HttpParserError("nobody has asked for another protocol")
-        if status < 200:
+        if 100 <= status < 200:
             self._head_size, self.fields = 0, []
             return
         self.status = status
+        if not 200 <= status <= 599:  # RFC 9110, 15
+            self._fail(BrokenAnswerError(f"answers with the status {status}, which HTTP does not have"))
+            return
         self._head_complete = True
         names = {name for name, _ in self.fields}
         self.delimited = b"content-length" in names or b"transfer-encoding" in names or status in (204, 304)
