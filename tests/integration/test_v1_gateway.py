@@ -76,25 +76,32 @@ class Client:
         return not self.sent[-1].get("more_body", True)
 
 
-Start = Callable[[bytes], Awaitable[tuple[Gateway, list[Exchange]]]]
+Start = Callable[..., Awaitable[tuple[Gateway, list[Exchange]]]]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Call it with what the backend answers to each request for a gateway before it, and for what is noted of each."""
+    """Call it with what the backend answers to each request for a gateway before it, and for what is noted of each.
+
+    At an event it waits for that; keyword arguments are the backend's.
+    """
     client, servers = UpstreamClient(), []
 
-    async def make(answer: bytes) -> tuple[Gateway, list[Exchange]]:
+    async def make(*answer: bytes | asyncio.Event, **backend: Any) -> tuple[Gateway, list[Exchange]]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
-            await writer.drain()
+            for step in answer:
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                else:
+                    writer.write(step)
+                    await writer.drain()
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         servers.append(server)
         port = server.sockets[0].getsockname()[1]
-        access = an_access(a_profile(a_backend(base_url=f"http://127.0.0.1:{port}")))
+        access = an_access(a_profile(a_backend(base_url=f"http://127.0.0.1:{port}", **backend)))
 
         async def find(_digest: str) -> Access:
             return access
@@ -165,6 +172,70 @@ async def under_way(gateway: Gateway, client: Client) -> AsyncIterator[asyncio.T
     async with asyncio.timeout(5):
         await task
     assert gateway.under_way == 0
+
+
+class Unread(Client):
+    """One whose connection takes no more once `room` messages have been sent."""
+
+    def __init__(self, *, room: int) -> None:
+        super().__init__()
+        self.put(b'{"stream":true}')
+        self.room = room
+        self.full = asyncio.Event()
+
+    async def send(self, message: Any) -> None:
+        if len(self.sent) >= self.room:
+            self.full.set()
+            await asyncio.Event().wait()
+        await super().send(message)
+
+
+PLAIN = an_answer(b"{}", content_type=b"application/json")
+
+
+class TestAClientThatReadsNothing:
+    @pytest.mark.parametrize("room", [0, 1], ids=["not the head", "the head only"])
+    @pytest.mark.parametrize(
+        ("answer", "backend"),
+        [(PLAIN, 1), (an_answer(EVENT + DONE, content_type=b"text/event-stream"), 1), (b"", None)],
+        ids=["plain", "events", "our own"],
+    )
+    async def test_it_has_left(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, answer: bytes, backend: int | None, room: int
+    ) -> None:
+        """The head waits, too, where the client has not read what it got before over the same connection."""
+        monkeypatch.setattr("gasket.proxy.relay.STALLED_AFTER", 0.05)
+        monkeypatch.setattr("gasket.proxy.gateway.STALLED_AFTER", 0.05)
+        gateway, noted = await start(answer, max_concurrency=1)
+        for _ in range(2):  # the backend's place is free again
+            client = Unread(room=room)
+            async with asyncio.timeout(5):
+                await gateway(client.scope, client.coming.get, client.send)
+            assert (noted[-1].status, noted[-1].outcome, len(client.sent)) == (499, "client_gone", room)
+            assert (noted[-1].first_byte is not None) == bool(room and backend)
+        assert gateway.under_way == 0
+
+    @pytest.mark.parametrize("room", [0, 1], ids=["not the head", "the head only"])
+    @pytest.mark.parametrize("answer", [PLAIN, b""], ids=["the backend's", "our own"])
+    async def test_it_does_not_keep_a_replica_from_stopping(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, answer: bytes, room: int
+    ) -> None:
+        monkeypatch.setattr("gasket.proxy.gateway.FAREWELL", 0.05)
+        gateway, _ = await start(answer)
+        client = Unread(room=room)
+        async with under_way(gateway, client):
+            await client.full.wait()
+            gateway.stop()
+        assert len(client.sent) == room
+
+    async def test_without_a_head_it_is_told_so_in_an_answer_and_not_in_an_event(self, start: Start) -> None:
+        gateway, _ = await start(an_answer(EVENT, content_type=b"text/event-stream"))
+        client = Unread(room=0)
+        async with under_way(gateway, client):
+            await client.full.wait()
+            client.room = 2
+            gateway.stop()
+        assert (client.status, client.error, client.whole) == (503, "shutting_down", True)
 
 
 class TestStop:

@@ -34,7 +34,7 @@ from gasket.proxy.errors import (
 from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_request_id
 from gasket.proxy.headers import Incoming, bearer, own_fields
 from gasket.proxy.model_lists import ModelLists
-from gasket.proxy.relay import Relay, send_whole
+from gasket.proxy.relay import FAREWELL, STALLED_AFTER, Relay, send_whole
 from gasket.proxy.usage_tap import UsageTap
 from gasket.proxy.watch import Watch
 from gasket.upstream.connection import Fields
@@ -106,7 +106,7 @@ class Gateway:
         try:
             await self._answer(exchange, scope, receive, send)
         except ClientGoneError:
-            exchange.status, exchange.outcome = CLIENT_GONE_STATUS, Outcome.CLIENT_GONE
+            _note_gone(exchange)
         except GatewayError as error:
             _note(exchange, error)
             await self._send_error(exchange, error, send)
@@ -168,7 +168,15 @@ class Gateway:
         if exchange.first_byte is None:
             exchange.status = error.status
             fields = error.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
-            await send_whole(send, error.status, fields, error.body())
+            try:
+                await self._send_whole(send, error.status, fields, error.body())
+            except ClientGoneError:
+                _note_gone(exchange)
+
+    async def _send_whole(self, send: Send, status: int, fields: Fields, body: bytes) -> None:
+        """A client that does not read it does not keep the replica from stopping."""
+        within = FAREWELL if self._stopped else STALLED_AFTER
+        await send_whole(send, status, fields, body, deadlines=self._bodies, within=within)
 
     async def _read_body(self, receive: Receive, incoming: Incoming) -> bytes:
         try:
@@ -258,7 +266,7 @@ class Gateway:
             fields.append((b"x-gasket-unavailable-backends", names.encode()))
         fields += own_fields(exchange.request_id, exchange.client_request_id) + self._extra
         exchange.status, exchange.first_byte, exchange.bytes_out = 200, time.monotonic(), len(body)
-        await send_whole(send, 200, fields, body)
+        await self._send_whole(send, 200, fields, body)
 
 
 class _Request(NamedTuple):
@@ -283,6 +291,10 @@ def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile
             f"This key may not use the model {wanted.model!r}.", code="model_not_allowed", param="model"
         )
     return wanted
+
+
+def _note_gone(exchange: Exchange) -> None:
+    exchange.status, exchange.outcome = CLIENT_GONE_STATUS, Outcome.CLIENT_GONE
 
 
 def _note(exchange: Exchange, error: GatewayError) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
-from litestar.types import Send
+from litestar.types import Message, Send
 
 from gasket.deadlines import Deadlines
 from gasket.proxy.dispatch import Answer, explain
@@ -18,8 +19,10 @@ from gasket.upstream.client import Response
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import BrokenAnswerError, UpstreamError
 
-_STALLED_AFTER = 300.0
-_FAREWELL = 1.0
+STALLED_AFTER = 300.0
+FAREWELL = 1.0
+"""Seconds for which a client may read nothing: while it is answered, and for the last word to it."""
+
 _EVENT_STREAM = b"text/event-stream"
 _NO_BUFFERING = (b"x-accel-buffering", b"no")
 _DONE = b"[DONE]"
@@ -70,9 +73,10 @@ class Relay:
         """An answer that is cut short never looks whole: of events the last is an error, and any other is left without
         its end, at which the server breaks the connection.
         """
-        if self._events is not None:
-            event = error_event(reason.body(), clean=self._events.clean)
-            await self._body(event, more=False, within=_FAREWELL)
+        if self._events is not None and self._exchange.first_byte is not None:
+            last = error_event(reason.body(), clean=self._events.clean)
+            message: Message = {"type": "http.response.body", "body": last, "more_body": False}
+            await _send_in_time(self._send, message, self._deadlines, FAREWELL)
 
     async def _start(self, response: Response) -> None:
         exchange = self._exchange
@@ -88,7 +92,8 @@ class Relay:
         if exchange.grant is not None:  # the client has to do with our limits, not with those of our account upstream
             fields = [field for field in fields if not field[0].startswith(b"x-ratelimit-")] + exchange.grant.fields
         fields += self._extra
-        await self._send({"type": "http.response.start", "status": response.status, "headers": fields})
+        start: Message = {"type": "http.response.start", "status": response.status, "headers": fields}
+        await _send_in_time(self._send, start, self._deadlines, STALLED_AFTER)
 
     async def _pass_on(self, response: Response) -> None:
         more = True
@@ -116,16 +121,30 @@ class Relay:
             self._exchange.bytes_out += len(block)
             await self._body(block, more=True)
 
-    async def _body(self, body: bytes, *, more: bool, within: float = _STALLED_AFTER) -> None:
-        """A client that does not read for so long, in seconds, has left, whatever its connection says."""
-        try:
-            with self._deadlines.limit(within):
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise ClientGoneError from None
+    def _body(self, body: bytes, *, more: bool) -> Coroutine[Any, Any, None]:
+        message: Message = {"type": "http.response.body", "body": body, "more_body": more}
+        return _send_in_time(self._send, message, self._deadlines, STALLED_AFTER)
 
 
-async def send_whole(send: Send, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-    """An answer of the gateway's own."""
-    await send({"type": "http.response.start", "status": status, "headers": list(fields)})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def send_whole(
+    send: Send, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, deadlines: Deadlines, within: float
+) -> None:
+    """An answer of the gateway's own.
+
+    Raises:
+        ClientGoneError: the client read nothing for `within` seconds.
+    """
+    start: Message = {"type": "http.response.start", "status": status, "headers": list(fields)}
+    await _send_in_time(send, start, deadlines, within)
+    await _send_in_time(send, {"type": "http.response.body", "body": body, "more_body": False}, deadlines, within)
+
+
+async def _send_in_time(send: Send, message: Message, deadlines: Deadlines, within: float) -> None:
+    """A client that does not read for so long, in seconds, has left, whatever its connection says. Also the head of an
+    answer may wait: for the client to read the answer before it on the connection.
+    """
+    try:
+        with deadlines.limit(within):
+            await send(message)
+    except TimeoutError:
+        raise ClientGoneError from None
