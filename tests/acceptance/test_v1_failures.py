@@ -91,15 +91,35 @@ async def test_in_the_middle_of_a_stream_it_is_an_event_and_the_end(tenant: Tena
     assert got.last_error["code"] == "upstream_failed"
 
 
-@pytest.mark.parametrize("half", [delta("lo, ")[:-20], delta("lo, " * 50_000)[:-20]], ids=["short", "long"])
-async def test_an_error_event_never_grows_together_with_half_an_event(tenant: Tenant, half: bytes) -> None:
+async def test_an_error_event_never_grows_together_with_half_an_event(tenant: Tenant) -> None:
+    tenant.upstream.plays(stream(EVENTS[0], delta("lo, ")[:-20], End.FIN, whole=False))
+    got = await tenant.ask(body=STREAMED)
+    assert (got.whole, got.last_error["code"]) == (True, "upstream_failed")
+    assert got.body[: got.body.rindex(b'data: {"error"')] == EVENTS[0]
+
+
+async def test_a_stream_cut_in_an_event_that_has_gone_out_in_part_breaks_off(tenant: Tenant) -> None:
+    """Whatever came behind the half event, a client would take it, or both together, for a whole one."""
+    half = delta("lo, " * 50_000)[:-20]
     tenant.upstream.plays(stream(EVENTS[0], half, End.FIN, whole=False))
     got = await tenant.ask(body=STREAMED)
-    assert got.last_error["code"] == "upstream_failed"
-    before = got.body[: got.body.rindex(b'data: {"error"')]
-    assert before.endswith(b"\n\n")
-    assert before.startswith(EVENTS[0])
-    assert (EVENTS[0] + half).startswith(before.rstrip(b"\n"))
+    assert not got.whole
+    assert got.body.startswith(EVENTS[0])
+    assert (EVENTS[0] + half).startswith(got.body)
+    assert (await tenant.line(got))["outcome"] == "upstream_failed"
+
+
+@pytest.mark.parametrize("end", [DONE, DONE[:-1], DONE[:-2], b"data:[DONE]\r\n", b"data: [DO", b"data: {\n"])
+async def test_a_stream_without_a_length_is_whole_if_it_ends_with_done(tenant: Tenant, end: bytes) -> None:
+    """With or without the blank line behind it; `[DONE]` is what tells the end from a connection that broke."""
+    head = compose("HTTP/1.1 200 OK", [("Content-Type", "text/event-stream"), ("Connection", "close")])
+    tenant.upstream.plays((head + EVENTS[0] + end, End.FIN))
+    got = await tenant.ask(body=STREAMED)
+    if b"[DONE]" in end:
+        assert (got.body, got.whole) == (EVENTS[0] + end, True)
+    else:
+        assert got.body.startswith(EVENTS[0] + b'data: {"error"')
+        assert got.last_error["code"] == "upstream_failed"
 
 
 async def test_a_stream_that_falls_silent_ends_with_an_event(gateway: Gateway) -> None:

@@ -20,6 +20,7 @@ from gasket.proxy.exchange import Exchange
 from gasket.proxy.gateway import Gateway
 from gasket.proxy.model_lists import ModelLists
 from gasket.upstream.client import UpstreamClient
+from tests.acceptance.processes import until
 from tests.access import a_backend, a_profile, an_access
 
 KEY = b"gsk_" + b"0" * 48
@@ -236,6 +237,43 @@ class TestAClientThatReadsNothing:
             client.room = 2
             gateway.stop()
         assert (client.status, client.error, client.whole) == (503, "shutting_down", True)
+
+
+class TestAnEventThatHasGoneOutInPart:
+    """Nothing may come behind it: a client would take both for one event, or the half one for a whole one."""
+
+    HALF = b"data: " + b"x" * 100
+
+    @pytest.fixture(autouse=True)
+    def no_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.events.LONGEST_HELD", 50)
+
+    async def test_then_the_answer_has_no_end(self, start: Start) -> None:
+        gateway, noted = await start(an_answer(EVENT + self.HALF, content_type=b"text/event-stream", length=999))
+        client = Client()
+        client.put(b'{"stream":true}')
+        await gateway(client.scope, client.coming.get, client.send)
+        assert client.body == EVENT + self.HALF
+        assert not client.whole
+        assert noted[0].outcome == "upstream_failed"
+
+    @pytest.mark.parametrize(
+        ("pieces", "says"), [([HALF, b"\n\n"], False), ([EVENT, HALF], True)], ids=["its end", "half of it"]
+    )
+    async def test_what_counts_is_what_the_client_has(self, start: Start, pieces: list[bytes], says: bool) -> None:
+        """The next piece was on its way when the replica stopped."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 999\r\n\r\n"
+        go_on = asyncio.Event()
+        gateway, _ = await start(head + pieces[0], go_on, pieces[1])
+        client = Unread(room=2)
+        async with under_way(gateway, client):
+            await until(lambda: len(client.sent) == 2, 5, "the first piece")
+            go_on.set()
+            await client.full.wait()
+            client.room = 99
+            gateway.stop()
+        assert client.body.startswith(pieces[0])
+        assert (b"shutting_down" in client.body) == client.whole == says
 
 
 class TestStop:

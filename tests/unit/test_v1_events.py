@@ -120,8 +120,14 @@ def test_it_is_clean_again_after_the_end_of_a_huge_event() -> None:
     assert events.clean
 
 
-@pytest.mark.parametrize("clean", [True, False])
-def test_an_error_is_an_event_of_its_own(clean: bool) -> None:
+def test_a_stream_that_ends_within_an_event_is_not_clean() -> None:
+    events = EventStream()
+    assert events.feed(b"data: a\n\ndata: b") == b"data: a\n\n"
+    assert events.clean
+    assert events.rest() == b"data: b"
+    assert not events.clean
+
+
+def test_an_error_is_an_event_of_its_own() -> None:
     error = json.dumps({"error": {"message": "off"}}).encode()
-    before = b"data: a\n\n" if clean else b'data: {"half'
-    assert events_of(before + error_event(error, clean=clean))[-1] == error
+    assert events_of(b"data: a\n\n" + error_event(error)) == [b"a", error]

@@ -19,7 +19,7 @@ class EventStream:
     def __init__(self) -> None:
         self._held = b""
         self.clean = True
-        """Whether what went on so far ends with a whole event."""
+        """Whether what was handed out so far ends with a whole event."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What can go on now: everything up to the last border. Nothing is changed or lost."""
@@ -42,6 +42,8 @@ class EventStream:
     def rest(self) -> bytes:
         """What is left when the stream has ended by itself."""
         held, self._held = self._held, b""
+        if held:
+            self.clean = False
         return held
 
 
@@ -62,6 +64,6 @@ def event_data(event: bytes) -> bytes:
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data")
 
 
-def error_event(error: bytes, *, clean: bool) -> bytes:
-    """An error as the last event of a stream; `clean` says that the one before it is whole."""
-    return (b"" if clean else b"\n\n") + b"data: " + error + b"\n\n"
+def error_event(error: bytes) -> bytes:
+    """An error as the last event of a stream, behind a whole one."""
+    return b"data: " + error + b"\n\n"

@@ -11,7 +11,7 @@ from litestar.types import Message, Send
 from gasket.deadlines import Deadlines
 from gasket.proxy.dispatch import Answer, explain
 from gasket.proxy.errors import ClientGoneError, GatewayError
-from gasket.proxy.events import EventStream, error_event
+from gasket.proxy.events import EventStream, error_event, event_data
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.headers import downstream
 from gasket.proxy.usage_tap import UsageTap
@@ -44,6 +44,8 @@ class Relay:
         self._extra = extra
         self._events = EventStream() if answer.response.field(b"content-type").startswith(_EVENT_STREAM) else None
         self._ended_with_done = False
+        self._clean = True
+        """Whether what the client got so far ends with a whole event."""
 
     async def run(self) -> None:
         """Pass everything on.
@@ -70,13 +72,13 @@ class Relay:
             self._tap.settle(exchange, whole=whole)
 
     async def break_off(self, reason: GatewayError) -> None:
-        """An answer that is cut short never looks whole: of events the last is an error, and any other is left without
-        its end, at which the server breaks the connection.
+        """An answer that is cut short never looks whole: of events the last is an error. Any other is left without its
+        end, at which the server breaks the connection; so is a stream in the middle of an event, which would look whole
+        with anything behind it.
         """
-        if self._events is not None and self._exchange.first_byte is not None:
-            last = error_event(reason.body(), clean=self._events.clean)
-            message: Message = {"type": "http.response.body", "body": last, "more_body": False}
-            await _send_in_time(self._send, message, self._deadlines, FAREWELL)
+        if self._events is not None and self._clean and self._exchange.first_byte is not None:
+            event: Message = {"type": "http.response.body", "body": error_event(reason.body()), "more_body": False}
+            await _send_in_time(self._send, event, self._deadlines, FAREWELL)
 
     async def _start(self, response: Response) -> None:
         exchange = self._exchange
@@ -107,19 +109,22 @@ class Relay:
     async def _pass_events_on(self, response: Response, events: EventStream) -> None:
         while piece := await response.piece():
             if whole := events.feed(piece):
-                await self._events_out(whole)
-        if not response.delimited and self._exchange.path in _ENDS_WITH_DONE and not self._ended_with_done:
+                await self._events_out(whole, events)
+        rest = events.rest()  # the end of the stream ends its last line, too
+        ended = self._ended_with_done or event_data(rest) == _DONE
+        if not response.delimited and self._exchange.path in _ENDS_WITH_DONE and not ended:
             # Nothing but the end of the connection told its length (RFC 9112, 6.3, rule 8), and that came too soon.
             raise BrokenAnswerError("broke off in the middle of its answer")
-        if rest := events.rest():
-            await self._events_out(rest)
+        if rest:
+            await self._events_out(rest, events)
         await self._body(b"", more=False)
 
-    async def _events_out(self, block: bytes) -> None:
+    async def _events_out(self, block: bytes, events: EventStream) -> None:
         self._ended_with_done = _DONE in block[-32:]
         if block := self._tap.events(block):
             self._exchange.bytes_out += len(block)
             await self._body(block, more=True)
+            self._clean = events.clean
 
     def _body(self, body: bytes, *, more: bool) -> Coroutine[Any, Any, None]:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
