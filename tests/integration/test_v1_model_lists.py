@@ -37,7 +37,7 @@ async def test_nobody_waits_for_a_list_of_the_backend_as_it_was() -> None:
         ]
         first = asyncio.ensure_future(lists.merged(a_profile(old)))
         await asked.wait()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(8):
             models, without = await lists.merged(a_profile(new))
         assert (list(models), without) == (["m"], [])
         over.set()
