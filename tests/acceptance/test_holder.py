@@ -45,7 +45,12 @@ async def test_a_killed_holder_is_followed_by_another_within_five_seconds(instal
     await waiter.says(WAITING)
     await installation.pause(0)  # for who comes next: the holder's statement goes on for its 90 s
     holder.signal(signal.SIGKILL)
-    await waiter.ready(within=5)
+
+    async def followed() -> bool:
+        return (await installation.ledger())[-1] == ("last_step", "upgrade")
+
+    await until(followed, 5, "the work of the next one")
+    await waiter.ready()
     await installation.assert_migrated_once()
     assert await holder.exited(10) == -signal.SIGKILL
     assert not await installation.statements("test_control.pause")

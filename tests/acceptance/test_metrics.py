@@ -189,9 +189,9 @@ async def test_every_promised_metric_is_there_after_real_traffic(installation: I
         ("gasket_api_requests_total", {"method": "POST", "route": "/api/keys", "status": "201"}, 1),
     ):
         assert found.total(name, **labels) == expected, (name, labels)
-    # What was looked up before the replica listened for changes is looked up again.
+    # What was looked up before the replica listened for changes, or heard of those that made the key, is again.
     assert found.total("gasket_key_cache_hits_total") + found.total("gasket_key_cache_misses_total") == 28
-    assert found.total("gasket_key_cache_misses_total") in (1, 2)
+    assert found.total("gasket_key_cache_misses_total") in (1, 2, 3)
     for name in ("gasket_schema_startup_seconds", "gasket_gateway_bytes_total", "process_resident_memory_bytes"):
         assert found.total(name) > 0, name
 
