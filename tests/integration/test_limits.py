@@ -9,27 +9,41 @@ import asyncpg
 import pytest
 
 from gasket.limits.limiter import SYNC_EVERY, Grant, Limiter, LimitReachedError, Limits
-from gasket.limits.store import LimitStore
+from gasket.limits.store import Lease, LimitStore
 from tests.acceptance.processes import until
 
+MakeStore = Callable[..., LimitStore]
 MakeLimiter = Callable[..., Limiter]
 KEY = "key:1"
 
 
 @pytest.fixture
-async def replica(api_database_url: str, database: asyncpg.Connection) -> AsyncIterator[MakeLimiter]:
+async def store(api_database_url: str, database: asyncpg.Connection) -> AsyncIterator[MakeStore]:
+    """Call it for what one more replica tells and asks the database."""
+    made: list[LimitStore] = []
+
+    def make(url: str = api_database_url) -> LimitStore:
+        made.append(LimitStore(url, schema="public", application_name="gasket-limits test"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+    await database.execute("DELETE FROM limit_windows; DELETE FROM limit_slots")
+
+
+@pytest.fixture
+async def replica(store: MakeStore) -> AsyncIterator[MakeLimiter]:
     """Call it for the limiter of one more replica."""
     made: list[Limiter] = []
 
-    def make(url: str = api_database_url) -> Limiter:
-        limiter = Limiter(LimitStore(url, schema="public", application_name="gasket-limits test"))
-        made.append(limiter)
-        return limiter
+    def make(*url: str) -> Limiter:
+        made.append(Limiter(store(*url)))
+        return made[-1]
 
     yield make
     for limiter in made:
         await limiter.close()
-    await database.execute("DELETE FROM limit_windows; DELETE FROM limit_slots")
 
 
 async def admitted(limiter: Limiter, limits: Limits, tries: int) -> list[Grant]:
@@ -138,15 +152,70 @@ async def test_places_that_one_replica_frees_are_there_for_another(replica: Make
 
 
 async def test_places_of_a_replica_that_was_killed_are_free_when_its_lease_ends(
-    replica: MakeLimiter, api_database_url: str, database: asyncpg.Connection
+    replica: MakeLimiter, store: MakeStore, database: asyncpg.Connection
 ) -> None:
-    limits = Limits(max_concurrency=2)
-    store = LimitStore(api_database_url, schema="public", application_name="gasket-limits killed")
-    assert await store.lease(KEY, wanted=2, limit=2) == 2
-    await store.close()
+    limits, killed = Limits(max_concurrency=2), store()
+    assert await killed.lease(KEY, in_use=0, wanted=2, limit=2) == 2
     assert await admitted(replica(), limits, 1) == []
     await database.execute("UPDATE limit_slots SET expires_at = now() WHERE slots > 0")
     assert len(await admitted(replica(), limits, 5)) == 2
+
+
+async def test_what_is_in_use_stays_leased_under_a_lowered_limit(store: MakeStore) -> None:
+    first, second, third = store(), store(), store()
+    assert await first.lease(KEY, in_use=0, wanted=5, limit=10) == 5
+    assert await second.lease(KEY, in_use=0, wanted=5, limit=10) == 5
+    assert await first.lease(KEY, in_use=3, wanted=4, limit=4) == 3
+    assert await second.renew([Lease(KEY, 1, 4)]) == set()
+    assert await third.lease(KEY, in_use=0, wanted=1, limit=4) == 0
+    assert await second.renew([Lease(KEY, 2, 4)]) == {KEY}
+
+
+async def test_a_lowered_limit_holds_while_requests_come_and_go(replica: MakeLimiter) -> None:
+    limiter, fewer = replica(), Limits(max_concurrency=2)
+    grants = await admitted(limiter, Limits(max_concurrency=10), 10)
+    for grant in grants[:8]:
+        grant.end(0)
+        assert await admitted(limiter, fewer, 1) == []
+    grants[8].end(0)
+    assert len(await admitted(limiter, fewer, 5)) == 1
+
+
+async def test_a_lowered_limit_holds_for_all_replicas_together(
+    replica: MakeLimiter, database: asyncpg.Connection
+) -> None:
+    replicas = [replica() for _ in range(3)]
+    under_way = {limiter: await admitted(limiter, Limits(max_concurrency=12), 4) for limiter in replicas}
+
+    async def one_for_another() -> bool:
+        for limiter, grants in under_way.items():
+            if grants:
+                grants.pop(0).end(0)
+            grants += await admitted(limiter, Limits(max_concurrency=2), 1)
+        return sum(map(len, under_way.values())) == 2
+
+    await until(one_for_another, 6 * SYNC_EVERY, "two requests in all")
+    for _ in range(20):
+        assert await one_for_another(), "as many as may be, and not more"
+
+    async def given_back() -> bool:
+        return bool(await database.fetchval("SELECT sum(slots) FROM limit_slots WHERE expires_at > now()") == 2)
+
+    await until(given_back, 4 * SYNC_EVERY, "no places beyond those")
+
+
+async def test_requests_from_before_a_limit_have_places_too(replica: MakeLimiter) -> None:
+    first, second, limits = replica(), replica(), Limits(max_concurrency=3)
+    assert len(await admitted(first, Limits(requests_per_minute=1000), 3)) == 3
+    assert await admitted(first, limits, 1) == []
+
+    async def known() -> bool:
+        grants = await admitted(second, limits, 1)
+        for grant in grants:
+            grant.end(0)
+        return not grants
+
+    await until(known, 4 * SYNC_EVERY, "the other replica's refusal")
 
 
 async def test_an_end_gives_the_places_back_and_tells_what_is_untold(

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from gasket.errors import GasketError
-from gasket.limits.store import Count, LimitStore
+from gasket.limits.store import Count, Lease, LimitStore
 from gasket.limits.windows import SlidingWindow, remaining
 from gasket.migrator.connection import describe
 
@@ -70,6 +70,7 @@ class _Subject:
         self.in_use = 0
         self.leased = 0
         self.peak = 0
+        self.overbooked = False
         self.full_until = 0.0
         self.used_at = 0.0
         self.loaded = False
@@ -89,6 +90,11 @@ class _Subject:
             elif known is None or known.seconds != seconds:
                 self.windows[kind] = SlidingWindow(seconds)
                 self.loaded = False
+
+    def places(self) -> int:
+        """How many it keeps: those in use, and what it lately had in use beside them and still may."""
+        limit = self.limits.max_concurrency
+        return 0 if limit is None else max(self.in_use, min(self.peak, limit))
 
     def limit(self, kind: str) -> int:
         """Of requests a minute, or of tokens in a window."""
@@ -159,6 +165,8 @@ class Limiter:
         for subject in subjects:
             subject.in_use -= 1
             subject.full_until = 0.0
+            if subject.overbooked:
+                subject.leased = min(subject.leased, subject.in_use)
             self._count(subject, "tokens", tokens, now)
 
     async def close(self) -> None:
@@ -202,8 +210,9 @@ class Limiter:
 
     async def _take_place(self, subject: _Subject) -> None:
         limit = subject.limits.max_concurrency
-        if limit is not None and subject.in_use >= subject.leased:
-            await self._lease(subject, limit)
+        if limit is not None and subject.in_use >= min(subject.leased, limit):
+            if subject.in_use < limit:
+                await self._lease(subject, limit)
             if subject.in_use >= min(subject.leased, limit):
                 raise LimitReachedError(
                     f"{_whose(subject)} may have {limit} requests at once.",
@@ -221,8 +230,9 @@ class Limiter:
             async with self._turn:
                 if subject.in_use < subject.leased:
                     return  # whoever was before us has leased enough
-                wanted = subject.in_use + max(1, limit // _TOLD_SOONER)
-                subject.leased = await self._store.lease(subject.name, wanted=min(wanted, limit), limit=limit)
+                in_use = subject.in_use
+                wanted = min(in_use + max(1, limit // _TOLD_SOONER), limit)
+                subject.leased = await self._store.lease(subject.name, in_use=in_use, wanted=wanted, limit=limit)
         except _AWAY as error:
             self._note_away(error)
             subject.leased = limit
@@ -275,13 +285,26 @@ class Limiter:
         idle = [s for s in self._subjects.values() if not s.in_use and not s.leased and _is_over(s, now)]
         for subject in idle:
             del self._subjects[subject.name]
-        leases = {}
-        for subject in self._subjects.values():
-            if subject.leased:
-                leases[subject.name] = subject.leased = max(subject.peak, subject.in_use)
-            subject.peak = subject.in_use
-        await self._store.renew(leases)
+        await self._renew()
         await self._learn([subject for subject in self._subjects.values() if subject.windows])
+
+    async def _renew(self) -> None:
+        """Keep the places that are needed, and no more.
+
+        Where all replicas together have more than the limit, for it was lowered or the database was away, a place that
+        gets free is given up: without that, replicas with steady traffic would keep what they have for ever.
+        """
+        leases = []
+        for subject in self._subjects.values():
+            places = subject.places()
+            if places or subject.leased:
+                leases.append(Lease(subject.name, places, subject.limits.max_concurrency or 0))
+            subject.leased, subject.peak = places, subject.in_use
+        overbooked = await self._store.renew(leases)
+        for subject in self._subjects.values():
+            subject.overbooked = subject.name in overbooked
+            if subject.overbooked:
+                subject.leased = min(subject.leased, subject.in_use)
 
     async def _tell(self) -> None:
         windows = [(s, kind, window) for s in self._subjects.values() for kind, window in s.windows.items()]

@@ -44,15 +44,24 @@ ON CONFLICT (subject, replica) DO UPDATE SET slots = 0
 """
 _LEASE = """
 INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at)
-SELECT $1, $2, greatest(0, least($3::int, $4::int - coalesce(sum(slots), 0)::int)), now() + make_interval(secs => $5)
+SELECT $1, $2, greatest($3::int, least($4::int, $5::int - coalesce(sum(slots), 0)::int)),
+    now() + make_interval(secs => $6)
 FROM {schema}.limit_slots WHERE subject = $1 AND replica <> $2 AND expires_at > now()
 ON CONFLICT (subject, replica) DO UPDATE SET slots = excluded.slots, expires_at = excluded.expires_at
 RETURNING slots
 """
 _RENEW = """
-INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at)
-SELECT t.subject, $2, t.slots, now() + make_interval(secs => $4) FROM unnest($1::text[], $3::int[]) AS t(subject, slots)
-ON CONFLICT (subject, replica) DO UPDATE SET slots = excluded.slots, expires_at = excluded.expires_at
+WITH leases AS (
+    SELECT * FROM unnest($1::text[], $2::int[], $3::int[]) AS t(subject, slots, most)
+), renewed AS (
+    INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at)
+    SELECT subject, $4, slots, now() + make_interval(secs => $5) FROM leases
+    ON CONFLICT (subject, replica) DO UPDATE SET slots = excluded.slots, expires_at = excluded.expires_at
+)
+SELECT subject FROM leases WHERE slots + (
+    SELECT coalesce(sum(others.slots), 0) FROM {schema}.limit_slots AS others
+    WHERE others.subject = leases.subject AND others.replica <> $4 AND others.expires_at > now()
+) > most
 """
 _GIVE_BACK = "DELETE FROM {schema}.limit_slots WHERE replica = $2 AND subject = ANY ($1::text[])"
 _DROP_EXPIRED = "DELETE FROM {schema}.limit_slots WHERE expires_at < now() - interval '1 hour'"
@@ -66,6 +75,14 @@ class Count(NamedTuple):
     starts_at: int
     seconds: int
     used: int = 0
+
+
+class Lease(NamedTuple):
+    """So many places of a subject, of which all replicas together may have `limit`."""
+
+    subject: str
+    slots: int
+    limit: int
 
 
 class LimitStore:
@@ -109,25 +126,33 @@ class LimitStore:
         """The database's time, in seconds since 1970."""
         return float(await self._run(lambda c: c.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")))
 
-    async def lease(self, subject: str, *, wanted: int, limit: int) -> int:
-        """How many places of `limit` this replica has now: at most `wanted`, for LEASE_SECONDS."""
+    async def lease(self, subject: str, *, in_use: int, wanted: int, limit: int) -> int:
+        """How many places of `limit` this replica has now, for LEASE_SECONDS: what the others leave, up to `wanted`.
+
+        Those in use are taken, whatever the others have.
+        """
 
         async def work(connection: asyncpg.Connection) -> int:
             async with connection.transaction():
                 await connection.execute(self._sql["lock"], subject, _NOBODY)
-                arguments = (subject, self._replica, wanted, limit, LEASE_SECONDS)
+                arguments = (subject, self._replica, in_use, wanted, limit, LEASE_SECONDS)
                 return int(await connection.fetchval(self._sql["lease"], *arguments))
 
         slots: int = await self._run(work)
         return slots
 
-    async def renew(self, leases: dict[str, int]) -> None:
-        """Have so many places for LEASE_SECONDS more; those of which none is needed are given back."""
-        kept = {subject: slots for subject, slots in leases.items() if slots}
-        if kept:
-            arguments = (list(kept), self._replica, list(kept.values()), LEASE_SECONDS)
-            await self._run(lambda c: c.execute(self._sql["renew"], *arguments))
-        await self.give_back(subject for subject, slots in leases.items() if not slots)
+    async def renew(self, leases: Sequence[Lease]) -> set[str]:
+        """Have so many places for LEASE_SECONDS more; those of which none is needed are given back.
+
+        Returns the subjects of which all replicas together have more places than the limit.
+        """
+        overbooked = []
+        if kept := [lease for lease in leases if lease.slots]:
+            columns = [list(column) for column in zip(*kept, strict=True)]
+            arguments = (*columns, self._replica, LEASE_SECONDS)
+            overbooked = await self._run(lambda c: c.fetch(self._sql["renew"], *arguments))
+        await self.give_back(lease.subject for lease in leases if not lease.slots)
+        return {subject for (subject,) in overbooked}
 
     async def give_back(self, subjects: Iterable[str]) -> None:
         """Have no places of these any more."""
