@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
 
 from gasket.limits.limiter import SYNC_EVERY, Grant, Limiter, LimitReachedError, Limits
-from gasket.limits.store import Lease, LimitStore
+from gasket.limits.store import CLEANED_AT_ONCE, Count, Lease, LimitStore
 from tests.acceptance.processes import until
 
 MakeStore = Callable[..., LimitStore]
@@ -244,6 +245,51 @@ async def test_limits_that_change_hold_at_once_and_counts_stay(replica: MakeLimi
     await admitted(limiter, Limits(requests_per_minute=100), 5)
     assert await admitted(limiter, Limits(requests_per_minute=5), 1) == []
     assert len(await admitted(limiter, Limits(requests_per_minute=7), 5)) == 2
+
+
+async def test_old_windows_are_deleted_some_at_a_time(store: MakeStore, database: asyncpg.Connection) -> None:
+    await _insert_old_windows(database, CLEANED_AT_ONCE + 1)
+    lately = int(time.time()) - 5400  # half of that window lies within the last hour
+    await store().tell([Count(KEY, "tokens", lately, 3600, 1)])
+    assert await store().clean()
+    assert await database.fetchval("SELECT count(*) FROM limit_windows") == 2
+    assert not await store().clean()
+    assert await database.fetchval("SELECT extract(epoch FROM starts_at)::bigint FROM limit_windows") == lately
+
+
+async def test_a_replica_goes_on_until_all_old_windows_are_deleted(
+    replica: MakeLimiter, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gasket.limits.limiter._CLEAN_EVERY", 0.0)
+    monkeypatch.setattr("gasket.limits.store.CLEANED_AT_ONCE", 2)
+    await _insert_old_windows(database, 5)
+    await admitted(replica(), Limits(max_concurrency=1), 1)
+    monkeypatch.setattr("gasket.limits.limiter._CLEAN_EVERY", 3600.0)
+
+    async def deleted() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM limit_windows") == 0)
+
+    await until(deleted, 6 * SYNC_EVERY, "no old windows")
+
+
+async def test_places_that_nobody_has_leave_nothing_behind(store: MakeStore, database: asyncpg.Connection) -> None:
+    first, second = store(), store()
+    assert await first.lease(KEY, in_use=0, wanted=2, limit=3) == 2
+    await first.clean()
+    assert await database.fetchval("SELECT count(*) FROM limit_slots") == 2, "the places, and what is locked"
+    await database.execute("UPDATE limit_slots SET expires_at = expires_at - interval '25.1 hours'")
+    await first.clean()
+    assert await database.fetchval("SELECT count(*) FROM limit_slots") == 0
+    got = await asyncio.gather(*(each.lease(KEY, in_use=0, wanted=2, limit=3) for each in (first, second)))
+    assert sorted(got) == [1, 2]
+
+
+async def _insert_old_windows(database: asyncpg.Connection, count: int) -> None:
+    await database.execute(
+        "INSERT INTO limit_windows SELECT 'key:' || n, 'requests', t, t + interval '1 minute', 1 "
+        "FROM generate_series(1, $1) AS n, LATERAL (SELECT now() - interval '1 hour' AS t) AS long_ago",
+        count,
+    )
 
 
 async def _told(database: asyncpg.Connection, count: int) -> None:

@@ -260,7 +260,7 @@ class Limiter:
                 self._soon.set()
 
     async def _sync_for_ever(self) -> None:
-        cleaned = time.monotonic()
+        clean_at = time.monotonic() + _CLEAN_EVERY
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SYNC_EVERY):
@@ -269,9 +269,10 @@ class Limiter:
             try:
                 async with self._turn:
                     await self._sync()
-                if time.monotonic() - cleaned > _CLEAN_EVERY:
-                    cleaned = time.monotonic()
-                    await self._store.clean()
+                if time.monotonic() >= clean_at:
+                    clean_at = time.monotonic() + _CLEAN_EVERY
+                    if await self._store.clean():
+                        clean_at = 0.0  # go on after the next exchange, which that holds up no longer than once
             except Exception as error:  # whatever it is: not to share any more would be worse
                 self._note_away(error)
                 await asyncio.sleep(SYNC_EVERY)

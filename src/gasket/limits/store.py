@@ -14,9 +14,11 @@ from gasket.db import open_plain_connection
 LEASE_SECONDS = 10
 """A replica that was killed has its places for so long."""
 
+CLEANED_AT_ONCE = 1000
+"""Rows that one statement deletes: no request that takes a place waits for longer than that."""
+
 _TIMEOUT = 2.0
 _NOBODY = UUID(int=0)
-_CLEANED_AT_ONCE = 1000
 
 # Sorted, so that replicas that count for the same subjects wait for one another in one order.
 _TELL = """
@@ -33,14 +35,17 @@ FROM unnest($1::text[], $2::text[], $3::bigint[]) AS t(subject, kind, starts_at)
 JOIN {schema}.limit_windows AS w
     ON w.subject = t.subject AND w.kind = t.kind AND w.starts_at = to_timestamp(t.starts_at)
 """
-_CLEAN = """
-DELETE FROM {schema}.limit_windows WHERE (subject, kind, starts_at) IN (
-    SELECT subject, kind, starts_at FROM {schema}.limit_windows
-    WHERE ends_at + (ends_at - starts_at) < now() LIMIT $1 FOR UPDATE SKIP LOCKED)
+# A window counts for as long again as it lasted. The index is one of ends_at, so that has to be asked for, too.
+_DROP_OLD = """
+DELETE FROM {schema}.limit_windows WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM {schema}.limit_windows
+    WHERE ends_at < now() AND ends_at + (ends_at - starts_at) < now()
+    ORDER BY ends_at LIMIT $1 FOR UPDATE SKIP LOCKED))
 """
+# The row that is locked goes, too, a day after it was last needed: who waits for it meanwhile then inserts it anew.
 _LOCK_SUBJECT = """
-INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at) VALUES ($1, $2, 0, 'infinity')
-ON CONFLICT (subject, replica) DO UPDATE SET slots = 0
+INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at) VALUES ($1, $2, 0, now() + interval '1 day')
+ON CONFLICT (subject, replica) DO UPDATE SET expires_at = excluded.expires_at
 """
 _LEASE = """
 INSERT INTO {schema}.limit_slots (subject, replica, slots, expires_at)
@@ -64,7 +69,11 @@ SELECT subject FROM leases WHERE slots + (
 ) > most
 """
 _GIVE_BACK = "DELETE FROM {schema}.limit_slots WHERE replica = $2 AND subject = ANY ($1::text[])"
-_DROP_EXPIRED = "DELETE FROM {schema}.limit_slots WHERE expires_at < now() - interval '1 hour'"
+_DROP_EXPIRED = """
+DELETE FROM {schema}.limit_slots WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM {schema}.limit_slots
+    WHERE expires_at < now() - interval '1 hour' LIMIT $1 FOR UPDATE SKIP LOCKED))
+"""
 
 
 class Count(NamedTuple):
@@ -100,7 +109,7 @@ class LimitStore:
             for name, text in {
                 "tell": _TELL,
                 "learn": _LEARN,
-                "clean": _CLEAN,
+                "drop_old": _DROP_OLD,
                 "lock": _LOCK_SUBJECT,
                 "lease": _LEASE,
                 "renew": _RENEW,
@@ -159,10 +168,13 @@ class LimitStore:
         if given := list(subjects):
             await self._run(lambda c: c.execute(self._sql["give_back"], given, self._replica))
 
-    async def clean(self) -> None:
-        """Delete what no longer counts."""
-        await self._run(lambda c: c.execute(self._sql["clean"], _CLEANED_AT_ONCE))
-        await self._run(lambda c: c.execute(self._sql["drop_expired"]))
+    async def clean(self) -> bool:
+        """Delete what no longer counts, some of it at a time; whether there may be more."""
+        more = False
+        for name in ("drop_old", "drop_expired"):
+            done = await self._run(lambda c, sql=self._sql[name]: c.execute(sql, CLEANED_AT_ONCE))
+            more |= int(done.removeprefix("DELETE ")) == CLEANED_AT_ONCE
+        return more
 
     async def close(self) -> None:
         """Harmless when there is no connection."""
