@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
@@ -103,6 +104,23 @@ async def test_three_replicas_exceed_the_limit_by_no_more_than_they_may(
     passed = sum(await asyncio.gather(*map(send, replicas)))
     assert 60 <= passed <= 60 + 2 * SYNC_EVERY / pause
     await _told(database, passed)
+
+
+@pytest.mark.parametrize(("clock", "step"), [("time", 3600), ("monotonic", -3600)])
+async def test_limits_are_shared_after_a_clock_has_stepped(
+    replica: MakeLimiter, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, clock: str, step: int
+) -> None:
+    limiter, limits = replica(), Limits(requests_per_minute=1000)
+    await admitted(limiter, limits, 1)
+    stepped = {"time": time.time, "monotonic": time.monotonic, clock: lambda: getattr(time, clock)() + step}
+    monkeypatch.setattr("gasket.limits.limiter.time", SimpleNamespace(**stepped))
+
+    async def shared() -> bool:
+        await admitted(limiter, limits, 1)
+        current = "starts_at BETWEEN now() - interval '2 minutes' AND now()"
+        return bool(await database.fetchval(f"SELECT coalesce(sum(used), 0) FROM limit_windows WHERE {current}") > 1)
+
+    await until(shared, 5 * SYNC_EVERY, "more requests in the current window")
 
 
 async def test_tokens_count_when_they_are_known(replica: MakeLimiter) -> None:

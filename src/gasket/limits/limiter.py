@@ -128,7 +128,7 @@ class Limiter:
     def __init__(self, store: LimitStore) -> None:
         self._store = store
         self._subjects: dict[str, _Subject] = {}
-        self._offset = 0.0
+        self._offset = time.time() - time.monotonic()
         self._syncing: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -183,8 +183,8 @@ class Limiter:
         await self._store.close()
 
     def _now(self) -> float:
-        """By the database's clock, on which the windows of all replicas agree."""
-        return time.time() + self._offset
+        """By the database's clock, on which the windows of all replicas agree; a wall clock here may step."""
+        return time.monotonic() + self._offset
 
     async def _subject(self, name: str, limits: Limits) -> _Subject:
         subject = self._subjects.get(name)
@@ -192,7 +192,7 @@ class Limiter:
             subject = self._subjects[name] = _Subject(name, limits)
         elif subject.limits is not limits and subject.limits != limits:
             subject.take(limits)
-        subject.used_at = self._now()
+        subject.used_at = time.monotonic()
         if not subject.loaded:
             await self._load(subject)
         return subject
@@ -202,11 +202,15 @@ class Limiter:
         try:
             async with self._turn:
                 if not subject.loaded:
-                    self._offset = await self._store.now() - time.time()
+                    await self._set_clock()
                     await self._learn([subject])
         except _AWAY as error:
             self._note_away(error)
         subject.loaded = True
+
+    async def _set_clock(self) -> None:
+        """With each exchange, for the database's clock may step, too, and a machine that sleeps misses time."""
+        self._offset = await self._store.now() - time.monotonic()
 
     async def _take_place(self, subject: _Subject) -> None:
         limit = subject.limits.max_concurrency
@@ -282,7 +286,8 @@ class Limiter:
 
     async def _sync(self) -> None:
         await self._tell()
-        now = self._now()
+        await self._set_clock()
+        now = time.monotonic()
         idle = [s for s in self._subjects.values() if not s.in_use and not s.leased and _is_over(s, now)]
         for subject in idle:
             del self._subjects[subject.name]
