@@ -20,6 +20,8 @@ from tests.acceptance.http11 import Message
 from tests.acceptance.processes import Replica, until
 from tests.acceptance.upstream import Answer, End, completion, delta, json_answer, stream
 
+pytestmark = pytest.mark.usefixtures("same_minute")
+
 STREAMED = {**HELLO, "stream": True}
 SOON = 3 * SYNC_EVERY + 1
 """Seconds until what one replica gives back is another one's: two exchanges, and some time for them."""

@@ -63,15 +63,39 @@ def test_old_windows_are_forgotten() -> None:
     at=st.floats(0, 180),
     limit=st.integers(1, 200),
 )
-def test_after_the_wait_one_more_fits_and_not_much_sooner(uses: list[tuple[float, int]], at: float, limit: int) -> None:
+def test_after_the_wait_one_more_may_come_and_not_sooner(uses: list[tuple[float, int]], at: float, limit: int) -> None:
     window = SlidingWindow(MINUTE)
     for when, amount in uses:
         if when <= at:
             window.count(amount, START + when)
     wait = window.wait(limit, START + at)
-    assert window.used(START + at + wait) + 1 <= limit + 1e-6
+    assert window.used(START + at + wait) <= limit + 1e-6
     if wait > 0.01:
-        assert window.used(START + at + wait - 0.01) + 1 > limit - 1
+        assert window.used(START + at + wait - 0.01) >= limit - 1e-6
+    elif wait == 0:
+        assert window.used(START + at) <= limit
+
+
+@pytest.mark.parametrize("limit", [1, 2, 60])
+@pytest.mark.parametrize("offset", [0.01, 0.5, 0.99])
+def test_what_comes_evenly_at_the_limit_passes(limit: int, offset: float) -> None:
+    window, passed = SlidingWindow(MINUTE), 0
+    for number in range(60 * limit):
+        now = START + (number + offset) * MINUTE / limit
+        if window.used(now) < limit:
+            window.count(1, now)
+            passed += 1
+    assert passed == 60 * limit
+
+
+@given(gaps=st.lists(st.floats(0, 5), max_size=200), limit=st.integers(1, 20))
+def test_one_at_a_time_exceeds_the_limit_by_less_than_one(gaps: list[float], limit: int) -> None:
+    window, now = SlidingWindow(MINUTE), START
+    for gap in gaps:
+        now += gap
+        if window.used(now) < limit:
+            window.count(1, now)
+        assert window.used(now) < limit + 1
 
 
 @given(amounts=st.lists(st.integers(0, 100), min_size=180, max_size=180))
@@ -83,6 +107,6 @@ def test_it_never_counts_less_than_the_current_window_nor_more_than_both(amounts
     assert current <= window.used(START + 179.5) <= both
 
 
-@pytest.mark.parametrize(("used", "left"), [(0, 10), (0.1, 9), (9.5, 0), (10, 0), (12, 0)])
-def test_what_remains_is_whole(used: float, left: int) -> None:
+@pytest.mark.parametrize(("used", "left"), [(0, 10), (0.1, 10), (9, 1), (9.5, 1), (10, 0), (12, 0)])
+def test_what_remains_is_what_may_come_now(used: float, left: int) -> None:
     assert remaining(10, used) == left

@@ -247,7 +247,7 @@ class Limiter:
     def _check(self, subject: _Subject, now: float) -> None:
         for kind, window in subject.windows.items():
             limit, used = subject.limit(kind), window.used(now)
-            if used + (1 if kind == "requests" else 0) > limit or used >= limit:
+            if used >= limit:
                 span = "a minute" if window.seconds == _MINUTE else f"in {window.seconds} s"
                 raise LimitReachedError(
                     f"{_whose(subject)} may have {limit} {kind} {span}.",

@@ -1,7 +1,9 @@
 """A sliding window, of two fixed ones: the current, and as much of the one before as still lies within. Pure.
 
-It is exact where requests come evenly; at worst it takes for even what was not. Whatever the length of the window and
-the number of requests, it costs two numbers.
+It is exact where requests come evenly; at worst it takes for even what was not. One more may pass while less than the
+limit is used: that lets all of an empty window be used at once, and all of it where requests come evenly; the last one
+may exceed the limit, by less than one. Whatever the length of the window and the number of requests, it costs two
+numbers.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ class SlidingWindow:
         return sum(self._own.values())
 
     def wait(self, limit: int, now: float) -> float:
-        """Seconds until one more fits, if nothing else comes."""
+        """Seconds until less than the limit is used, if nothing else comes."""
         index = self._index(now)
         current, last = self._total(index), self._total(index - 1)
         left = self.seconds - (now - index * self.seconds)
-        if current + 1 <= limit:
-            return _until_small(last, limit - 1 - current, left, self.seconds)
-        return left + _until_small(current, limit - 1, self.seconds, self.seconds)
+        if current < limit:
+            return _until_small(last, limit - current, left, self.seconds)
+        return left + _until_small(current, limit, self.seconds, self.seconds)
 
     def tell(self) -> dict[int, int]:
         """What is to be told, by the start of its window; to be followed by `told` or `not_told`."""
@@ -88,9 +90,9 @@ def _until_small(amount: int, room: int, left: float, seconds: int) -> float:
     """Seconds until an amount that fades out evenly, with `left` of `seconds` to go, is at most `room`."""
     if amount * left / seconds <= room:
         return 0.0
-    return left - seconds * max(room, 0) / amount
+    return left - seconds * room / amount
 
 
 def remaining(limit: int, used: float) -> int:
-    """What is left of a limit, in whole units."""
-    return max(0, limit - math.ceil(used))
+    """So many may come now, one by one."""
+    return max(0, limit - math.floor(used))
