@@ -146,6 +146,47 @@ async def test_key_and_profile_both_have_to_allow_it(replica: MakeLimiter) -> No
     assert str(error) == "The keys of this profile together may have 1 requests a minute."
 
 
+async def test_of_several_refusals_the_longest_wait_is_told(replica: MakeLimiter) -> None:
+    limiter = replica()
+    key = (KEY, Limits(requests_per_minute=1, max_concurrency=1))
+    profile = ("profile:1", Limits(tokens_per_window=100, token_window=100_000, requests_per_minute=5))
+    grant = await limiter.admit([key, profile])
+    assert (await refused(limiter, key, profile)).kind == "requests", "though there is no place, either"
+    grant.end(10_000)  # a hundred times what a window allows
+    error = await refused(limiter, key, profile)
+    assert error.kind == "tokens"
+    assert str(error) == "The keys of this profile together may have 100 tokens in 100000 s."
+    assert error.retry_after > 90_000, "nearly the whole of the next window"
+    assert float(dict(error.fields)[b"x-ratelimit-reset-tokens"][:-1]) == pytest.approx(error.retry_after, abs=0.001)
+
+
+async def test_who_gets_no_place_is_told_of_the_other_limits_too(replica: MakeLimiter) -> None:
+    limiter = replica()
+    key = (KEY, Limits(max_concurrency=1, requests_per_minute=10))
+    profile = ("profile:1", Limits(tokens_per_window=50))
+    await limiter.admit([key, profile])
+    error = await refused(limiter, key, profile)
+    assert (error.kind, error.retry_after) == ("concurrency", 1.0)
+    told = {name.removeprefix(b"x-ratelimit-"): value for name, value in error.fields}
+    assert told == {
+        b"limit-requests": b"10",
+        b"remaining-requests": b"9",
+        b"reset-requests": b"0.000s",
+        b"limit-tokens": b"50",
+        b"remaining-tokens": b"50",
+        b"reset-tokens": b"0.000s",
+    }
+
+
+async def test_of_two_limits_that_are_used_up_the_one_with_the_longer_wait_is_told(replica: MakeLimiter) -> None:
+    limiter = replica()
+    key = (KEY, Limits(tokens_per_window=1, token_window=60))
+    profile = ("profile:1", Limits(tokens_per_window=100, token_window=100_000))
+    (await limiter.admit([key, profile])).end(10_000)
+    error = await refused(limiter, key, profile)
+    assert dict(error.fields)[b"x-ratelimit-limit-tokens"] == b"100"
+
+
 async def test_a_refused_request_takes_no_place_and_counts_for_nothing(replica: MakeLimiter) -> None:
     limiter = replica()
     key, profile = Limits(max_concurrency=1), Limits(requests_per_minute=1)

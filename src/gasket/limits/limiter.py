@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -27,6 +28,8 @@ _TOLD_SOONER = 10
 _MINUTE = 60
 _CLEAN_EVERY = 60.0
 _FULL_FOR = 0.25
+_PLACE_WAIT = 1.0
+"""Seconds: nobody knows when one of the requests under way ends."""
 _FORGOTTEN_AFTER = 3
 """Windows in which nothing came."""
 _FAREWELL = 2.0
@@ -52,13 +55,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 NO_LIMITS = Limits()
 
 
+class _Refusal(NamedTuple):
+    """`wait` is in seconds."""
+
+    kind: str
+    message: str
+    wait: float
+
+
 class LimitReachedError(GasketError):
     """A limit is reached. `kind` is requests, tokens or concurrency; `retry_after` is in seconds."""
 
-    def __init__(self, message: str, *, kind: str, retry_after: float, fields: Fields) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.retry_after = retry_after
+    def __init__(self, refusal: _Refusal, fields: Fields) -> None:
+        super().__init__(refusal.message)
+        self.kind = refusal.kind
+        self.retry_after = refusal.wait
         self.fields = fields
 
 
@@ -138,19 +149,24 @@ class Limiter:
         """Let a request pass that these subjects (`key:5`, `profile:2`) with their limits have to allow, all of them.
 
         Raises:
-            LimitReachedError: one does not.
+            LimitReachedError: one does not; of several that do not, the one that is longest to wait for.
         """
         if self._syncing is None:
             self._syncing = asyncio.create_task(self._sync_for_ever())
         subjects = [await self._subject(name, limits) for name, limits in limited]
         taken: list[_Subject] = []
+        refusals: list[_Refusal] = []
         try:
             for subject in subjects:
-                await self._take_place(subject)
+                if not await self._take_place(subject):
+                    refusals.append(_no_place(subject))
+                    break
                 taken.append(subject)
             now = self._now()
             for subject in subjects:
-                self._check(subject, now)
+                refusals += _used_up(subject, now)
+            if refusals:
+                raise LimitReachedError(max(refusals, key=lambda refusal: refusal.wait), _fields(subjects, now))
         except BaseException:
             for subject in taken:
                 subject.in_use -= 1
@@ -212,20 +228,16 @@ class Limiter:
         """With each exchange, for the database's clock may step, too, and a machine that sleeps misses time."""
         self._offset = await self._store.now() - time.monotonic()
 
-    async def _take_place(self, subject: _Subject) -> None:
+    async def _take_place(self, subject: _Subject) -> bool:
         limit = subject.limits.max_concurrency
         if limit is not None and subject.in_use >= min(subject.leased, limit):
             if subject.in_use < limit:
                 await self._lease(subject, limit)
             if subject.in_use >= min(subject.leased, limit):
-                raise LimitReachedError(
-                    f"{_whose(subject)} may have {limit} requests at once.",
-                    kind="concurrency",
-                    retry_after=1.0,
-                    fields=[],
-                )
+                return False
         subject.in_use += 1
         subject.peak = max(subject.peak, subject.in_use)
+        return True
 
     async def _lease(self, subject: _Subject, limit: int) -> None:
         if subject.full_until > time.monotonic():
@@ -243,18 +255,6 @@ class Limiter:
             return
         if subject.leased <= subject.in_use:
             subject.full_until = time.monotonic() + _FULL_FOR
-
-    def _check(self, subject: _Subject, now: float) -> None:
-        for kind, window in subject.windows.items():
-            limit, used = subject.limit(kind), window.used(now)
-            if used >= limit:
-                span = "a minute" if window.seconds == _MINUTE else f"in {window.seconds} s"
-                raise LimitReachedError(
-                    f"{_whose(subject)} may have {limit} {kind} {span}.",
-                    kind=kind,
-                    retry_after=window.wait(limit, now),
-                    fields=_fields([subject], now),
-                )
 
     def _count(self, subject: _Subject, kind: str, amount: int, now: float) -> None:
         window = subject.windows.get(kind)
@@ -359,13 +359,30 @@ def _whose(subject: _Subject) -> str:
     return "This key" if subject.name.startswith("key:") else "The keys of this profile together"
 
 
+def _no_place(subject: _Subject) -> _Refusal:
+    message = f"{_whose(subject)} may have {subject.limits.max_concurrency} requests at once."
+    return _Refusal("concurrency", message, _PLACE_WAIT)
+
+
+def _used_up(subject: _Subject, now: float) -> list[_Refusal]:
+    refusals = []
+    for kind, window in subject.windows.items():
+        limit = subject.limit(kind)
+        if window.used(now) >= limit:
+            span = "a minute" if window.seconds == _MINUTE else f"in {window.seconds} s"
+            message = f"{_whose(subject)} may have {limit} {kind} {span}."
+            refusals.append(_Refusal(kind, message, window.wait(limit, now)))
+    return refusals
+
+
 def _fields(subjects: Sequence[_Subject], now: float) -> Fields:
-    """Of each kind the limit that is nearest to its end."""
+    """Of each kind the limit of which least is left; of several that are used up, the one with the longest wait."""
     fields: Fields = []
     for kind in ("requests", "tokens"):
         windows = [(s.limit(kind), s.windows[kind]) for s in subjects if kind in s.windows]
         if windows:
-            left, limit, wait = min((remaining(n, w.used(now)), n, w.wait(n, now)) for n, w in windows)
+            states = [(remaining(limit, w.used(now)), w.wait(limit, now), limit) for limit, w in windows]
+            left, wait, limit = min(states, key=lambda state: (state[0], -state[1]))
             fields += [
                 (f"x-ratelimit-limit-{kind}".encode(), str(limit).encode()),
                 (f"x-ratelimit-remaining-{kind}".encode(), str(left).encode()),
