@@ -20,7 +20,7 @@ from gasket.migrator.connection import describe
 log = logging.getLogger("gasket.limits")
 
 SYNC_EVERY = 1.0
-"""Seconds: what a replica has let pass, the others know after so long at the latest."""
+"""Seconds from the begin of one exchange to that of the next, at the latest; what it takes itself comes on top."""
 
 _SOONEST = 0.05
 _TOLD_SOONER = 10
@@ -131,7 +131,7 @@ class Grant:
 class Limiter:
     """The limits of all keys and profiles on this replica.
 
-    Requests and tokens are counted here and told to the others within SYNC_EVERY, or as soon as a tenth of the limit is
+    Requests and tokens are counted here and told to the others every SYNC_EVERY, or as soon as a tenth of the limit is
     used: what replicas let pass meanwhile may exceed the limit. Places for requests at once are leased, so that limit
     holds exactly. With the database away each replica goes by what it knows.
     """
@@ -264,12 +264,14 @@ class Limiter:
                 self._soon.set()
 
     async def _sync_for_ever(self) -> None:
-        clean_at = time.monotonic() + _CLEAN_EVERY
+        clock = asyncio.get_running_loop().time
+        clean_at, due = time.monotonic() + _CLEAN_EVERY, clock() + SYNC_EVERY
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(SYNC_EVERY):
+                async with asyncio.timeout_at(due):
                     await self._soon.wait()
             self._soon.clear()
+            due = clock() + SYNC_EVERY
             try:
                 async with self._turn:
                     await self._sync()
