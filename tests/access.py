@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gasket.limits.limiter import NO_LIMITS
+from gasket.limits.subjects import NO_LIMITS
 from gasket.proxy.access import Access, Backend, Profile
 
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import asyncpg
 import pytest
 
-from gasket.limits.limiter import SYNC_EVERY, Grant, Limiter, LimitReachedError, Limits
+from gasket.limits.limiter import SYNC_EVERY, Grant, Limiter, LimitReachedError
 from gasket.limits.store import CLEANED_AT_ONCE, Count, Lease, LimitStore
+from gasket.limits.subjects import Limits
 from tests.acceptance.processes import until
 
 pytestmark = pytest.mark.usefixtures("same_minute")

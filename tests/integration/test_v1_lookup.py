@@ -16,7 +16,7 @@ from weakref import ref
 import asyncpg
 import pytest
 
-from gasket.limits.limiter import Limits
+from gasket.limits.subjects import Limits
 from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.errors import BusyError, KeyRefusedError

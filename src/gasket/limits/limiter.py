@@ -7,14 +7,12 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import asyncpg
-import msgspec
 
 from gasket.errors import GasketError
 from gasket.limits.store import Count, Lease, LimitStore
-from gasket.limits.windows import SlidingWindow, remaining
+from gasket.limits.subjects import Fields, Limits, Refusal, Subject, told_fields
 from gasket.migrator.connection import describe
 
 log = logging.getLogger("gasket.limits")
@@ -25,99 +23,26 @@ SYNC_EVERY = 1.0
 _SOONEST = 0.05
 _TOLD_SOONER = 10
 """The part of a limit, one tenth, that is told at once."""
-_MINUTE = 60
 _CLEAN_EVERY = 60.0
 _FULL_FOR = 0.25
-_PLACE_WAIT = 1.0
-"""Seconds: nobody knows when one of the requests under way ends."""
-_FORGOTTEN_AFTER = 3
-"""Windows in which nothing came."""
 _FAREWELL = 2.0
 _AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-Fields = list[tuple[bytes, bytes]]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key or a profile may do; None: as much as it likes. `token_window` is in seconds."""
-
-    requests_per_minute: int | None = None
-    tokens_per_window: int | None = None
-    token_window: int = _MINUTE
-    max_concurrency: int | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether there is a limit at all."""
-        return (self.requests_per_minute, self.tokens_per_window, self.max_concurrency) != (None, None, None)
-
-
-NO_LIMITS = Limits()
-
-
-class _Refusal(NamedTuple):
-    """`wait` is in seconds."""
-
-    kind: str
-    message: str
-    wait: float
 
 
 class LimitReachedError(GasketError):
     """A limit is reached. `kind` is requests, tokens or concurrency; `retry_after` is in seconds."""
 
-    def __init__(self, refusal: _Refusal, fields: Fields) -> None:
+    def __init__(self, refusal: Refusal, fields: Fields) -> None:
         super().__init__(refusal.message)
         self.kind = refusal.kind
         self.retry_after = refusal.wait
         self.fields = fields
 
 
-class _Subject:
-    """What this replica knows of one key or profile."""
-
-    def __init__(self, name: str, limits: Limits) -> None:
-        self.name = name
-        self.in_use = 0
-        self.leased = 0
-        self.peak = 0
-        self.overbooked = False
-        self.full_until = 0.0
-        self.used_at = 0.0
-        self.loaded = False
-        self.windows: dict[str, SlidingWindow] = {}
-        self.take(limits)
-
-    def take(self, limits: Limits) -> None:
-        """The limits as they are now: counts stay, unless the window has another length."""
-        self.limits = limits
-        for kind, seconds, limit in (
-            ("requests", _MINUTE, limits.requests_per_minute),
-            ("tokens", limits.token_window, limits.tokens_per_window),
-        ):
-            known = self.windows.get(kind)
-            if limit is None:
-                self.windows.pop(kind, None)
-            elif known is None or known.seconds != seconds:
-                self.windows[kind] = SlidingWindow(seconds)
-                self.loaded = False
-
-    def places(self) -> int:
-        """How many it keeps: those in use, and what it lately had in use beside them and still may."""
-        limit = self.limits.max_concurrency
-        return 0 if limit is None else max(self.in_use, min(self.peak, limit))
-
-    def limit(self, kind: str) -> int:
-        """Of requests a minute, or of tokens in a window."""
-        limit = self.limits.requests_per_minute if kind == "requests" else self.limits.tokens_per_window
-        assert limit is not None
-        return limit
-
-
 class Grant:
     """A request that may pass. End it once, with the tokens that it has cost."""
 
-    def __init__(self, limiter: Limiter, subjects: Sequence[_Subject], fields: Fields) -> None:
+    def __init__(self, limiter: Limiter, subjects: Sequence[Subject], fields: Fields) -> None:
         self.fields = fields
         """What the client is told of its limits (OpenAI API reference, "Rate limits in headers")."""
         self._limiter = limiter
@@ -138,7 +63,7 @@ class Limiter:
 
     def __init__(self, store: LimitStore) -> None:
         self._store = store
-        self._subjects: dict[str, _Subject] = {}
+        self._subjects: dict[str, Subject] = {}
         self._offset = time.time() - time.monotonic()
         self._syncing: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
@@ -154,28 +79,28 @@ class Limiter:
         if self._syncing is None:
             self._syncing = asyncio.create_task(self._sync_for_ever())
         subjects = [await self._subject(name, limits) for name, limits in limited]
-        taken: list[_Subject] = []
-        refusals: list[_Refusal] = []
+        taken: list[Subject] = []
+        refusals: list[Refusal] = []
         try:
             for subject in subjects:
                 if not await self._take_place(subject):
-                    refusals.append(_no_place(subject))
+                    refusals.append(subject.no_place())
                     break
                 taken.append(subject)
             now = self._now()
             for subject in subjects:
-                refusals += _used_up(subject, now)
+                refusals += subject.used_up(now)
             if refusals:
-                raise LimitReachedError(max(refusals, key=lambda refusal: refusal.wait), _fields(subjects, now))
+                raise LimitReachedError(max(refusals, key=lambda refusal: refusal.wait), told_fields(subjects, now))
         except BaseException:
             for subject in taken:
                 subject.in_use -= 1
             raise
         for subject in subjects:
             self._count(subject, "requests", 1, now)
-        return Grant(self, subjects, _fields(subjects, now))
+        return Grant(self, subjects, told_fields(subjects, now))
 
-    def end(self, subjects: Sequence[_Subject], tokens: int) -> None:
+    def end(self, subjects: Sequence[Subject], tokens: int) -> None:
         """See `Grant.end`."""
         now = self._now()
         for subject in subjects:
@@ -202,10 +127,10 @@ class Limiter:
         """By the database's clock, on which the windows of all replicas agree; a wall clock here may step."""
         return time.monotonic() + self._offset
 
-    async def _subject(self, name: str, limits: Limits) -> _Subject:
+    async def _subject(self, name: str, limits: Limits) -> Subject:
         subject = self._subjects.get(name)
         if subject is None:
-            subject = self._subjects[name] = _Subject(name, limits)
+            subject = self._subjects[name] = Subject(name, limits)
         elif subject.limits is not limits and subject.limits != limits:
             subject.take(limits)
         subject.used_at = time.monotonic()
@@ -213,7 +138,7 @@ class Limiter:
             await self._load(subject)
         return subject
 
-    async def _load(self, subject: _Subject) -> None:
+    async def _load(self, subject: Subject) -> None:
         """What the others have let pass already: asked for once, before the first request."""
         try:
             async with self._turn:
@@ -228,7 +153,7 @@ class Limiter:
         """With each exchange, for the database's clock may step, too, and a machine that sleeps misses time."""
         self._offset = await self._store.now() - time.monotonic()
 
-    async def _take_place(self, subject: _Subject) -> bool:
+    async def _take_place(self, subject: Subject) -> bool:
         limit = subject.limits.max_concurrency
         if limit is not None and subject.in_use >= min(subject.leased, limit):
             if subject.in_use < limit:
@@ -239,7 +164,7 @@ class Limiter:
         subject.peak = max(subject.peak, subject.in_use)
         return True
 
-    async def _lease(self, subject: _Subject, limit: int) -> None:
+    async def _lease(self, subject: Subject, limit: int) -> None:
         if subject.full_until > time.monotonic():
             return
         try:
@@ -256,7 +181,7 @@ class Limiter:
         if subject.leased <= subject.in_use:
             subject.full_until = time.monotonic() + _FULL_FOR
 
-    def _count(self, subject: _Subject, kind: str, amount: int, now: float) -> None:
+    def _count(self, subject: Subject, kind: str, amount: int, now: float) -> None:
         window = subject.windows.get(kind)
         if window is not None and amount:
             window.count(amount, now)
@@ -290,8 +215,7 @@ class Limiter:
         await self._tell()
         await self._set_clock()
         now = time.monotonic()
-        idle = [s for s in self._subjects.values() if not s.in_use and not s.leased and _is_over(s, now)]
-        for subject in idle:
+        for subject in [subject for subject in self._subjects.values() if subject.is_over(now)]:
             del self._subjects[subject.name]
         await self._renew()
         await self._learn([subject for subject in self._subjects.values() if subject.windows])
@@ -325,7 +249,7 @@ class Limiter:
         for _, _, window in windows:
             window.told()
 
-    async def _learn(self, subjects: Sequence[_Subject]) -> None:
+    async def _learn(self, subjects: Sequence[Subject]) -> None:
         now = self._now()
         counts = [
             Count(subject.name, kind, start, window.seconds)
@@ -350,44 +274,3 @@ class Limiter:
         if self._away:
             self._away = False
             log.info("limits are shared with the other replicas again")
-
-
-def _is_over(subject: _Subject, now: float) -> bool:
-    longest = max((window.seconds for window in subject.windows.values()), default=_MINUTE)
-    return now - subject.used_at > _FORGOTTEN_AFTER * longest
-
-
-def _whose(subject: _Subject) -> str:
-    return "This key" if subject.name.startswith("key:") else "The keys of this profile together"
-
-
-def _no_place(subject: _Subject) -> _Refusal:
-    message = f"{_whose(subject)} may have {subject.limits.max_concurrency} requests at once."
-    return _Refusal("concurrency", message, _PLACE_WAIT)
-
-
-def _used_up(subject: _Subject, now: float) -> list[_Refusal]:
-    refusals = []
-    for kind, window in subject.windows.items():
-        limit = subject.limit(kind)
-        if window.used(now) >= limit:
-            span = "a minute" if window.seconds == _MINUTE else f"in {window.seconds} s"
-            message = f"{_whose(subject)} may have {limit} {kind} {span}."
-            refusals.append(_Refusal(kind, message, window.wait(limit, now)))
-    return refusals
-
-
-def _fields(subjects: Sequence[_Subject], now: float) -> Fields:
-    """Of each kind the limit of which least is left; of several that are used up, the one with the longest wait."""
-    fields: Fields = []
-    for kind in ("requests", "tokens"):
-        windows = [(s.limit(kind), s.windows[kind]) for s in subjects if kind in s.windows]
-        if windows:
-            states = [(remaining(limit, w.used(now)), w.wait(limit, now), limit) for limit, w in windows]
-            left, wait, limit = min(states, key=lambda state: (state[0], -state[1]))
-            fields += [
-                (f"x-ratelimit-limit-{kind}".encode(), str(limit).encode()),
-                (f"x-ratelimit-remaining-{kind}".encode(), str(left).encode()),
-                (f"x-ratelimit-reset-{kind}".encode(), f"{wait:.3f}s".encode()),
-            ]
-    return fields

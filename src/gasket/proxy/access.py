@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from gasket.limits.limiter import Limits
+from gasket.limits.subjects import Limits
 from gasket.upstream.address import Address, address_of
 from gasket.upstream.client import Timeouts
 from gasket.upstream.connection import Fields

@@ -13,7 +13,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from gasket.db import DATABASE_AWAY, PoolUse, open_plain_connection
-from gasket.limits.limiter import NO_LIMITS, Limits
+from gasket.limits.subjects import NO_LIMITS, Limits
 from gasket.migrator.connection import describe, leads_through_pooler, quote_identifier
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.errors import BusyError, KeyRefusedError
