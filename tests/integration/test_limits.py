@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -198,9 +199,15 @@ async def test_a_refused_request_takes_no_place_and_counts_for_nothing(replica: 
     (await limiter.admit([(KEY, key)])).end(0)
 
 
-async def test_requests_at_once_are_exact_over_all_replicas(replica: MakeLimiter) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_requests_at_once_are_exact_over_all_replicas(
+    replica: MakeLimiter, api_database_url: str, isolation: str
+) -> None:
+    """Whatever transactions are by default: in another one than READ COMMITTED who waits for a lock is refused."""
     limits = Limits(max_concurrency=10)
-    replicas = [replica() for _ in range(3)]
+    separator = "&" if "?" in api_database_url else "?"
+    url = f"{api_database_url}{separator}default_transaction_isolation={quote(isolation)}"
+    replicas = [replica(url) for _ in range(3)]
     grants = await asyncio.gather(*(admitted(limiter, limits, 10) for limiter in replicas))
     assert sum(map(len, grants)) == 10
     error = await refused(replicas[0], (KEY, limits))

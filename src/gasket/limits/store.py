@@ -142,7 +142,7 @@ class LimitStore:
         """
 
         async def work(connection: asyncpg.Connection) -> int:
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 await connection.execute(self._sql["lock"], subject, _NOBODY)
                 arguments = (subject, self._replica, in_use, wanted, limit, LEASE_SECONDS)
                 return int(await connection.fetchval(self._sql["lease"], *arguments))
