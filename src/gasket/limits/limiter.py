@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import asyncpg
-
+from gasket.db import DATABASE_AWAY
 from gasket.errors import GasketError
 from gasket.limits.store import Count, Lease, LimitStore
 from gasket.limits.subjects import Fields, Limits, Refusal, Subject, told_fields
@@ -26,7 +25,6 @@ _TOLD_SOONER = 10
 _CLEAN_EVERY = 60.0
 _FULL_FOR = 0.25
 _FAREWELL = 2.0
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class LimitReachedError(GasketError):
@@ -117,7 +115,7 @@ class Limiter:
         self._syncing.cancel()
         with suppress(asyncio.CancelledError):
             await self._syncing
-        with suppress(*_AWAY):
+        with suppress(*DATABASE_AWAY):
             async with asyncio.timeout(_FAREWELL):
                 await self._tell()
                 await self._store.give_back(subject.name for subject in self._subjects.values() if subject.leased)
@@ -145,7 +143,7 @@ class Limiter:
                 if not subject.loaded:
                     await self._set_clock()
                     await self._learn([subject])
-        except _AWAY as error:
+        except DATABASE_AWAY as error:
             self._note_away(error)
         subject.loaded = True
 
@@ -174,7 +172,7 @@ class Limiter:
                 in_use = subject.in_use
                 wanted = min(in_use + max(1, limit // _TOLD_SOONER), limit)
                 subject.leased = await self._store.lease(subject.name, in_use=in_use, wanted=wanted, limit=limit)
-        except _AWAY as error:
+        except DATABASE_AWAY as error:
             self._note_away(error)
             subject.leased = limit
             return

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from gasket.db import open_plain_connection
+from gasket.migrator.connection import quote_identifier
 
 LEASE_SECONDS = 10
 """A replica that was killed has its places for so long."""
@@ -103,7 +104,7 @@ class LimitStore:
         self._replica = uuid4()
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
-        quoted = f'"{schema}"'
+        quoted = quote_identifier(schema)
         self._sql = {
             name: text.format(schema=quoted)
             for name, text in {
