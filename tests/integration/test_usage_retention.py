@@ -66,6 +66,15 @@ async def test_what_is_older_goes_batch_by_batch(usage: asyncpg.Connection, fill
     assert await retention.step(usage) == 3
 
 
+async def test_the_longest_retention_reaches_back_before_1970_and_deletes_nothing(
+    usage: asyncpg.Connection, fill: Fill
+) -> None:
+    await fill(0, 5)
+    await fill(20_000, 5)
+    assert await due_at_once(36_500, 10).step(usage) == 0
+    assert await usage.fetchval("SELECT count(*) FROM usage_records") == 10
+
+
 async def test_two_replicas_at_it_take_what_the_other_leaves(
     usage: asyncpg.Connection, fill: Fill, api_database_url: str
 ) -> None:

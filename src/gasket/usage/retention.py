@@ -19,12 +19,15 @@ _FIRST = (0.02 * _HOUR, 0.2 * _HOUR)
 _NIL = UUID(int=0)
 
 # By the primary key, which begins with the time in milliseconds (RFC 9562, 5.7), and by the database's clock: one
-# replica whose clock is wrong deletes nothing. Several replicas at it each take what the others leave.
+# replica whose clock is wrong deletes nothing. Several replicas at it each take what the others leave. A moment
+# before 1970 counts as 1970: of a negative number `to_hex` gives the two's complement, and every id comes before that.
 _DELETE = """
 WITH old AS (
     SELECT request_id FROM {schema}.usage_records
     WHERE request_id > $1 AND request_id < (
-        lpad(to_hex(floor(extract(epoch FROM now() - make_interval(days => $2)) * 1000)::bigint), 12, '0')
+        lpad(
+            to_hex(greatest(0, floor(extract(epoch FROM now() - make_interval(days => $2)) * 1000))::bigint), 12, '0'
+        )
         || repeat('0', 20)
     )::uuid
     ORDER BY request_id LIMIT $3
