@@ -13,6 +13,7 @@ from gasket.proxy.endpoints import find_endpoint
 from gasket.proxy.events import EventStream
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.usage_tap import UsageTap
+from gasket.usage.entry import MOST_TOKENS
 
 CHAT = find_endpoint("POST", b"/v1/chat/completions")
 RESPONSES = find_endpoint("POST", b"/v1/responses")
@@ -144,15 +145,50 @@ def test_usage_that_is_not_the_answers_own_does_not_count_in_an_answer_that_is_r
         ({"prompt_tokens": 7, "total_tokens": 7}, (7, 0)),
         ({"prompt_tokens": 7}, (7, 0)),
         ({"total_tokens": 7}, (0, 7)),
-        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}, (0, 0)),
         ({"prompt_tokens": -5, "completion_tokens": -(10**30)}, (0, 0)),
         ({"prompt_tokens": 7, "total_tokens": 3}, (7, 0)),
-        ({"prompt_tokens": 10**30, "completion_tokens": 10**18}, (10**12, 10**12)),
+        ({"prompt_tokens": 12.0, "completion_tokens": 3, "total_tokens": 15.5}, (12, 3)),
+        ({"prompt_tokens": True, "input_tokens": 7, "completion_tokens": "9", "output_tokens": None}, (7, 0)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 10**18}, (MOST_TOKENS, MOST_TOKENS)),
     ],
 )
-def test_what_a_backend_may_say(usage: dict[str, int | None], expected: tuple[int, int], padding: int) -> None:
+def test_what_a_backend_may_say(usage: dict[str, Any], expected: tuple[int, int], padding: int) -> None:
     body = json.dumps({"object": "x" * padding, "usage": usage}).encode()
     assert counted(body) == (*expected, False)
+
+
+SAYS_NOTHING = [
+    {},
+    {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+    {"prompt_tokens": "12", "completion_tokens": True, "total_tokens": 15.5},
+    {"type": "duration", "seconds": 9},
+]
+
+
+@pytest.mark.parametrize("padding", [0, 2**20])
+@pytest.mark.parametrize("usage", SAYS_NOTHING)
+def test_usage_without_a_number_is_no_usage(usage: dict[str, Any], padding: int) -> None:
+    body = json.dumps({"object": "x" * padding, "usage": usage}).encode()
+    assert counted(body) == (100, len(body) // 4, True)
+    out, tokens = passed([word("a"), ONLY_USAGE, event({"choices": [], "usage": usage}), DONE])
+    assert (out, tokens) == (word("a") + DONE, (11, 22, False)), "what was said before still counts"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        event({"choices": [], "usage": {**TOKENS, "prompt_tokens": 11.0}}),
+        event({"choices": [], "usage": {**TOKENS, "total_tokens": 15.5, "cost": "0.01"}}),
+        event({"choices": None, "usage": TOKENS}),
+        event({"usage": TOKENS}),
+        event({"choices": [], "usage": TOKENS, "response": "text"}),
+        b'data: {"choices": [ ], "usage": {"prompt_tokens": 11, "completion_tokens": 22}}\n\n',
+    ],
+)
+def test_the_event_that_was_asked_for_is_hidden_however_it_is_written(odd: bytes) -> None:
+    assert passed([word("a"), odd, DONE]) == (word("a") + DONE, (11, 22, False))
+    sent = word("a") + odd + DONE
+    assert passed([sent], hide=False) == (sent, (11, 22, False))
 
 
 def test_the_responses_api_tells_it_in_its_last_event_and_nothing_is_hidden() -> None:
@@ -188,11 +224,11 @@ def test_nothing_that_a_backend_says_makes_it_fail_or_count_what_cannot_be(
     body = json.dumps(answer).encode() + trailing
     for whole in (True, False):
         prompt, completion, _ = counted(body, whole=whole)
-        assert 0 <= prompt <= 10**12
-        assert 0 <= completion <= 10**12
+        assert 0 <= prompt <= MOST_TOKENS
+        assert 0 <= completion <= MOST_TOKENS
     _, (prompt, completion, _) = passed([b"data: " + body + b"\n\n"])
-    assert 0 <= prompt <= 10**12
-    assert 0 <= completion <= 10**12
+    assert 0 <= prompt <= MOST_TOKENS
+    assert 0 <= completion <= MOST_TOKENS
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "1e400", "NaN", "[" * 5000, '"'])

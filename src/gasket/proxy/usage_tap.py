@@ -6,47 +6,50 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 
 from gasket.proxy.endpoints import Endpoint
 from gasket.proxy.events import event_data, split_events
 from gasket.proxy.exchange import Exchange
+from gasket.usage.entry import MOST_TOKENS
 
 _BYTES_OF_A_TOKEN = 4
 """What OpenAI gives as a rule of thumb for English text."""
 _READ_WHOLE = 64 * 1024
 _TAIL = 4 * 1024
-_MOST_TOKENS = 10**12
 
 _NAME = b'"usage"'
 _NONE = (b'"usage":null', b'"usage": null')
+_NO_CHOICES = (b"", b"null", b"[]")
+_UNREADABLE = (ValueError, RecursionError)
+"""What parsers raise; msgspec's errors are ValueErrors, too."""
+_ABSENT = msgspec.Raw()
+
+_Count = tuple[int, int]
+"""Tokens of the request and of the answer."""
 
 
 class _Usage(msgspec.Struct):
-    """The second pair of names is that of responses."""
+    """The second pair of names is that of responses. Of any type: one odd number does not make the rest unreadable."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class _Inner(msgspec.Struct):
-    usage: _Usage | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    total_tokens: Any = None
+    input_tokens: Any = None
+    output_tokens: Any = None
 
 
 class _Answer(msgspec.Struct):
     """An answer, or an event of one; an event of responses has the answer inside."""
 
     usage: _Usage | None = None
-    response: _Inner | None = None
-    choices: list[msgspec.Raw] | None = None
+    response: msgspec.Raw = _ABSENT
+    choices: msgspec.Raw = _ABSENT
 
 
 _answer = msgspec.json.Decoder(_Answer)
-_usage = msgspec.json.Decoder(_Usage)
 
 
 class UsageTap:
@@ -55,7 +58,7 @@ class UsageTap:
     def __init__(self, endpoint: Endpoint, *, hide: bool = False) -> None:
         self._endpoint = endpoint
         self._hide = hide
-        self._usage: _Usage | None = None
+        self._said: _Count | None = None
         self._events = 0
         self._body = b""
 
@@ -77,10 +80,10 @@ class UsageTap:
         """Write down what was found, or an estimate. `whole`: the answer came to its end."""
         if not self._endpoint.counts_tokens or exchange.status >= 400:
             return
-        if self._usage is None and whole and not exchange.streamed:
-            self._usage = _find(self._body, exchange.bytes_out)
-        if self._usage is not None:
-            exchange.prompt_tokens, exchange.completion_tokens = _count(self._usage)
+        if self._said is None and whole and not exchange.streamed:
+            self._said = _find(self._body, exchange.bytes_out)
+        if self._said is not None:
+            exchange.prompt_tokens, exchange.completion_tokens = self._said
             return
         exchange.estimated = True
         exchange.prompt_tokens = exchange.bytes_in // _BYTES_OF_A_TOKEN
@@ -92,34 +95,53 @@ class UsageTap:
             return False
         try:
             found = _answer.decode(event_data(event))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return False
-        usage = found.usage or (found.response.usage if found.response else None)
-        if usage is None:
-            return False
-        self._usage = usage
-        return self._hide and found.usage is not None and found.choices == []
+        self._said = _own_count(found) or self._said
+        return self._hide and found.usage is not None and b"".join(bytes(found.choices).split()) in _NO_CHOICES
 
 
-def _find(body: bytes, size: int) -> _Usage | None:
-    """The usage of a JSON answer of which `body` is all, or the end."""
+def _find(body: bytes, size: int) -> _Count | None:
+    """The count of a JSON answer of which `body` is all, or the end."""
     try:
         if size <= _READ_WHOLE:
-            found = _answer.decode(body)
-            return found.usage or (found.response.usage if found.response else None)
+            return _own_count(_answer.decode(body))
         _, name, rest = body.rpartition(_NAME)
-        if not name:
-            return None
         value, _ = json.JSONDecoder().raw_decode(rest.decode(errors="replace").lstrip(" :\r\n\t"))
-        return msgspec.convert(value, _Usage)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+        return _count(msgspec.convert(value, _Usage)) if name else None
+    except _UNREADABLE:
         return None
 
 
-def _count(usage: _Usage) -> tuple[int, int]:
-    """Tokens of the request and of the answer, as a backend has them; what cannot be is cut off."""
-    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens or 0
-    answer = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+def _own_count(answer: _Answer) -> _Count | None:
+    """What the answer itself says, and nothing that it is about."""
+    if answer.usage is not None:
+        return _count(answer.usage)
+    if answer.response is _ABSENT:
+        return None
+    try:
+        inner = _answer.decode(answer.response).usage
+    except _UNREADABLE:
+        return None
+    return None if inner is None else _count(inner)
+
+
+def _count(usage: _Usage) -> _Count | None:
+    """As a backend says it: what cannot be is cut off, and without any number it has said nothing."""
+    prompt = _number(usage.prompt_tokens, usage.input_tokens)
+    answer = _number(usage.completion_tokens, usage.output_tokens)
+    total = _number(usage.total_tokens)
+    if prompt is None and answer is None and total is None:
+        return None
+    prompt = prompt or 0
     if answer is None:
-        answer = (usage.total_tokens or prompt) - prompt
-    return min(max(prompt, 0), _MOST_TOKENS), min(max(answer, 0), _MOST_TOKENS)
+        answer = (total or prompt) - prompt
+    return min(max(prompt, 0), MOST_TOKENS), min(max(answer, 0), MOST_TOKENS)
+
+
+def _number(*values: Any) -> int | None:
+    """The first of these that is a whole number; `12.0` is one, and `true` is not."""
+    for value in values:
+        if type(value) is int or (type(value) is float and value.is_integer()):
+            return int(value)
+    return None
