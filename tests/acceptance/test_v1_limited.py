@@ -275,6 +275,17 @@ async def test_the_tokens_of_a_stream_that_was_left_count(limited: Any) -> None:
     assert len(tenant.upstream.requests) <= 2
 
 
+async def test_pictures_cost_the_tokens_that_the_upstream_says(limited: Any) -> None:
+    tenant = await limited(tokens_per_window=1000, token_window=3600)
+    tenant.upstream.plays(json_answer({"data": [], "usage": {"input_tokens": 50, "output_tokens": 4000}}))
+    asked = {"model": "model-a", "prompt": "a cat"}
+    first, second = [await tenant.ask("/v1/images/generations", asked) for _ in range(2)]
+    assert first.status == 200
+    line = await tenant.line(first)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (50, 4000)
+    assert second.error == (429, "rate_limit_exceeded")
+
+
 async def test_a_profiles_limit_is_that_of_its_keys_together(gateway: Gateway) -> None:
     tenant = await gateway.tenant(requests_per_minute=3)
     other = (await gateway.issue(tenant.profile, requests_per_minute=100))["key"]

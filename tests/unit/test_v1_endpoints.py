@@ -151,12 +151,12 @@ def test_what_is_passed_on_has_the_same_segments_decoded_or_not(rest: str) -> No
     assert not {"", ".", ".."} & set(segments)
 
 
-def test_which_streams_can_be_asked_for_their_usage_and_what_costs_tokens() -> None:
+def test_which_streams_can_be_asked_for_their_usage_and_whose_tokens_are_estimated() -> None:
     asked = {"/chat/completions": True, "/completions": True, "/embeddings": False, "/responses": False}
     for path, asks in asked.items():
         endpoint = find_endpoint("POST", b"/v1" + path.encode())
-        assert (endpoint.asks_for_usage, endpoint.counts_tokens) == (asks, True)
+        assert (endpoint.asks_for_usage, endpoint.estimates_tokens) == (asks, True)
     for path in ("/audio/speech", "/images/edits", "/images/new", "/files", "/rerank"):
         endpoint = find_endpoint("POST", b"/v1" + path.encode())
         assert not endpoint.asks_for_usage
-        assert not endpoint.counts_tokens
+        assert not endpoint.estimates_tokens

@@ -18,6 +18,8 @@ from gasket.usage.entry import MOST_TOKENS
 CHAT = find_endpoint("POST", b"/v1/chat/completions")
 RESPONSES = find_endpoint("POST", b"/v1/responses")
 SPEECH = find_endpoint("POST", b"/v1/audio/speech")
+IMAGES = find_endpoint("POST", b"/v1/images/generations")
+FILES = find_endpoint("POST", b"/v1/files")
 TOKENS = {"prompt_tokens": 11, "completion_tokens": 22, "total_tokens": 33}
 DONE = b"data: [DONE]\n\n"
 SAYS_USAGE = '"usage": {"prompt_tokens": 1, "completion_tokens": 1}, "choices": []'
@@ -201,10 +203,39 @@ def test_the_responses_api_tells_it_in_its_last_event_and_nothing_is_hidden() ->
     assert counted(json.dumps({"object": "response", "usage": usage}).encode(), endpoint=RESPONSES) == (7, 9, False)
 
 
-def test_what_costs_no_tokens_or_failed_counts_none() -> None:
+@pytest.mark.parametrize("path", [b"/images/edits", b"/audio/transcriptions", b"/rerank", b"/moderations", b"/audio/x"])
+@pytest.mark.parametrize("padding", [0, 2**20])
+def test_every_stateless_endpoint_counts_what_it_is_told_and_estimates_nothing(path: bytes, padding: int) -> None:
+    endpoint = find_endpoint("POST", b"/v1" + path)
+    body = json.dumps({"data": "x" * padding, "usage": {"input_tokens": 50, "output_tokens": 4000}}).encode()
+    assert counted(b"\n " + body, endpoint=endpoint) == (50, 4000, False)
+    assert counted(body, endpoint=endpoint, whole=False) == (0, 0, False)
+    assert counted(json.dumps({"data": "x" * padding}).encode(), endpoint=endpoint) == (0, 0, False)
+
+
+def test_sound_is_not_searched() -> None:
+    sound = b"ID3" + b"\0" * 2**20 + b'"usage": {"prompt_tokens": 1}'
+    assert counted(sound, endpoint=SPEECH) == (0, 0, False)
+
+
+@pytest.mark.parametrize("endpoint", [IMAGES, RESPONSES])
+@pytest.mark.parametrize("size", [10, 100_000, 1_000_000])
+def test_an_event_that_is_too_long_to_be_held_tells_its_usage(endpoint: Any, size: int) -> None:
+    answer = {"b64_json": "x" * size, "usage": {"input_tokens": 50, "output_tokens": 4000}}
+    done = event({"type": "x.completed", **(answer if endpoint is IMAGES else {"response": answer})})
+    stream, tap = EventStream(), UsageTap(endpoint)
+    sent = [done[start : start + 16_384] for start in range(0, len(done), 16_384)]
+    assert b"".join(tap.events(block) for piece in sent if (block := stream.feed(piece))) == done
+    assert settled(tap, streamed=True, size=len(done)) == (50, 4000, False)
+
+
+def test_what_is_stateful_or_failed_counts_none() -> None:
     body = json.dumps({"usage": TOKENS}).encode()
-    assert counted(body, endpoint=SPEECH) == (0, 0, False)
+    assert counted(body, endpoint=FILES) == (0, 0, False)
     assert counted(body, status=500) == (0, 0, False)
+    tap = UsageTap(FILES)
+    tap.events(ONLY_USAGE)
+    assert settled(tap, streamed=True, size=100) == (0, 0, False)
 
 
 NUMBERS = st.one_of(st.none(), st.integers(-(10**40), 10**40), st.floats(), st.text(max_size=5), st.booleans())

@@ -31,7 +31,7 @@ _STATELESS = frozenset(
 )
 _FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
 _STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
-_COUNT_TOKENS = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
+_ESTIMATED = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
 # Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: an encoded slash,
 # backslash, dot or control character, and segments of dots, also with a parameter, which some servers cut off first.
 _PLAIN = re.compile(
@@ -58,13 +58,13 @@ class Endpoint(NamedTuple):
     path: str
     asks_for_usage: bool = False
     """Whether a stream tells its usage when `stream_options` asks for it."""
-    counts_tokens: bool = False
-    """Whether an answer costs tokens."""
+    estimates_tokens: bool = False
+    """Whether tokens are estimated where the answer does not tell them: of text, and not of pictures or sound."""
 
 
 _KNOWN = {
     ("POST", path): Endpoint(
-        Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE, counts_tokens=path in _COUNT_TOKENS
+        Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE, estimates_tokens=path in _ESTIMATED
     )
     for path in _STATELESS
 }

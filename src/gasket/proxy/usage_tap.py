@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from gasket.proxy.endpoints import Endpoint
+from gasket.proxy.endpoints import Endpoint, Kind
 from gasket.proxy.events import event_data, split_events
 from gasket.proxy.exchange import Exchange
 from gasket.usage.entry import MOST_TOKENS
@@ -22,6 +22,7 @@ _TAIL = 4 * 1024
 
 _NAME = b'"usage"'
 _NONE = (b'"usage":null', b'"usage": null')
+_OBJECT_OR_NOTHING_YET = (b"{", b"")
 _NO_CHOICES = (b"", b"null", b"[]")
 _UNREADABLE = (ValueError, RecursionError)
 """What parsers raise; msgspec's errors are ValueErrors, too."""
@@ -53,14 +54,18 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 class UsageTap:
-    """Looks at one answer. `hide`: Gasket asked for the usage and the client did not, so its event is taken out."""
+    """Looks at one answer, unless it is of a stateful endpoint: whoever reads a stored response uses nothing.
+
+    `hide`: Gasket asked for the usage and the client did not, so its event is taken out.
+    """
 
     def __init__(self, endpoint: Endpoint, *, hide: bool = False) -> None:
         self._endpoint = endpoint
         self._hide = hide
         self._said: _Count | None = None
         self._events = 0
-        self._body = b""
+        self._body: bytes | None = b"" if endpoint.kind is Kind.STATELESS else None
+        """None: it is not looked at."""
 
     def events(self, block: bytes) -> bytes:
         """Whole events on their way: what of them goes on."""
@@ -72,22 +77,29 @@ class UsageTap:
         return block if len(kept) == len(events) else b"".join(kept)
 
     def body(self, piece: bytes) -> None:
-        """A piece of an answer that is no stream of events. Of a long one the end is enough: the usage stands there."""
+        """A piece of an answer that is no stream of events. Of a long one the end is enough: the usage stands there.
+        What does not begin as JSON's objects do, such as sound, is not looked at.
+        """
+        if self._body is None:
+            return
         body = self._body + piece
-        self._body = body if len(body) <= _READ_WHOLE else body[-_TAIL:]
+        if not self._body and body.lstrip()[:1] not in _OBJECT_OR_NOTHING_YET:
+            self._body = None
+        else:
+            self._body = body if len(body) <= _READ_WHOLE else body[-_TAIL:]
 
     def settle(self, exchange: Exchange, *, whole: bool) -> None:
         """Write down what was found, or an estimate. `whole`: the answer came to its end."""
-        if not self._endpoint.counts_tokens or exchange.status >= 400:
+        if self._endpoint.kind is not Kind.STATELESS or exchange.status >= 400:
             return
-        if self._said is None and whole and not exchange.streamed:
+        if self._said is None and whole and self._body:
             self._said = _find(self._body, exchange.bytes_out)
         if self._said is not None:
             exchange.prompt_tokens, exchange.completion_tokens = self._said
-            return
-        exchange.estimated = True
-        exchange.prompt_tokens = exchange.bytes_in // _BYTES_OF_A_TOKEN
-        exchange.completion_tokens = self._events if exchange.streamed else exchange.bytes_out // _BYTES_OF_A_TOKEN
+        elif self._endpoint.estimates_tokens:
+            exchange.estimated = True
+            exchange.prompt_tokens = exchange.bytes_in // _BYTES_OF_A_TOKEN
+            exchange.completion_tokens = self._events if exchange.streamed else exchange.bytes_out // _BYTES_OF_A_TOKEN
 
     def _read_event(self, event: bytes) -> bool:
         """Whether the event is nothing but the usage that Gasket asked for."""
@@ -95,7 +107,8 @@ class UsageTap:
             return False
         try:
             found = _answer.decode(event_data(event))
-        except _UNREADABLE:
+        except _UNREADABLE:  # also a piece of an event that is too long to be held: a picture, or all of a long text
+            self._said = _last_count(event) or self._said
             return False
         self._said = _own_count(found) or self._said
         return self._hide and found.usage is not None and b"".join(bytes(found.choices).split()) in _NO_CHOICES
@@ -103,10 +116,18 @@ class UsageTap:
 
 def _find(body: bytes, size: int) -> _Count | None:
     """The count of a JSON answer of which `body` is all, or the end."""
+    if size > _READ_WHOLE:
+        return _last_count(body)
     try:
-        if size <= _READ_WHOLE:
-            return _own_count(_answer.decode(body))
-        _, name, rest = body.rpartition(_NAME)
+        return _own_count(_answer.decode(body))
+    except _UNREADABLE:
+        return None
+
+
+def _last_count(part: bytes) -> _Count | None:
+    """What the last `usage` in a part of some JSON says."""
+    _, name, rest = part.rpartition(_NAME)
+    try:
         value, _ = json.JSONDecoder().raw_decode(rest.decode(errors="replace").lstrip(" :\r\n\t"))
         return _count(msgspec.convert(value, _Usage)) if name else None
     except _UNREADABLE:
