@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from gasket.usage.writer import INTERVAL
-from tests.acceptance.gateway import HELLO, Gateway, Tenant, created, request, wire
+from tests.acceptance.gateway import HELLO, Gateway, Tenant, Wire, created, request, wire
 from tests.acceptance.processes import Replica, until
 from tests.acceptance.upstream import DONE, End, Step, completion, delta, event, json_answer, stream
 from tests.acceptance.wire import tapped
@@ -332,12 +332,41 @@ async def test_a_stream_that_its_client_leaves(tenant: Tenant, database: asyncpg
     async with tenant.wire() as connection:
         await connection.send(sent)
         await connection.head()
-        read = b""
-        while read.count(b"data:") < 3:
-            read += await asyncio.wait_for(connection.reader.read(1000), 30)
+        await read_on(connection, b"data:", 3)
     record = await record_of(tenant, database)
     assert told(record) == (499, "client_gone", record["bytes_in"] // 4, 3, True)
     assert record["bytes_in"] == len(sent.partition(b"\r\n\r\n")[2])
+
+
+async def read_on(connection: Wire, until: bytes, count: int = 1) -> None:
+    """Read of an answer until these bytes have come so often."""
+    read = b""
+    while read.count(until) < count:
+        read += await asyncio.wait_for(connection.reader.read(1000), 30)
+
+
+async def test_usage_that_was_said_first_does_not_make_leaving_free(
+    tenant: Tenant, database: asyncpg.Connection
+) -> None:
+    early = event({"choices": [{"index": 0, "delta": {}}], "usage": {"prompt_tokens": 10, "completion_tokens": 0}})
+    tenant.upstream.plays(stream(early, *[delta("a")] * 50, End.NEVER))
+    async with tenant.wire() as connection:
+        await connection.send(tenant.request(body=STREAMED))
+        await connection.head()
+        await read_on(connection, b"data:", 51)
+    assert told(await record_of(tenant, database)) == (499, "client_gone", 10, 51, True)
+
+
+async def test_a_client_that_leaves_once_it_has_all_is_not_estimated(
+    tenant: Tenant, database: asyncpg.Connection
+) -> None:
+    usage = event({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 1}})
+    tenant.upstream.plays(stream(delta("a"), delta(""), usage, DONE, End.NEVER))
+    async with tenant.wire() as connection:
+        await connection.send(tenant.request(body=STREAMED))
+        await connection.head()
+        await read_on(connection, DONE)
+    assert told(await record_of(tenant, database)) == (499, "client_gone", 11, 1, False)
 
 
 @pytest.mark.parametrize("end", [End.FIN, End.RST])

@@ -116,6 +116,34 @@ def test_a_stream_that_breaks_off_is_estimated_by_its_events() -> None:
     assert passed([sent, ONLY_USAGE[:-5]], whole=False) == (sent, (100, 5, True))
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 0}, (10, 501, True)),
+        ({"prompt_tokens": 10, "completion_tokens": 500}, (10, 501, True)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, (100, 501, True)),
+        ({"prompt_tokens": 10, "completion_tokens": 501}, (10, 501, False)),
+    ],
+)
+def test_of_a_stream_that_breaks_off_fewer_tokens_than_events_are_no_final_count(
+    said: dict[str, int], expected: Counted
+) -> None:
+    words = [word("x")] * 500
+    in_the_first, in_the_last = [word("", usage=said), *words], [*words, word("", usage=said)]
+    in_each = [word("x", usage=said)] * 501
+    for events in (in_the_first, in_the_last, in_each):
+        sent = b"".join(events)
+        assert passed([sent], whole=False) == (sent, expected)
+        assert passed([sent])[1] == (said["prompt_tokens"], said["completion_tokens"], False)
+
+
+def test_zeros_that_responses_begin_with_are_no_final_count() -> None:
+    created = event({"type": "response.created", "response": {"usage": {"input_tokens": 0, "output_tokens": 0}}})
+    tap = UsageTap(RESPONSES)
+    tap.events(created + b"".join(event({"type": "response.output_text.delta", "delta": "x"}) for _ in range(9)))
+    assert settled(tap, streamed=True, size=1000, whole=False) == (100, 10, True)
+
+
 @pytest.mark.parametrize("size", [1000, 65_536, 65_537, 2**20])
 @pytest.mark.parametrize("pieces", [997, 65_536, 2**21])
 def test_a_plain_answer_of_any_size(size: int, pieces: int) -> None:

@@ -69,7 +69,8 @@ class Relay:
             exchange.note_failure(self._answer.backend, error.kind)
             raise explain(error, self._answer.backend) from error
         finally:
-            self._tap.settle(exchange, whole=whole)
+            # After `[DONE]` many a client leaves at once, and what is missing then is no part of the answer.
+            self._tap.settle(exchange, whole=whole or self._ended_with_done)
 
     async def break_off(self, reason: GatewayError) -> None:
         """An answer that is cut short never looks whole: of events the last is an error. Any other is left without its

@@ -89,16 +89,22 @@ class UsageTap:
             self._body = body if len(body) <= _READ_WHOLE else body[-_TAIL:]
 
     def settle(self, exchange: Exchange, *, whole: bool) -> None:
-        """Write down what was found, or an estimate. `whole`: the answer came to its end."""
+        """Write down what was found, or an estimate. `whole`: the answer came to its end.
+
+        Of a stream that did not, a count of fewer tokens than events is no final one: some backends say one in their
+        first event, or in each, and the rest came after it.
+        """
         if self._endpoint.kind is not Kind.STATELESS or exchange.status >= 400:
             return
         if self._said is None and whole and self._body:
             self._said = _find(self._body, exchange.bytes_out)
-        if self._said is not None:
+        estimates = self._endpoint.estimates_tokens
+        if self._said is not None and (whole or not estimates or self._said[1] >= self._events):
             exchange.prompt_tokens, exchange.completion_tokens = self._said
-        elif self._endpoint.estimates_tokens:
+        elif estimates:
             exchange.estimated = True
-            exchange.prompt_tokens = exchange.bytes_in // _BYTES_OF_A_TOKEN
+            prompt = self._said[0] if self._said is not None else 0
+            exchange.prompt_tokens = prompt or exchange.bytes_in // _BYTES_OF_A_TOKEN
             exchange.completion_tokens = self._events if exchange.streamed else exchange.bytes_out // _BYTES_OF_A_TOKEN
 
     def _read_event(self, event: bytes) -> bool:
