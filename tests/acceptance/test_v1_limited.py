@@ -275,6 +275,17 @@ async def test_the_tokens_of_a_stream_that_was_left_count(limited: Any) -> None:
     assert len(tenant.upstream.requests) <= 2
 
 
+async def test_leaving_before_the_answer_is_no_way_round_the_limit(limited: Any) -> None:
+    tenant = await limited(tokens_per_window=10, token_window=3600)
+    tenant.upstream.plays((End.NEVER,))
+    own_id = f"left-{tenant.key_id}"
+    async with tenant.wire() as connection:
+        await connection.send(tenant.request(headers=[("X-Request-Id", own_id)]))
+        await tenant.upstream.asked()
+    await tenant.replica.says(own_id)
+    assert (await tenant.ask()).error == (429, "rate_limit_exceeded")
+
+
 async def test_pictures_cost_the_tokens_that_the_upstream_says(limited: Any) -> None:
     tenant = await limited(tokens_per_window=1000, token_window=3600)
     tenant.upstream.plays(json_answer({"data": [], "usage": {"input_tokens": 50, "output_tokens": 4000}}))

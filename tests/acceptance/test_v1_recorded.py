@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -384,14 +385,38 @@ async def test_what_was_counted_before_a_stream_broke_off_counts(tenant: Tenant,
     assert told(await record_of(tenant, database)) == (200, "upstream_failed", 11, 22, False)
 
 
-async def test_a_client_that_leaves_before_the_answer_costs_a_request(
-    tenant: Tenant, database: asyncpg.Connection
+@pytest.mark.parametrize("body", [HELLO, STREAMED])
+async def test_a_client_that_leaves_before_the_answer_pays_for_what_it_asked(
+    tenant: Tenant, database: asyncpg.Connection, body: dict[str, Any]
 ) -> None:
     tenant.upstream.plays((End.NEVER,))
     async with tenant.wire() as connection:
-        await connection.send(tenant.request())
+        await connection.send(tenant.request(body=body))
+        await tenant.upstream.asked()
+    record = await record_of(tenant, database)
+    assert told(record) == (499, "client_gone", record["bytes_in"] // 4, 0, True)
+    assert record["bytes_in"] == len(json.dumps(body))
+
+
+async def test_so_does_one_whose_backend_is_too_slow(gateway: Gateway, database: asyncpg.Connection) -> None:
+    tenant = await gateway.tenant(backend={"first_byte_timeout": 1})
+    tenant.upstream.plays((End.NEVER,))
+    assert (await tenant.ask()).status == 504
+    record = await record_of(tenant, database)
+    assert told(record) == (504, "timeout", record["bytes_in"] // 4, 0, True)
+
+
+async def test_what_no_backend_was_asked_or_none_took_costs_a_request(
+    gateway: Gateway, tenant: Tenant, database: asyncpg.Connection
+) -> None:
+    tenant.upstream.plays((End.NEVER,))
+    async with tenant.wire() as connection:
+        await connection.send(tenant.request("/v1/rerank"))
         await tenant.upstream.asked()
     assert told(await record_of(tenant, database)) == (499, "client_gone", 0, 0, False)
+    away = await gateway.tenant({"answers": [(End.FIN,)]})
+    assert (await away.ask()).status == 502
+    assert told(await record_of(away, database)) == (502, "upstream_failed", 0, 0, False)
 
 
 async def test_a_request_that_a_second_backend_answered_is_one(gateway: Gateway, database: asyncpg.Connection) -> None:

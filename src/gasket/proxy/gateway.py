@@ -44,6 +44,8 @@ log = logging.getLogger("gasket.gateway")
 Observer = Callable[[Exchange], None]
 
 _NOT_UNDERSTOOD = (400, 422)
+# Nobody waited for an answer that a backend may have been at work on: that is not for nothing.
+_UNANSWERED = (ClientGoneError, UpstreamTimeoutError)
 _CLOSE: Fields = [(b"connection", b"close")]
 _JSON = (b"content-type", b"application/json")
 
@@ -207,8 +209,10 @@ class Gateway:
                 finally:
                     if answer is not None:
                         answer.close()
-        except GatewayError as reason:
-            if relay is not None:
+        except (GatewayError, ClientGoneError) as reason:
+            if exchange.first_byte is None and exchange.backend is not None and isinstance(reason, _UNANSWERED):
+                UsageTap(request.endpoint).settle(exchange, whole=False)
+            if relay is not None and isinstance(reason, GatewayError):
                 await relay.break_off(reason)
             raise
 
