@@ -224,7 +224,7 @@ async def test_what_a_client_is_told_of_its_limits(limited: Any) -> None:
     assert re.fullmatch(r"\d+\.\d{3}s", got.one("x-ratelimit-reset-requests"))
     assert len(tenant.upstream.requests) == 2
     line = await tenant.line(got)
-    assert (line["status"], line["outcome"]) == (429, "refused")
+    assert (line["status"], line["outcome"]) == (429, "limited")
 
 
 async def test_openais_client_sees_its_own_error(limited: Any) -> None:

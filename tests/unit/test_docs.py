@@ -11,6 +11,7 @@ import pytest
 
 from gasket.migrator import errors, events
 from gasket.migrator.rules.rulebook import SQL_RULES
+from gasket.proxy.exchange import Outcome
 from gasket.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,11 @@ def test_every_event_of_a_migration_is_in_the_table() -> None:
     listed = re.findall(r"^\| `(\w+)` \| (?!beside)", table, re.MULTILINE)
     emitted = re.findall(r'"event": "(\w+)"', Path(inspect.getfile(events)).read_text())
     assert listed == emitted
+
+
+def test_every_way_in_which_a_request_can_end_is_listed() -> None:
+    [listed] = re.findall(r"how it ended \((`[^)]*)\)", (ROOT / "docs" / "gateway.md").read_text())
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(Outcome)
 
 
 def test_every_rule_has_its_recipe() -> None:

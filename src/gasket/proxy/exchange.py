@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     UPSTREAM_FAILED = "upstream_failed"
     TIMEOUT = "timeout"
     REFUSED = "refused"
+    LIMITED = "limited"
     SHUTDOWN = "shutdown"
 
 

@@ -304,6 +304,8 @@ def _note_gone(exchange: Exchange) -> None:
 def _note(exchange: Exchange, error: GatewayError) -> None:
     exchange.error = str(error)
     match error:
+        case LimitedError():
+            exchange.outcome = Outcome.LIMITED
         case StoppingError():
             exchange.outcome = Outcome.SHUTDOWN
         case UpstreamTimeoutError():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from gasket.proxy.exchange import Exchange
+from gasket.proxy.exchange import Exchange, Outcome
 from gasket.usage.entry import UsageEntry
 from gasket.usage.writer import UsageWriter
-
-_LIMITED = 429
 
 
 class UsageRecorder:
@@ -23,7 +21,7 @@ class UsageRecorder:
     def __call__(self, exchange: Exchange) -> None:
         """Never waits."""
         access = exchange.access
-        if access is None or (exchange.status == _LIMITED and exchange.backend is None):
+        if access is None or exchange.outcome is Outcome.LIMITED:
             return
         first_byte, duration = exchange.first_byte, exchange.ended - exchange.started
         self._writer.put(
