@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
+from uuid import UUID
 
 import openai
 import pytest
@@ -225,6 +226,29 @@ async def test_what_a_client_is_told_of_its_limits(limited: Any) -> None:
     assert len(tenant.upstream.requests) == 2
     line = await tenant.line(got)
     assert (line["status"], line["outcome"]) == (429, "limited")
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{", 400), ({"model": "model-b"}, 403)])
+async def test_what_is_refused_for_its_body_counts_and_what_is_limited_leaves_no_record(
+    gateway: Gateway, body: Any, status: int
+) -> None:
+    tenant = await gateway.tenant(allowed_models=["model-a"], requests_per_minute=2)
+    answers = [await tenant.ask(body=body) for _ in range(4)]
+    assert [answer.status for answer in answers] == [status, status, 429, 429]
+    database, records = await gateway.installation.look(), "SELECT status FROM usage_records WHERE key_id = $1"
+    last = await tenant.ask("/v1/models", None)  # written after the others would have been
+    assert last.status == 200
+
+    async def written() -> bool:
+        return bool(await database.fetchval("SELECT 1 FROM usage_records WHERE request_id = $1", own_id(last)))
+
+    await until(written, 5, "the last record")
+    assert sorted(row["status"] for row in await database.fetch(records, tenant.key_id)) == [200, status, status]
+
+
+def own_id(answer: Message) -> UUID:
+    """The request's id, as we have given it."""
+    return UUID(answer.one("x-gasket-request-id"))
 
 
 async def test_openais_client_sees_its_own_error(limited: Any) -> None:

@@ -143,10 +143,10 @@ class Gateway:
             raise BusyError("This replica has as many requests as it may have at once.")
         body = await self._read_body(receive, incoming)
         exchange.bytes_in = len(body)
+        if access.limited and endpoint.kind is not Kind.MODELS:  # before its body is looked at: nonsense counts, too
+            exchange.grant = await self._admit(access)
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
         exchange.model = wanted.model
-        if access.limited and endpoint.kind is not Kind.MODELS:
-            exchange.grant = await self._admit(access)
         if self._stopped:
             raise StoppingError
         query = scope["query_string"].decode("latin-1")
