@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from advanced_alchemy.utils.text import camelize
@@ -151,16 +152,23 @@ def respond(request: Request[Any, Any, State], error: Exception) -> Response[Pro
         headers["WWW-Authenticate"] = "Bearer"
     elif problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = _RETRY_AFTER_SECONDS
-        _log.warning("%s %s: %s %s", request.method, request.url.path, problem.detail, error.__cause__ or "")
+        _log.warning("%s %s: %s %s", request.method, _shown(request.scope), problem.detail, error.__cause__ or "")
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        _log.error("%s %s failed", request.method, _shown(request.scope), exc_info=error)
     return Response(problem, status_code=problem.status, media_type=_MEDIA_TYPE, headers=headers)
 
 
 async def log_response(message: Message, scope: Scope) -> None:
     """Litestar's hook before each message of a response: one line for each request, except those of probes."""
     if message["type"] == "http.response.start" and not scope["path"].startswith(_NOT_LOGGED):
-        _log.info("%s %s %d", scope.get("method"), scope["path"], message["status"])
+        _log.info("%s %s %d", scope.get("method"), _shown(scope), message["status"])
+
+
+def _shown(scope: Scope) -> str:
+    """The path, for the log. The server has decoded it: a stranger's words must not end the line, nor reach a terminal
+    as control sequences.
+    """
+    return quote(scope["path"])
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond}

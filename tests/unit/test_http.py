@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import asyncpg
 import pytest
 from advanced_alchemy import exceptions as repository
+from litestar import Request
 from litestar.exceptions import HTTPException, ServiceUnavailableException, ValidationException
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gasket import errors
-from gasket.http import describe
+from gasket.http import describe, log_response, respond
 from gasket.migrator.connection import application_name
+
+FORGING: Any = {"type": "http", "method": "GET", "path": "/nothing\n2026 ERROR forged\x1b[31m"}
 
 
 def subclasses(kind: type[errors.GasketError]) -> list[type[errors.GasketError]]:
@@ -39,6 +43,19 @@ def wrapped(kind: type[repository.RepositoryError], cause: Exception) -> Excepti
     error = kind("secret words")
     error.__cause__ = cause
     return error
+
+
+@pytest.mark.parametrize("error", [errors.DatabaseAwayError(), RuntimeError()])
+def test_a_stranger_writes_no_lines_of_a_problem(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    respond(Request(FORGING), error)
+    [said] = caplog.messages
+    assert said.startswith("GET /nothing%0A2026%20ERROR%20forged%1B%5B31m")
+
+
+async def test_nor_of_a_response(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gasket.http")
+    await log_response({"type": "http.response.start", "status": 404, "headers": []}, FORGING)
+    assert caplog.messages == ["GET /nothing%0A2026%20ERROR%20forged%1B%5B31m 404"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OF_THE_API if kind not in AT_START])
