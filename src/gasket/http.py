@@ -58,6 +58,8 @@ Errors are `application/problem+json` (RFC 9457). `type` tells them apart and ne
 _log = logging.getLogger("gasket.http")
 _MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = "2"
+_NO_BODY = "'data'"
+"""All that Litestar says where a handler wants a body and there is none: the KeyError of its parameter."""
 _NOT_LOGGED = ("/health", "/metrics")
 
 _NAMES: dict[type[GasketError], tuple[HTTPStatus, str]] = {
@@ -131,7 +133,7 @@ def _field_errors(extra: object) -> tuple[FieldError, ...]:
     """Litestar's list of failed validations, under the names that clients know."""
     if not isinstance(extra, list):
         return ()
-    return tuple(FieldError(_public_name(entry), str(entry.get("message", ""))) for entry in extra)
+    return tuple(FieldError(_public_name(entry), _public_message(entry)) for entry in extra)
 
 
 def _public_name(entry: Mapping[str, Any]) -> str:
@@ -139,6 +141,11 @@ def _public_name(entry: Mapping[str, Any]) -> str:
     if entry.get("source") == ParamType.QUERY:
         return camelize(key)  # the function's name for it; Advanced Alchemy's convention makes it public
     return "body" if key == "data" else key
+
+
+def _public_message(entry: Mapping[str, Any]) -> str:
+    message = str(entry.get("message", ""))
+    return "A JSON body is needed." if message == _NO_BODY else message
 
 
 def respond(request: Request[Any, Any, State], error: Exception) -> Response[Problem]:

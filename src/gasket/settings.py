@@ -79,23 +79,20 @@ def _schema(value: str) -> str:
     return value
 
 
-def _seconds(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 86_400:
-        raise ValueError("must be a number of seconds from 0 to 86400")
-    return number
-
-
-def _limited_seconds(most: int) -> Callable[[str], float]:
+def _seconds_up_to(most: int) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        if (number := _seconds(value)) > most:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= most:
             raise ValueError(f"must be a number of seconds from 0 to {most}")
         return number
 
     return parse
+
+
+_seconds = _seconds_up_to(86_400)
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:
@@ -123,7 +120,9 @@ def _release(value: str) -> str:
 def _admin_tokens(value: str) -> tuple[str, ...]:
     tokens = tuple(token.strip() for token in value.split(","))
     if any(len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token for token in tokens):
-        raise ValueError("must be one or more tokens, comma-separated, each of at least 16 ASCII characters")
+        raise ValueError(
+            "must be one or more tokens, comma-separated, each of at least 16 ASCII characters without spaces"
+        )
     return tokens
 
 
@@ -243,7 +242,7 @@ class Settings:
     )
     key_cache_ttl: float = _setting(
         "GASKET_KEY_CACHE_TTL",
-        _limited_seconds(30),
+        _seconds_up_to(30),
         30.0,
         shown_default="30",
         meaning="seconds, at most 30, for which a key is believed without asking, should word of its change be lost",

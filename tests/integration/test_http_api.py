@@ -104,6 +104,13 @@ class TestProblems:
         assert response.status_code == 400
         assert response.json()["type"] == "urn:gasket:problem:invalid-input"
 
+    @pytest.mark.parametrize(
+        ("method", "path"), [("POST", "/api/keys"), ("POST", "/api/backends"), ("PATCH", "/api/profiles/1")]
+    )
+    async def test_a_body_that_is_missing(self, client: httpx.AsyncClient, method: str, path: str) -> None:
+        detail = assert_problem(await client.request(method, path), 400, "invalid-input", field="body")
+        assert detail == "body: A JSON body is needed."
+
     async def test_a_body_that_is_too_large(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/api/backends", json={"name": "x" * 1_000_001})
         assert_problem(response, 413, "too-large")
