@@ -15,6 +15,7 @@ PACKAGE = ROOT / "src" / "gasket"
 FLOORS = {
     "app": 4,
     "__main__": 4,
+    "commands": 4,
     "startup": 4,
     "shutdown": 4,
     "models": 3,

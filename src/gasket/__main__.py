@@ -13,10 +13,12 @@ if os.getpid() == 1:
 
 from litestar.__main__ import run_cli
 
+from gasket.commands import APPLICATION
+
 
 def main() -> None:
     """`gasket ...`."""
-    os.environ.setdefault("LITESTAR_APP", "gasket.app:create_app")
+    os.environ.setdefault("LITESTAR_APP", APPLICATION)
     # A replica is one process, whatever the platform sets for Litestar and uvicorn to read: uvicorn with workers
     # exits 0 when a start is refused.
     os.environ.pop("WEB_CONCURRENCY", None)

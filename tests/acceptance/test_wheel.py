@@ -9,6 +9,7 @@ packages; `make` and the container image, which install from one, show that.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,34 @@ def _start(gasket: Path, folder: Path, log: Path, database_url: str) -> Replica:
             command, cwd=folder, env=environment(folder) | settings, stdout=output, stderr=output
         )
     return Replica(command, process, log, port)
+
+
+def test_the_commands_that_messages_and_documents_name_are_there(
+    bin_folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    """From an empty folder, without LITESTAR_APP."""
+
+    def run(*command: str) -> str:
+        environ = environment(tmp_path) | {"DATABASE_URL": database_url}
+        words = [str(bin_folder / "python"), "-m", *command]
+        done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    files = [
+        REPOSITORY / "README.md",
+        REPOSITORY / "CHANGELOG.md",
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "src").rglob("*.py"),
+    ]
+    texts = [file.read_text() for file in files]
+    for group in ("database", "backends"):
+        shown = run("litestar", group, "--help")
+        named = {name for text in texts for name in re.findall(rf"(?:gasket|litestar) {group} ([a-z][a-z-]+)", text)}
+        assert named - set(shown.split()) == set()
+        assert named
+    assert run("litestar", "database", "status").startswith("behind: ")
+    assert run("gasket", "database", "status").startswith("behind: ")
 
 
 async def test_it_migrates_and_serves_from_an_empty_folder(bin_folder: Path, database_url: str, tmp_path: Path) -> None:
