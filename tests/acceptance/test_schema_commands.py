@@ -148,6 +148,49 @@ async def test_an_edited_file_is_said_everywhere_and_nothing_is_built_on_it_befo
     assert (answer["state"], answer["revision"], answer["detail"]) == ("at_head", "newer", None)
 
 
+async def test_an_applied_file_that_is_no_python_any_more(installation: Installation) -> None:
+    """Edited is edited: with nothing pending it serves, and whatever has to import the file names it."""
+    path = installation.project.add_table("broken")
+    await installation.migrate()
+    path.write_text(path.read_text() + "\ndef oops(:\n")
+    answer = await installation.replica().ready()
+    assert "revision broken was edited" in answer["detail"]
+    assert (await _status(installation))["state"] == "edited"
+    commands = [
+        "alembic current",
+        "alembic downgrade -1",
+        *(f"gasket database {words}" for words in ("accept broken", "heads", "merge head", *_NEED_ALL)),
+    ]
+    for words in commands:
+        refused = await installation.run(*words.replace("adopt after", "adopt broken").split())
+        if "rollback" in words:  # nothing is newer than the files: it imports none of them
+            continue
+        assert refused.exit_code > 0, words
+        assert "Traceback" not in refused.output, refused.output
+        assert f"Migration file {path.name}" in refused.line, words
+    path.write_text(path.read_text().replace("def oops(:", ""))
+    installation.project.add_table("newer")
+    path.write_text(path.read_text() + "\ndef oops(:\n")
+    assert "revision broken was edited" in await installation.replica().refused()
+
+
+async def test_files_that_stand_on_each_other(installation: Installation) -> None:
+    await installation.migrate()
+    one = installation.project.add_table("one")
+    installation.project.add_table("two")
+    one.write_text(one.read_text().replace(f'"{installation.project.shipped[-1]}"', '"two"'))
+    said = [
+        await installation.replica().refused(),
+        *[
+            (await installation.run(*words.split())).line
+            for words in ("alembic upgrade head", "alembic current", "gasket database status")
+        ],
+    ]
+    for refusal in said:
+        assert "stands on itself" in refusal, refusal
+        assert "Traceback" not in refusal, refusal
+
+
 async def test_a_file_that_is_gone_from_the_middle(installation: Installation) -> None:
     gone = installation.project.add_table("gone")
     installation.project.add_table("after")

@@ -89,6 +89,17 @@ def test_a_merge_has_both_parents_and_joins_the_heads(versions: Path) -> None:
     assert revisions.with_ancestors(["d", "unknown"]) == {"a", "b", "c", "d"}
 
 
+def test_files_that_stand_on_each_other_are_refused_with_the_circle(versions: Path) -> None:
+    write(versions, "a")
+    write(versions, "b", ("a", "d"))
+    write(versions, "c", "b")
+    write(versions, "d", "c")
+    revisions = read_revisions(versions.parent)
+    with pytest.raises(RevisionFileError, match=r"2026_01_01_b\.py stands on itself \(b on d on c on b\)"):
+        revisions.check_chain()
+    assert [file.revision for file in revisions.in_order(["a"])] == ["a"]
+
+
 def test_a_long_chain_does_not_overflow(versions: Path) -> None:
     for number in range(1500):
         write(versions, f"r{number}", f"r{number - 1}" if number else None)

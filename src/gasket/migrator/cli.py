@@ -17,6 +17,7 @@ from alembic.util import CommandError
 
 from gasket.migrator.commands import added_commands
 from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.loading import naming_the_file
 
 _ADAPTED = "gasket_adapted"
 
@@ -42,7 +43,8 @@ def _refuse_in_one_line(callback: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(callback)
     def run(*args: Any, **options: Any) -> Any:
         try:
-            return callback(*args, **options)
+            with naming_the_file():
+                return callback(*args, **options)
         except CommandError as refusal:
             click.echo(f"Error: {refusal}", err=True)
             sys.exit(1)

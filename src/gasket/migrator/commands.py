@@ -147,7 +147,7 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
     @click.option("--force", is_flag=True, help="Stamp it in spite of differences.")
     def adopt(revision: str, force: bool) -> None:
         revisions = read_revisions(migrations_directory(config.ini))
-        revisions.refuse_gaps()
+        revisions.check_chain()
         found = run(config, lambda: compare_with_revision(config, revisions, revision))
         click.echo("\n".join(found.lines()) or f"The live schema is what revision {revision} builds.")
         if not (found.fits or force):

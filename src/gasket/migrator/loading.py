@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -22,15 +24,26 @@ def load_scripts(ini: Path) -> ScriptDirectory:
         RevisionFileError: one cannot be.
     """
     directory = ScriptDirectory.from_config(Config(str(ini)))
-    try:
+    with naming_the_file():
         list(directory.walk_revisions())
+    return directory
+
+
+@contextmanager
+def naming_the_file() -> Iterator[None]:
+    """Around what makes Alembic import the files.
+
+    Raises:
+        RevisionFileError: one cannot be.
+    """
+    try:
+        yield
     except CommandError:
         raise
     except Exception as error:
         if refusal := not_loaded(error):
             raise refusal from error
         raise
-    return directory
 
 
 def not_loaded(error: Exception) -> RevisionFileError | None:

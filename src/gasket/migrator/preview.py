@@ -78,7 +78,7 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
         NotReplayableError: a revision cannot be taken back from the ledger.
     """
     revisions = read_revisions(migrations_directory(config.ini))
-    revisions.refuse_gaps()
+    revisions.check_chain()
     connection = await connect(config, migrating=True)
     try:
         database = await read_state(connection, config.schema)

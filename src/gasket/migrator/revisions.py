@@ -73,11 +73,11 @@ class Revisions(Mapping[str, RevisionFile]):
         """Parents that no file defines, each with a file that stands on it."""
         return {p: file for file in self._files.values() for p in file.parents if p not in self._files}
 
-    def refuse_gaps(self) -> None:
-        """Refuse what has to load all files with Alembic, which cannot while one that others stand on is gone.
+    def check_chain(self) -> None:
+        """For what has to load all files with Alembic, which cannot while one that others stand on is gone.
 
         Raises:
-            RevisionFileError: a file stands on one that is gone.
+            RevisionFileError: a file stands on one that is gone, or on itself.
         """
         for parent, file in self.without_file.items():
             raise RevisionFileError(
@@ -85,6 +85,7 @@ class Revisions(Mapping[str, RevisionFile]):
                 problem=f"stands on revision {parent}, whose file is gone",
                 mend=f"Put the file of revision {parent} back.",
             )
+        self.in_order(self)
 
     def with_ancestors(self, revisions: Iterable[str]) -> set[str]:
         """The given revisions, as far as there are files for them, and everything they stand on."""
@@ -98,15 +99,28 @@ class Revisions(Mapping[str, RevisionFile]):
         return reached
 
     def in_order(self, revisions: Iterable[str]) -> tuple[RevisionFile, ...]:
-        """The given revisions, each after all that it stands on."""
+        """The given revisions, each after all that it stands on.
+
+        Raises:
+            RevisionFileError: one stands on itself, through others or not.
+        """
         wanted, done, order = set(revisions), set[str](), list[RevisionFile]()
+        above: dict[str, None] = {}  # those whose parents are looked at, each after the one that stands on it
         waiting = [(revision, False) for revision in sorted(wanted, reverse=True)]
         while waiting:  # iterative: a long chain would overflow recursion
             revision, parents_done = waiting.pop()
             if parents_done:
+                del above[revision]
                 order.append(self._files[revision])
+            elif revision in above:
+                path = [*above, revision]
+                circle = path[path.index(revision) :]
+                raise RevisionFileError(
+                    file=self._files[revision].path.name, problem=f"stands on itself ({' on '.join(circle)})"
+                )
             elif revision not in done:
                 done.add(revision)
+                above[revision] = None
                 waiting.append((revision, True))
                 waiting += [(p, False) for p in self._files[revision].parents if p in wanted]
         return tuple(order)

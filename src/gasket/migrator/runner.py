@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 
 from gasket.migrator.alembic_command import command_that_writes, counts_from_here
 from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
-from gasket.migrator.edits import check_edits, find_edits
+from gasket.migrator.edits import check_edits, file_digest, find_edits
 from gasket.migrator.errors import LockLostError, NotMigratedError, RevisionFileError, SchemaAheadError
 from gasket.migrator.graft import check_replayable, graft
 from gasket.migrator.ledger import (
@@ -30,6 +30,7 @@ from gasket.migrator.ledger import (
     read_state,
     read_versions,
 )
+from gasket.migrator.loading import naming_the_file
 from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, make_plan
 from gasket.migrator.progress import log_plainly, progress_shown
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
@@ -182,7 +183,7 @@ async def accept(config: MigratorConfig, revision: str) -> None:
     """Record that the edited file of an applied revision was reviewed: it counts as what was applied from now on.
 
     Raises:
-        RevisionFileError: there is no such file, or it is not applied.
+        RevisionFileError: there is no such file, it is not applied, or it is not Python.
     """
     revisions = read_revisions(migrations_directory(config.ini))
     async with _locked(config, revisions) as session:
@@ -193,6 +194,7 @@ async def accept(config: MigratorConfig, revision: str) -> None:
                 problem="is not there, or not applied",
                 mend="Which files were edited says: litestar database status",
             )
+        session.steps.digests = {revision: file_digest(revisions[revision])}
         await session.prepare()
         await session.accept(revision)
 
@@ -207,7 +209,7 @@ async def rollback(config: MigratorConfig, target: str | None, options: StepOpti
         MigratorError: as for any downgrade.
     """
     revisions = read_revisions(migrations_directory(config.ini))
-    revisions.refuse_gaps()
+    revisions.check_chain()
     async with _locked(config, revisions) as session:
         plan = make_plan(revisions, await session.read_state())
         if not plan.unknown:
@@ -241,7 +243,7 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
     revisions = read_revisions(migrations_directory(config.ini))
     options = _options_of(context)
     if writes != "upgrade":
-        revisions.refuse_gaps()
+        revisions.check_chain()
 
     async def once() -> None:
         async with _locked(config, revisions) as session:
@@ -300,7 +302,7 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
 
 async def _look(context: Any, config: MigratorConfig) -> None:
     """current, check, revision: one transaction, no lock, nothing set that a pooler could hand to others."""
-    read_revisions(migrations_directory(config.ini)).refuse_gaps()
+    read_revisions(migrations_directory(config.ini)).check_chain()
     connection = await connect(config, migrating=True)
     try:
         async with engine_over(connection).begin() as sqlalchemy_connection:
@@ -308,7 +310,8 @@ async def _look(context: Any, config: MigratorConfig) -> None:
                 text("SELECT set_config('search_path', :path, true)"),
                 {"path": quote_identifier(config.schema)},
             )
-            await sqlalchemy_connection.run_sync(lambda c: _run_migrations(context, config, c, None))
+            with naming_the_file():
+                await sqlalchemy_connection.run_sync(lambda c: _run_migrations(context, config, c, None))
     finally:
         await connection.close(timeout=_CLOSE_TIMEOUT)
 
