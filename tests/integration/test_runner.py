@@ -221,6 +221,17 @@ async def test_an_error_of_pythons_names_the_file_and_the_line(project: Project,
         await bring_to_head(project.config(database_url))
 
 
+async def test_an_error_of_alembics_is_the_revisions_own(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add("from alembic.util import CommandError; raise CommandError('no such colour')")
+    with pytest.raises(
+        MigrationFailedError, match=r"r1 failed: CommandError: no such colour \(2026_0001\.py, line 11\)"
+    ):
+        await bring_to_head(project.config(database_url))
+    assert "no such colour" in await observer.fetchval("SELECT error FROM migration_failures WHERE revision = 'r1'")
+
+
 async def test_a_failure_at_commit_is_the_revisions_own(
     project: Project, database_url: str, observer: asyncpg.Connection
 ) -> None:
@@ -315,6 +326,9 @@ async def test_a_connection_that_is_lost_every_time_ends_the_fresh_tries(
     for part in ("migration lock was lost", "the revision under way was rolled back", "Start again"):
         assert part in str(refusal.value)
     assert await observer.fetchval("SELECT last_value FROM tries") == 3
+    recorded = await observer.fetch("SELECT revision, error FROM migration_failures")
+    assert [row["revision"] for row in recorded] == ["r2"] * 3
+    assert all("migration lock was lost" in row["error"] for row in recorded)
     assert await ledger(observer) == [("r1", "upgrade")]
 
 
@@ -805,6 +819,7 @@ async def test_an_invalid_index_that_may_be_somebody_elses_is_refused_by_name(
     project.add(CONCURRENTLY.format(unique=""), 'op.execute("DROP INDEX by_v")')
     with pytest.raises(InvalidIndexError, match="index by_v, .* on table other, not on t1"):
         await bring_to_head(project.config(database_url))
+    assert "index by_v" in await observer.fetchval("SELECT error FROM migration_failures WHERE revision = 'r2'")
     assert await observer.fetchval("SELECT to_regclass('by_v') IS NOT NULL")
 
 

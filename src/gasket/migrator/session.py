@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import asyncpg
-from alembic.util import CommandError
 from sqlalchemy import Connection, StaticPool
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -34,6 +34,7 @@ from gasket.migrator.errors import (
     LocksNotGrantedError,
     LockTimeoutError,
     MigrationFailedError,
+    MigratorError,
     MissingPrivilegeError,
     ReadOnlyServerError,
     TransactionPoolerError,
@@ -58,6 +59,7 @@ from gasket.migrator.steps import StepRecorder
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 2.0
+_RECORD_WAIT = 3.0
 _RECOVERY_POLL = 0.5
 _ALEMBIC = threading.Lock()
 _ALEMBIC_POLL = 0.05
@@ -148,36 +150,57 @@ class MigrationSession:
         Raises:
             MigrationFailedError: a revision failed; it names the revision, the error and what stays applied.
             LockLostError: the connection ended under way.
-            CommandError: Alembic's own refusals, as they are.
+            CommandError: refusals, Alembic's own and those of a step, as they are.
         """
         try:
             async with _alembic(self.config.lock_wait):
                 await self.steps.start()
                 async with engine_over(self._connection).connect() as sqlalchemy_connection:
                     await sqlalchemy_connection.run_sync(work)
-        except CommandError:
-            raise
         except Exception as error:
             if _asked_to_stop():
                 raise asyncio.CancelledError from error
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-            if self._connection.is_closed():
-                raise LockLostError(reason=describe(_first(error)), applied=self.steps.applied) from error
-            if self.steps.current is None:
-                if getattr(cause, "sqlstate", None) == "55P03":  # in the moment since they were free
-                    raise LocksNotGrantedError(revision=None, waited=0, tries=1, blockers=()) from error
-                if refusal := not_loaded(error):  # Alembic loads all files before the first step
-                    raise refusal from error
+            refusal = self._refusal(error, cause)
+            if self.steps.current is not None and not isinstance(refusal, LocksNotGrantedError):  # its tries are there
+                await self._record_failure(
+                    where(error, cause) if isinstance(refusal, MigrationFailedError) else str(refusal)
+                )
+            if refusal is error:
                 raise
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await self.steps.record_failure(where(error, cause))
-            raise MigrationFailedError(
+            raise refusal from error
+
+    def _refusal(self, error: Exception, cause: BaseException) -> Exception:
+        """What is said of an error that ended a run, which may be that error itself."""
+        if isinstance(error, MigratorError):
+            return error
+        if self._connection.is_closed():
+            return LockLostError(reason=describe(_first(error)), applied=self.steps.applied)
+        if self.steps.current is not None:
+            return MigrationFailedError(
                 revision=self.steps.current,
                 direction=self.steps.direction,
                 error=where(error, cause),
                 applied=self.steps.applied,
                 partly=self.steps.partly,
-            ) from error
+            )
+        if getattr(cause, "sqlstate", None) == "55P03":  # in the moment since they were free
+            return LocksNotGrantedError(revision=None, waited=0, tries=1, blockers=())
+        return not_loaded(error) or error  # Alembic loads all files before the first step
+
+    async def _record_failure(self, error: str) -> None:
+        """Write down that the step under way failed; where its connection went with it, over another."""
+        with suppress(MigratorError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            if not self._connection.is_closed():
+                await self.steps.record_failure(error)
+                return
+            wait = min(self.config.database_wait, _RECORD_WAIT)
+            connection = await connect(replace(self.config, database_wait=wait), migrating=True)
+            try:
+                async with asyncio.timeout(_RECORD_WAIT):
+                    await self.steps.record_failure(error, over=connection)
+            finally:
+                await connection.close(timeout=_CLOSE_TIMEOUT)
 
     async def _until_granted(self, work: Callable[[], Awaitable[T]]) -> T:
         return await until_granted(self.config, self._connection, work)

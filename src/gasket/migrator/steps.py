@@ -149,10 +149,10 @@ class StepRecorder:
         if self._application_role:
             await_only(grant_to_application(self._connection, self._config.schema, self._application_role))
 
-    async def record_failure(self, error: str) -> None:
+    async def record_failure(self, error: str, *, over: asyncpg.Connection | None = None) -> None:
         """Write down that the step under way failed, once its transaction is rolled back."""
         await record_failure(
-            self._connection,
+            over or self._connection,
             self._config.schema,
             revision=self.current or "base",
             direction=self.direction,
