@@ -199,3 +199,42 @@ async def test_a_primary_that_takes_no_writes(installation: Installation, make_r
     await look.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {Server.of(url).user}")
     answer = await installation.replica({"DATABASE_URL": url}).ready()
     assert answer["state"] == "at_head"
+
+
+async def test_commands_that_look_say_which_right_they_lack(installation: Installation, make_role: MakeRole) -> None:
+    await installation.migrate()
+    installation.project.add_table("taken_back")
+    await installation.migrate()
+    await (await installation.look()).execute("INSERT INTO taken_back VALUES (1)")
+    await installation.run("gasket", "database", "downgrade", "--no-prompt")
+    role, url = await make_role(installation, "GRANT CREATE ON SCHEMA public TO {role}")
+    grant = f'GRANT USAGE ON SCHEMA "public" TO "{role}"; GRANT SELECT ON ALL TABLES IN SCHEMA "public" TO "{role}"'
+    for command in ("alembic current", "gasket database downgrade --no-prompt", "gasket database rollback --no-prompt"):
+        done = await installation.run(*command.split(), settings={"DATABASE_URL": url})
+        assert done.exit_code > 0, command
+        assert "Traceback" not in done.output, done.output
+        assert grant in done.line, command
+    listed = await installation.run("gasket", "database", "archive", "list", settings={"DATABASE_URL": url})
+    assert listed.exit_code == 1
+    mended = grant.replace('"public"', '"gasket_archive"')
+    assert mended in listed.line
+    await (await installation.look()).execute(mended)
+    listed = await installation.run("gasket", "database", "archive", "list", settings={"DATABASE_URL": url})
+    assert "1 rows of public.taken_back" in listed.line
+
+
+@pytest.mark.parametrize("table", ["alembic_version", "migration_ledger"])
+async def test_commands_that_look_wait_no_longer_than_the_limit(installation: Installation, table: str) -> None:
+    await installation.migrate()
+    somebody = await installation.connect(server_settings={"application_name": "somebody"})
+    try:
+        await somebody.execute(f"BEGIN; LOCK TABLE {table}")
+        commands = ["gasket database downgrade --no-prompt", "gasket database rollback --no-prompt"]
+        for command in ["alembic current", *commands] if table == "alembic_version" else commands:
+            done = await installation.run(*command.split(), settings={"GASKET_DATABASE_WAIT": "1"})
+            assert done.exit_code > 0, command
+            assert "Traceback" not in done.output, done.output
+            for part in ("'somebody'", f"LOCK TABLE {table}", "GASKET_DATABASE_WAIT"):
+                assert part in done.line, command
+    finally:
+        await somebody.close(timeout=10)

@@ -15,6 +15,7 @@ from alembic.config import Config
 
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
+from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.confirm import ask, at_a_terminal, confirm, confirmations
 from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.edits import find_edits
@@ -212,7 +213,7 @@ def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[s
 
 
 async def _with_connection(config: MigratorConfig, look: Callable[..., Awaitable[T]]) -> T:
-    async with looking(config, migrating=True) as connection:
+    async with looking(config, migrating=True, schema=archive_schema(config.schema)) as connection:
         return await look(connection, config.schema)
 
 

@@ -161,8 +161,12 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
 
 
 @asynccontextmanager
-async def looking(config: MigratorConfig, *, migrating: bool = False) -> AsyncIterator[asyncpg.Connection]:
+async def looking(
+    config: MigratorConfig, *, migrating: bool = False, schema: str | None = None
+) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the application's role, or the migrating one, to look at the books: every wait has its limit.
+
+    `schema` is where those are that are looked at, if not in the configuration's.
 
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
@@ -185,12 +189,12 @@ async def looking(config: MigratorConfig, *, migrating: bool = False) -> AsyncIt
                 yield connection
     except asyncpg.InsufficientPrivilegeError as error:
         role = quote_identifier(await connection.fetchval("SELECT current_user", timeout=_SHORTEST_TRY))
-        schema = quote_identifier(config.schema)
+        books = quote_identifier(schema or config.schema)
         raise MissingPrivilegeError(
             role=role,
             need=f"look at the schema's state ({describe(error)})",
-            statement=f"GRANT USAGE ON SCHEMA {schema} TO {role}; "
-            f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
+            statement=f"GRANT USAGE ON SCHEMA {books} TO {role}; "
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA {books} TO {role}",
         ) from None
     except _AWAY as error:
         waited = time.monotonic() - started

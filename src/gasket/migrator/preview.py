@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.estimate import Estimate, TrialStep, estimate_downgrade
 from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS
-from gasket.migrator.connection import MigratorConfig, connect, quote_identifier
+from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
 from gasket.migrator.graft import check_replayable, graft
 from gasket.migrator.ledger import StoredRevision, read_state, read_stored
 from gasket.migrator.plan import make_plan
@@ -79,8 +79,7 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
     """
     revisions = read_revisions(migrations_directory(config.ini))
     revisions.check_chain()
-    connection = await connect(config, migrating=True)
-    try:
+    async with looking(config, migrating=True) as connection:
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         grafts: dict[str, StoredRevision] = {}
@@ -91,11 +90,13 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
             unknown = [revision.revision for revision in plan.unknown]
             check_replayable(unknown, stored)
             grafts = {revision: stored[revision] for revision in unknown}
-        goal = target or plan.head or "base"
+    goal = target or plan.head or "base"
 
-        def look(sqlalchemy_connection: Connection) -> Preview:
-            return _try_out(config, sqlalchemy_connection, tuple(database.versions), goal, grafts)
+    def look(sqlalchemy_connection: Connection) -> Preview:
+        return _try_out(config, sqlalchemy_connection, tuple(database.versions), goal, grafts)
 
+    connection = await connect(config, migrating=True)  # of its own: to try it out takes as long as it takes
+    try:
         async with engine_over(connection).connect() as sqlalchemy_connection:
             return await sqlalchemy_connection.run_sync(look)
     finally:

@@ -303,12 +303,14 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
 async def _look(context: Any, config: MigratorConfig) -> None:
     """current, check, revision: one transaction, no lock, nothing set that a pooler could hand to others."""
     read_revisions(migrations_directory(config.ini)).check_chain()
+    async with looking(config, migrating=True) as connection:  # Alembic would wait for ever, and refuse with a trace
+        await read_versions(connection, config.schema)
     connection = await connect(config, migrating=True)
     try:
         async with engine_over(connection).begin() as sqlalchemy_connection:
             await sqlalchemy_connection.execute(
-                text("SELECT set_config('search_path', :path, true)"),
-                {"path": quote_identifier(config.schema)},
+                text("SELECT set_config('search_path', :path, true), set_config('lock_timeout', :limit, true)"),
+                {"path": quote_identifier(config.schema), "limit": f"{max(1.0, config.database_wait)}s"},
             )
             with naming_the_file():
                 await sqlalchemy_connection.run_sync(lambda c: _run_migrations(context, config, c, None))
