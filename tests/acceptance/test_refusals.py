@@ -42,6 +42,23 @@ async def test_a_certificate_that_is_not_there(installation: Installation, setti
     assert "waiting" not in said
 
 
+async def test_a_server_without_tls_where_the_url_asks_for_it(installation: Installation) -> None:
+    """Waiting would not bring that either."""
+
+    async def refuse_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # PostgreSQL manual, "SSL Session Encryption": the request, and N for no
+        writer.write(b"N")
+        await _say_nothing(reader, writer)
+
+    plain = await asyncio.start_server(refuse_tls, "127.0.0.1", 0)
+    async with plain:
+        url = f"postgresql://gasket@127.0.0.1:{plain.sockets[0].getsockname()[1]}/gasket?sslmode=require"
+        said = await installation.replica({"DATABASE_URL": url, "GASKET_DATABASE_WAIT": "60"}).refused()
+    for part in ("rejected SSL upgrade", "sslmode asks for TLS", "Correct DATABASE_URL"):
+        assert part in said, part
+    assert "waiting" not in said
+
+
 async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while await reader.read(1000):
         pass

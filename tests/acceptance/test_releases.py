@@ -165,14 +165,70 @@ async def test_a_rollback_goes_no_further_than_it_is_told(older: Installation, n
 
 
 async def test_a_rollback_where_nothing_is_newer_does_nothing(older: Installation, newer: Installation) -> None:
-    """Neither with a goal that a downgrade would go to."""
+    """A goal that only a downgrade can reach is refused."""
     await newer.migrate()
-    for goal in ([], ["add_region"]):
+    for goal in ([], ["index_region"]):
         done = await newer.run(*ROLLBACK, "--no-prompt", *goal)
         assert done.exit_code == 0, done.output
         assert "Nothing" in done.line
-        assert "DROP" not in done.line, done.output
+    for elsewhere in ("add_region", "nonsense"):
+        refused = await newer.run(*ROLLBACK, "--no-prompt", elsewhere)
+        assert refused.exit_code == 1
+        assert "nothing was changed. To take back revisions of this release run" in refused.line
+        assert f"litestar database downgrade {elsewhere}" in refused.line
     assert await newer.versions() == ["index_region"]
+
+
+async def test_a_rollback_from_a_branch_leads_to_where_it_left(older: Installation, newer: Installation) -> None:
+    """Each release has a revision of its own on the same one: what the older one's refusal names brings it back."""
+    older.project.add_table("beside")
+    await newer.migrate()
+    said = await older.replica().refused()
+    assert "it lacks beside of this release, which stands beside it" in said
+    assert "roll the schema back to this one: litestar database rollback" in said
+    done = await older.run(*ROLLBACK, "--no-prompt")
+    assert done.exit_code == 0, done.output
+    assert await older.versions() == newer.project.shipped[-1:]
+    assert (await older.replica().ready())["revision"] == "beside"
+
+
+@pytest.mark.parametrize("handle", ["gasket database downgrade --no-prompt", "alembic downgrade"])
+async def test_a_downgrade_without_the_newest_file_names_the_release_that_has_it(
+    older: Installation, newer: Installation, handle: str
+) -> None:
+    await newer.migrate()
+    done = await older.run(*handle.split(), "-1")
+    assert done.exit_code > 0
+    for part in ("revision index_region, applied by release 2.0", "a downgrade needs its file", "database rollback"):
+        assert part in done.line, part
+    assert await newer.versions() == ["index_region"]
+
+
+async def test_rows_that_cannot_be_archived_are_let_go_by_the_command_that_is_named(
+    older: Installation, newer: Installation
+) -> None:
+    """The one in use, whichever that is."""
+    newer.project.add_revision(
+        "in_parts",
+        'op.create_table("in_parts", sa.Column("id", sa.Integer()))',
+        'op.drop_table("in_parts")\nwith op.get_context().autocommit_block():\n    op.execute("ANALYZE api_keys")',
+    )
+    await newer.migrate()
+    shipped = older.project.shipped[-1]
+    for installation, command, named in (
+        (newer, "alembic downgrade -1", "alembic -x discard_data=yes downgrade -1"),
+        (newer, f"gasket database downgrade --no-prompt {shipped}", f"litestar database downgrade {shipped}"),
+        (newer, "gasket database downgrade --no-prompt -2", "litestar database downgrade -1 --no-archive"),
+        (older, "gasket database rollback --no-prompt", "litestar database rollback --no-archive"),
+    ):
+        done = await installation.run(*command.split())
+        assert done.exit_code > 0, command
+        assert f"let the data go: {named}" in done.line, done.output
+    look = await older.look()
+    assert await look.fetchval("SELECT count(*) FROM migration_failures WHERE revision = 'in_parts'") == 4
+    done = await older.run(*named.replace("litestar", "gasket").split(), "--no-prompt", "--discard-data")
+    assert done.exit_code == 0, done.output
+    assert await older.versions() == [shipped]
 
 
 async def test_one_revision_that_needs_its_file_keeps_all_of_a_rollback_from_starting(

@@ -38,8 +38,9 @@ from gasket.migrator.errors import (
 )
 from gasket.migrator.lock import LOCK_CLASS, lock_key
 from gasket.migrator.plan import Plan, SchemaState
-from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.runner import bring_to_head
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.upkeep import accept, rollback
 
 ENV = """
 from alembic import context
@@ -849,10 +850,45 @@ async def test_a_migrating_role_that_may_not_read_the_books_is_told_what_to_run(
     project.add()
     await bring_to_head(project.config(database_url))
     project.add()
-    with pytest.raises(MissingPrivilegeError, match=f'ALTER TABLE "public".alembic_version OWNER TO "{role}"'):
+    owner = f'OWNER TO "{role}"'
+    with pytest.raises(MissingPrivilegeError, match=f'ALTER TABLE "public".alembic_version {owner}'):
         await bring_to_head(project.config(database_url, migration_database_url=url))
+    await observer.execute("DROP TABLE migration_failures")
+    with pytest.raises(MissingPrivilegeError) as refusal:
+        await bring_to_head(project.config(database_url, migration_database_url=url))
+    statement = f'ALTER TABLE "public".alembic_version {owner}; ALTER TABLE "public".migration_ledger {owner}'
+    assert str(refusal.value).endswith(f"run: {statement};")
+    await observer.execute(f"{statement}; GRANT CREATE ON SCHEMA public TO {role}")
+    await bring_to_head(project.config(database_url, migration_database_url=url))
 
 
 async def test_what_is_returned_is_the_schema_after_the_migration(project: Project, database_url: str) -> None:
     project.add()
     assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
+
+
+async def test_a_rollback_and_an_accepted_edit_go_on_after_a_lost_connection(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    await observer.execute("CREATE SEQUENCE tries")
+    first = project.add()
+    once = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('public.tries') = 1"
+    project.add(downgrade=f'op.execute("{once}"); op.execute("DROP TABLE t2")')
+    project.add()
+    config = project.config(database_url)
+    await bring_to_head(config)
+    for path in (project.versions / "2026_0002.py", project.versions / "2026_0003.py"):
+        path.unlink()
+    assert await rollback(config, None, StepOptions()) == ["r3", "r2"]
+    assert await tables(observer) == [*BOOKS, "t1"]
+
+    await observer.execute(
+        "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('public.tries') = 3 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; "
+        "RETURN NEW; END $$; CREATE TRIGGER lose BEFORE INSERT ON migration_ledger "
+        "FOR EACH ROW EXECUTE FUNCTION lose()"
+    )
+    first.write_text(first.read_text().replace("id int", "id bigint"))
+    await accept(config, "r1")
+    assert await observer.fetchval("SELECT last_value FROM tries") == 4
+    assert (await ledger(observer))[-1] == ("r1", "accept")

@@ -20,8 +20,8 @@ from alembic.config import Config
 from gasket.app import migrator_config_from_environment
 from gasket.migrator.catalog import Catalog, read_catalog
 from gasket.migrator.revisions import RevisionFile, read_revisions
-from gasket.migrator.runner import rollback
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.upkeep import rollback
 
 ROOT = Path(__file__).parents[2]
 REVISIONS = read_revisions(ROOT / "migrations")

@@ -24,7 +24,17 @@ def command_that_writes(environment: Any) -> str | None:
     return _COMMANDS.get(proxied.context_opts["fn"].__name__)
 
 
-def counts_from_here(environment: Any) -> bool:
-    """Whether the command's target is a number of steps (`-1`, `+2`): done again, it would go that much further."""
+def destination(environment: Any) -> str:
+    """Where the command is to lead, as it was typed."""
     proxied: EnvironmentContext = environment._proxy
-    return bool(re.fullmatch(r"(?:[^@]*@)?[+-]\d+", str(proxied.context_opts.get("destination_rev"))))
+    return str(proxied.context_opts.get("destination_rev"))
+
+
+def counts_from_here(target: str) -> bool:
+    """Whether that is a number of steps (`-1`, `+2`): done again, it would go that much further."""
+    return bool(re.fullmatch(r"(?:[^@]*@)?[+-]\d+", target))
+
+
+def rest_of(target: str) -> str:
+    """What to type to go on towards the target once a step failed: of a number of steps, nobody knows how many."""
+    return "-1" if counts_from_here(target) else target

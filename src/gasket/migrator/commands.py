@@ -13,6 +13,7 @@ import click
 import msgspec
 from alembic.config import Config
 
+from gasket.migrator.alembic_command import rest_of
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
 from gasket.migrator.archive.schema import archive_schema
@@ -28,11 +29,12 @@ from gasket.migrator.progress import progress_shown
 from gasket.migrator.report import format_status, read_report
 from gasket.migrator.revisions import RevisionFile, migrations_directory, read_revisions
 from gasket.migrator.rules.check import check_revision
-from gasket.migrator.runner import OPTIONS, accept, rollback
+from gasket.migrator.runner import OPTIONS
 from gasket.migrator.scratch.adopt import compare_with_revision
 from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.upkeep import accept, rollback
 from gasket.migrator.verdict import check_pending
 
 T = TypeVar("T")
@@ -87,47 +89,6 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
             Config(str(config.ini)), revisions, message=message, branch_label=branch_label, rev_id=rev_id
         )
 
-    @click.command("downgrade", help="Take revisions back, down to REVISION; rows that would go are archived.")
-    @click.argument("revision", default="-1")
-    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; REVISION is from:to.")
-    @click.option("--tag", help="Handed to env.py.")
-    @confirmations
-    def downgrade(revision: str, sql: bool, tag: str | None, **answers: bool) -> None:
-        if sql:
-            alembic.command.downgrade(Config(str(config.ini)), revision, sql=True, tag=tag)
-            return
-        options = confirm(
-            lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=False)), **answers
-        )
-        alembic.command.downgrade(Config(str(config.ini), attributes={OPTIONS: options}), revision, tag=tag)
-
-    @click.command(
-        "rollback",
-        help="Bring a schema that a newer release has migrated back to this release's head, or to REVISION, from the "
-        "SQL that the ledger keeps. For revisions that this release has no files for.",
-    )
-    @click.argument("revision", required=False)
-    @confirmations
-    def roll_back(revision: str | None, **answers: bool) -> None:
-        options = confirm(lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=True)), **answers)
-        with progress_shown():
-            taken_back = run(config, lambda: rollback(config, revision, options))
-        if taken_back:  # or the preview has said that nothing would be
-            click.echo(f"Taken back: {', '.join(taken_back)}")
-
-    @click.command("stamp", help="Say that the schema is at REVISION, without running anything.")
-    @click.argument("revision")
-    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
-    @click.option("--tag", help="Handed to env.py.")
-    @click.option("--purge", is_flag=True, help="Empty the version table first.")
-    @click.option("--no-prompt", is_flag=True, help="Do not ask.")
-    def stamp(revision: str, sql: bool, tag: str | None, purge: bool, no_prompt: bool) -> None:
-        if not sql:
-            current = ", ".join(run(config, lambda: read_report(config)).current) or "no revision"
-            click.echo(f"The schema is recorded at {current}, and would be at {revision}. No table is touched.")
-            ask("Is the schema what that revision builds?", no_prompt=no_prompt)
-        alembic.command.stamp(Config(str(config.ini)), revision, sql=sql, tag=tag, purge=purge)
-
     @click.command(
         "plan",
         help="What an upgrade would do: SQL, locks, rewrites. Ends with 0: nothing to do, 3: pending, 1: refused.",
@@ -156,6 +117,67 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         alembic.command.stamp(Config(str(config.ini)), revision)
         click.echo(f"The schema is recorded at {revision}.")
 
+    return [status, accept_edit, upgrade, merge, plan, adopt, *_commands_back(config), _stamp(config), _archive(config)]
+
+
+def _commands_back(config: MigratorConfig) -> list[click.Command]:
+    @click.command("downgrade", help="Take revisions back, down to REVISION; rows that would go are archived.")
+    @click.argument("revision", default="-1")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; REVISION is from:to.")
+    @click.option("--tag", help="Handed to env.py.")
+    @confirmations
+    def downgrade(revision: str, sql: bool, tag: str | None, **answers: bool) -> None:
+        if sql:
+            alembic.command.downgrade(Config(str(config.ini)), revision, sql=True, tag=tag)
+            return
+        options = confirm(
+            lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=False)),
+            command=f"downgrade {rest_of(revision)}",
+            **answers,
+        )
+        alembic.command.downgrade(Config(str(config.ini), attributes={OPTIONS: options}), revision, tag=tag)
+
+    @click.command(
+        "rollback",
+        help="Bring a schema that a newer release has migrated back to this release's head, or to REVISION, from the "
+        "SQL that the ledger keeps. For revisions that this release has no files for.",
+    )
+    @click.argument("revision", required=False)
+    @confirmations
+    def roll_back(revision: str | None, **answers: bool) -> None:
+        options = confirm(
+            lambda: run(config, lambda: preview_downgrade(config, revision, from_ledger=True)),
+            command=f"rollback {rest_of(revision)}" if revision else "rollback",
+            **answers,
+        )
+        with progress_shown():
+            taken_back = run(config, lambda: rollback(config, revision, options))
+        if taken_back:  # or the preview has said that nothing would be
+            click.echo(f"Taken back: {', '.join(taken_back)}")
+
+    for command in (downgrade, roll_back):
+        command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
+    return [downgrade, roll_back]
+
+
+def _stamp(config: MigratorConfig) -> click.Command:
+    @click.command("stamp", help="Say that the schema is at REVISION, without running anything.")
+    @click.argument("revision")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it.")
+    @click.option("--tag", help="Handed to env.py.")
+    @click.option("--purge", is_flag=True, help="Empty the version table first.")
+    @click.option("--no-prompt", is_flag=True, help="Do not ask.")
+    def stamp(revision: str, sql: bool, tag: str | None, purge: bool, no_prompt: bool) -> None:
+        if not sql:
+            current = ", ".join(run(config, lambda: read_report(config)).current) or "no revision"
+            click.echo(f"The schema is recorded at {current}, and would be at {revision}. No table is touched.")
+            ask("Is the schema what that revision builds?", no_prompt=no_prompt)
+        alembic.command.stamp(Config(str(config.ini)), revision, sql=sql, tag=tag, purge=purge)
+
+    return stamp
+
+
+def _archive(config: MigratorConfig) -> click.Group:
     @click.group("archive", help="What downgrades have taken away and kept.")
     def archive() -> None:
         pass
@@ -181,9 +203,7 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         run(config, lambda: _with_connection(config, partial(drop_archive, number=number)))
         click.echo(f"Dropped archive {number}.")
 
-    for command in (downgrade, roll_back):
-        command.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
-    return [status, plan, adopt, accept_edit, upgrade, downgrade, roll_back, stamp, merge, archive]
+    return archive
 
 
 async def _forecast(config: MigratorConfig) -> Forecast:

@@ -27,8 +27,10 @@ def confirmations(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def confirm(preview: Callable[[], Preview], *, no_prompt: bool, no_archive: bool, discard_data: bool) -> StepOptions:
-    """Show what would happen, and ask; a second time where rows would be lost.
+def confirm(
+    preview: Callable[[], Preview], *, command: str, no_prompt: bool, no_archive: bool, discard_data: bool
+) -> StepOptions:
+    """Show what would happen, and ask; a second time where rows would be lost. `command` is what would go on.
 
     Raises:
         NotConfirmedError: there is nobody to ask, or the answer was no.
@@ -42,12 +44,11 @@ def confirm(preview: Callable[[], Preview], *, no_prompt: bool, no_archive: bool
         raise NotConfirmedError(_NOBODY_TO_ASK)
     shown = preview()
     click.echo(shown.text(archived=not no_archive))
-    if not shown.steps:
-        return StepOptions(discard_data=no_archive)
-    ask("Go on?", no_prompt=no_prompt)
-    if no_archive:
-        ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
-    return StepOptions(discard_data=no_archive)
+    if shown.steps:
+        ask("Go on?", no_prompt=no_prompt)
+        if no_archive:
+            ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
+    return StepOptions(discard_data=no_archive, without_archive=f"litestar database {command} --no-archive")
 
 
 def ask(question: str, *, no_prompt: bool) -> None:

@@ -144,8 +144,10 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
         except _REFUSED as error:
             raise DatabaseRefusedError(setting=setting, reason=describe(error)) from None
         except _AWAY as error:
-            if isinstance(error, OSError) and (unreadable := _unreadable_file(config, migrating=migrating)):
-                raise DatabaseRefusedError(setting=setting, reason=unreadable) from None
+            if isinstance(error, OSError) and (
+                reason := _no_tls(error) or _unreadable_file(config, migrating=migrating)
+            ):
+                raise DatabaseRefusedError(setting=setting, reason=reason) from None
             waited = time.monotonic() - started
             if waited >= config.database_wait:
                 raise DatabaseUnavailableError(setting=setting, waited=waited, reason=describe(error)) from None
@@ -221,6 +223,11 @@ async def open_connection(config: MigratorConfig, *, migrating: bool) -> asyncpg
         server_settings={"application_name": name},
     )
     return connection
+
+
+def _no_tls(error: OSError) -> str | None:
+    """The driver has no kind of error for a server without TLS, which waiting would not bring."""
+    return f"{error} (sslmode asks for TLS, and it has none)" if "rejected SSL upgrade" in str(error) else None
 
 
 def _unreadable_file(config: MigratorConfig, *, migrating: bool) -> str | None:

@@ -24,7 +24,7 @@ MigratorError
 ├── ScratchDatabaseError         there is no scratch database to try the revisions out on
 ├── NotMigratedError             told not to migrate, and nobody else did in time
 ├── MigrationFailedError         a revision failed; what came before it stays
-└── MigrationInterruptedError    SIGTERM came while waiting or migrating
+└── MigrationInterruptedError    SIGTERM or SIGINT came while waiting or migrating
 """
 
 from __future__ import annotations
@@ -241,18 +241,22 @@ class AdoptionError(MigratorError):
 class NotConfirmedError(MigratorError):
     """Something that may lose data was not confirmed."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-
 
 class NotArchivedError(MigratorError):
-    """What a downgrade would take away could not be put into the archive first."""
+    """What a downgrade would take away could not be put into the archive first.
+
+    `without_archive` is the command that does without; whoever knows which one is in use changes it.
+    """
 
     def __init__(self, *, revision: str, reason: str, mend: str) -> None:
         super().__init__(
             f"The downgrade of revision {revision} would lose data that could not be archived: {reason}; it was rolled "
-            f"back whole, the steps before it stay. {mend} Or let the data go: litestar database downgrade --no-archive"
+            f"back whole, the steps before it stay. {mend}"
         )
+        self.without_archive = "litestar database downgrade --no-archive"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} Or let the data go: {self.without_archive}"
 
 
 class UnknownArchiveError(MigratorError):
@@ -304,12 +308,13 @@ class MigrationFailedError(MigratorError):
 
 
 class MigrationInterruptedError(MigratorError):
-    """SIGTERM came while waiting or migrating."""
+    """SIGTERM or SIGINT came while waiting or migrating: at a start, or in a command."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, start: bool) -> None:
+        dropped, again = (", which the next start drops", "Start") if start else ("", "Run it")
         super().__init__(
-            "Asked to stop first: a revision under way was rolled back (of one in an autocommit block an INVALID index "
-            "may stay, which the next start drops), and the lock is free. The next start goes on from there."
+            "Stopped by SIGTERM or SIGINT: a revision under way was rolled back (an interrupted CONCURRENTLY may leave "
+            f"an INVALID index{dropped}) and the lock is free. {again} again to go on."
         )
 
 

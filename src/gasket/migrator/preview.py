@@ -21,6 +21,7 @@ from gasket.migrator.revisions import migrations_directory, read_revisions
 from gasket.migrator.session import engine_over
 from gasket.migrator.sql.render import Rendering, from_json, render
 from gasket.migrator.steps import downgrade_steps
+from gasket.migrator.verdict import check_downgrade, rollback_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ class Preview:
 
 
 async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_ledger: bool) -> Preview:
-    """Try the steps down to `target` out, and take that back; None is this release's own head.
+    """Try the steps down to `target` out, and take that back.
 
-    `from_ledger`: revisions that this release lacks are taken from the ledger (rollback).
+    `from_ledger`: revisions that this release lacks are taken from the ledger (rollback); None is this release's own.
 
     Raises:
         CommandError: there is no such revision.
+        SchemaAheadError: a downgrade lacks a file.
         NotReplayableError: a revision cannot be taken back from the ledger.
     """
     revisions = read_revisions(migrations_directory(config.ini))
@@ -83,14 +85,16 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
         database = await read_state(connection, config.schema)
         plan = make_plan(revisions, database)
         grafts: dict[str, StoredRevision] = {}
-        if from_ledger and not plan.unknown:
+        goal = rollback_target(revisions, plan, database, target) if from_ledger else target
+        if goal is None:
             return Preview((), None)
         if from_ledger:
             stored = await read_stored(connection, config.schema)
             unknown = [revision.revision for revision in plan.unknown]
             check_replayable(unknown, stored)
             grafts = {revision: stored[revision] for revision in unknown}
-    goal = target or plan.head or "base"
+        else:
+            check_downgrade(revisions, database, config.release)
 
     def look(sqlalchemy_connection: Connection) -> Preview:
         return _try_out(config, sqlalchemy_connection, tuple(database.versions), goal, grafts)

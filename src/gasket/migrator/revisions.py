@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from configparser import ConfigParser
 from hashlib import sha256
 from pathlib import Path
@@ -65,8 +65,12 @@ class Revisions(Mapping[str, RevisionFile]):
     @property
     def heads(self) -> tuple[str, ...]:
         """Revisions that no other names as its down revision."""
-        below = {parent for file in self._files.values() for parent in file.down_revisions}
-        return tuple(sorted(self._files.keys() - below))
+        return self.heads_of(self._files.keys())
+
+    def heads_of(self, revisions: Set[str]) -> tuple[str, ...]:
+        """Those of the given revisions that no other of them names as its down revision."""
+        below = {parent for revision in revisions for parent in self._files[revision].down_revisions}
+        return tuple(sorted(revisions - below))
 
     @property
     def without_file(self) -> dict[str, RevisionFile]:

@@ -18,11 +18,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
-from gasket.migrator.alembic_command import command_that_writes, counts_from_here
+from gasket.migrator.alembic_command import command_that_writes, counts_from_here, destination, rest_of
 from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
-from gasket.migrator.edits import check_edits, file_digest, find_edits
-from gasket.migrator.errors import LockLostError, NotMigratedError, RevisionFileError, SchemaAheadError
-from gasket.migrator.graft import check_replayable, graft
+from gasket.migrator.edits import check_edits, find_edits
+from gasket.migrator.errors import LockLostError, NotMigratedError
+from gasket.migrator.graft import graft
 from gasket.migrator.ledger import (
     VERSION_TABLE,
     DatabaseState,
@@ -38,6 +38,7 @@ from gasket.migrator.rules.check import refuse_broken
 from gasket.migrator.session import MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions, StepRecorder, is_ours_to_compare
+from gasket.migrator.verdict import check_downgrade
 
 log = logging.getLogger("gasket.migrator")
 
@@ -72,7 +73,7 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
         log.warning("%s; nothing is pending, so this release serves", edit)
     if plan.state is SchemaState.BEHIND:
         if config.migrate_on_startup:
-            await _with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
+            await with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
         else:
             await _wait_for_head(config, revisions)
         async with looking(config) as connection:  # a newer release may have gone further meanwhile
@@ -156,7 +157,7 @@ async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
         await asyncio.sleep(min(_POLL, max(0.05, config.lock_wait - waited)))
 
 
-async def _with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """A lost connection is followed by fresh tries from the lock on, never by going on without the lock."""
     for tries_left in reversed(range(_FRESH_TRIES)):
         try:
@@ -171,63 +172,16 @@ async def _with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> No
 
 def upgrade_in_process(session: MigrationSession, connection: Connection, revision: str) -> None:
     """Alembic's upgrade to `revision`, inside of `session.run`, over the connection that holds the lock."""
-    command.upgrade(_alembic_config(session, connection), revision)
+    command.upgrade(alembic_config(session, connection), revision)
 
 
-def _alembic_config(session: MigrationSession, connection: Connection) -> Config:
+def alembic_config(session: MigrationSession, connection: Connection) -> Config:
     """Alembic's configuration, with which env.py runs on the session's connection instead of one of its own."""
     return Config(str(session.config.ini), attributes={_IN_PROCESS: (session, connection)})
 
 
-async def accept(config: MigratorConfig, revision: str) -> None:
-    """Record that the edited file of an applied revision was reviewed: it counts as what was applied from now on.
-
-    Raises:
-        RevisionFileError: there is no such file, it is not applied, or it is not Python.
-    """
-    revisions = read_revisions(migrations_directory(config.ini))
-    async with _locked(config, revisions) as session:
-        plan = make_plan(revisions, await session.read_state())
-        if revision not in revisions or revision in {file.revision for file in plan.pending}:
-            raise RevisionFileError(
-                file=f"of revision {revision}",
-                problem="is not there, or not applied",
-                mend="Which files were edited says: litestar database status",
-            )
-        session.steps.digests = {revision: file_digest(revisions[revision])}
-        await session.prepare()
-        await session.accept(revision)
-
-
-async def rollback(config: MigratorConfig, target: str | None, options: StepOptions) -> list[str]:
-    """Bring a newer schema back, to `target` or to this release's own head, from what the ledger keeps.
-
-    Returns the revisions that were taken back.
-
-    Raises:
-        NotReplayableError: one of them cannot be taken back without its file; nothing was changed.
-        MigratorError: as for any downgrade.
-    """
-    revisions = read_revisions(migrations_directory(config.ini))
-    revisions.check_chain()
-    async with _locked(config, revisions) as session:
-        plan = make_plan(revisions, await session.read_state())
-        if not plan.unknown:
-            return []
-        stored = await session.read_stored()
-        unknown = [revision.revision for revision in plan.unknown]
-        check_replayable(unknown, stored)
-        session.steps.options, session.steps.grafts = options, {revision: stored[revision] for revision in unknown}
-        if not options.discard_data:
-            await session.check_archive_rights()
-        await session.prepare()
-        goal = target or plan.head or "base"
-        await session.run(lambda connection: command.downgrade(_alembic_config(session, connection), goal))
-        return session.steps.applied
-
-
 @asynccontextmanager
-async def _locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
+async def locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
     """A session for a command: it needs the lock, whatever others have done meanwhile."""
     application_role: str | None = None
     if config.migration_database_url:
@@ -246,7 +200,7 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
         revisions.check_chain()
 
     async def once() -> None:
-        async with _locked(config, revisions) as session:
+        async with locked(config, revisions) as session:
             database = await session.read_state()
             if not await _runs_here(writes, session, revisions, database):
                 return
@@ -256,10 +210,10 @@ async def _write(context: Any, config: MigratorConfig, writes: str) -> None:
             await session.prepare()
             await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
 
-    if counts_from_here(context):
+    if counts_from_here(destination(context)):
         await once()  # its first try may have come further than anybody knows
     else:
-        await _with_fresh_tries(once)
+        await with_fresh_tries(once)
 
 
 def _options_of(context: Any) -> StepOptions:
@@ -269,7 +223,9 @@ def _options_of(context: Any) -> StepOptions:
         return given
     named: dict[str, str] = context.get_x_argument(as_dictionary=True)
     return StepOptions(
-        discard_data=named.get("discard_data", "no") == "yes", restore=named.get("restore", "yes") != "no"
+        discard_data=named.get("discard_data", "no") == "yes",
+        restore=named.get("restore", "yes") != "no",
+        without_archive=f"alembic -x discard_data=yes downgrade {rest_of(destination(context))}",
     )
 
 
@@ -289,14 +245,8 @@ async def _runs_here(writes: str, session: MigrationSession, revisions: Revision
             return False
     elif writes == "ensure-version":
         await session.refuse_to_guess(revisions, database)  # an empty version table would say: nothing is applied
-    elif writes == "downgrade" and (unknown := sorted(database.versions - revisions.keys())):
-        entry = database.ledger.get(unknown[0])
-        raise SchemaAheadError(
-            revision=unknown[0],
-            applied_by=entry.release if entry else None,
-            release=session.config.release,
-            why="a downgrade needs its file",
-        )
+    elif writes == "downgrade":
+        check_downgrade(revisions, database, session.config.release)
     return True
 
 

@@ -36,6 +36,7 @@ from gasket.migrator.errors import (
     MigrationFailedError,
     MigratorError,
     MissingPrivilegeError,
+    NotArchivedError,
     ReadOnlyServerError,
     TransactionPoolerError,
 )
@@ -172,6 +173,8 @@ class MigrationSession:
 
     def _refusal(self, error: Exception, cause: BaseException) -> Exception:
         """What is said of an error that ended a run, which may be that error itself."""
+        if isinstance(error, NotArchivedError):
+            error.without_archive = self.steps.options.without_archive
         if isinstance(error, MigratorError):
             return error
         if self._connection.is_closed():
@@ -206,12 +209,18 @@ class MigrationSession:
         return await until_granted(self.config, self._connection, work)
 
     async def _not_our_books(self, error: Exception) -> MissingPrivilegeError:
-        role = await self._connection.fetchval("SELECT current_user")
-        books = (f"{quote_identifier(self.config.schema)}.{table}" for table in (VERSION_TABLE, LEDGER, FAILURES))
+        books = "relnamespace = to_regnamespace(quote_ident($1)) AND relname = ANY ($2)"
+        [(name, tables)] = await self._connection.fetch(
+            f"SELECT current_user, ARRAY(SELECT relname::text FROM pg_catalog.pg_class WHERE {books} ORDER BY 1)",
+            self.config.schema,
+            [VERSION_TABLE, LEDGER, FAILURES],
+        )
+        schema, role = quote_identifier(self.config.schema), quote_identifier(name)
+        statements = [f"ALTER TABLE {schema}.{table} OWNER TO {role}" for table in tables]
         return MissingPrivilegeError(
-            role=role,
+            role=name,
             need=f"keep the migrator's own tables ({describe(error)})",
-            statement="; ".join(f"ALTER TABLE {table} OWNER TO {quote_identifier(role)}" for table in books),
+            statement="; ".join(statements or [f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"]),
         )
 
     async def _prepare_schema(self) -> None:

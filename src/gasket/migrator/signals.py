@@ -25,7 +25,7 @@ _CLEANUP_LIMIT = 4.0
 async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
     """Run `work`; on SIGTERM or SIGINT cancel it, which rolls back and unlocks, within a few seconds.
 
-    `pass_on` hands the signal to the handler that was there before (a server's), too.
+    `pass_on` hands the signal to the handler that was there before (a server's), too: it is a start.
 
     Raises:
         MigrationInterruptedError: a signal came first.
@@ -40,7 +40,7 @@ async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
             await asyncio.wait({working}, timeout=_CLEANUP_LIMIT)
             if working.done() and not working.cancelled() and working.exception() is None:
                 return working.result()  # it was complete before the signal could stop it
-            raise MigrationInterruptedError
+            raise MigrationInterruptedError(start=pass_on)
         finally:
             stopping.cancel()
             working.cancel()

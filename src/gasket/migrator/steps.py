@@ -70,10 +70,12 @@ class StepOptions:
     """What a command may ask for.
 
     `discard_data`: a downgrade does not archive what it takes away. `restore`: an upgrade puts it back.
+    `without_archive`: the command that would do the same and discard, for whoever reads that rows cannot be archived.
     """
 
     discard_data: bool = False
     restore: bool = True
+    without_archive: str = "litestar database downgrade --no-archive"
 
 
 class StepRecorder:

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 import asyncpg
+from alembic.util import CommandError
 
 from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.edits import Edit, check_edits
-from gasket.migrator.errors import AdoptionError, MigratorError
+from gasket.migrator.errors import AdoptionError, MigratorError, SchemaAheadError
 from gasket.migrator.ledger import DatabaseState, read_applier
 from gasket.migrator.loading import load_scripts
 from gasket.migrator.plan import Plan, check_hold, check_upgrade
 from gasket.migrator.revisions import Revisions
 from gasket.migrator.rules.check import refuse_broken
+
+
+def check_downgrade(revisions: Revisions, database: DatabaseState, release: str) -> None:
+    """Refuse a downgrade of what this release has no files for.
+
+    Raises:
+        SchemaAheadError: such a revision is applied.
+    """
+    if unknown := sorted(database.versions - revisions.keys()):
+        entry = database.ledger.get(unknown[0])
+        raise SchemaAheadError(
+            revision=unknown[0],
+            applied_by=entry.release if entry else None,
+            release=release,
+            why="a downgrade needs its file",
+        )
+
+
+def rollback_target(revisions: Revisions, plan: Plan, database: DatabaseState, target: str | None) -> str | None:
+    """Where a rollback leads: to `target`, else to the newest of this release's revisions that is applied.
+
+    None where nothing is newer than this release, so that there is nothing to roll back.
+
+    Raises:
+        CommandError: nothing is newer, and `target` is not where the schema is; or without a target it is not clear.
+    """
+    if plan.unknown:
+        own = revisions.heads_of(revisions.keys() - {file.revision for file in plan.pending})
+        if not target and len(own) > 1:
+            raise CommandError(
+                f"This release's revisions {' and '.join(own)} are both applied, and nothing of this release is on "
+                "top; nothing was changed. Name the one to go back to: litestar database rollback REVISION"
+            )
+        return target or (own[0] if own else "base")
+    if target and target not in database.versions:
+        raise CommandError(
+            "No revision is applied that is newer than this release, so there is nothing to roll back; nothing was "
+            f"changed. To take back revisions of this release run: litestar database downgrade {target}"
+        )
+    return None
 
 
 async def check_pending(
