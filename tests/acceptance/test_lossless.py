@@ -122,6 +122,11 @@ async def test_the_archive_is_listed_shown_and_dropped(filled: Installation) -> 
     assert refused.exit_code > 0
     assert "--no-prompt" in refused.line
     assert await filled.archived_rows() == 8
+    async with filled.lock_held("a colleague"):
+        at_once = {"GASKET_MIGRATION_LOCK_WAIT": "0"}
+        waited = await filled.run(*GASKET, "archive", "drop", "--no-prompt", number, settings=at_once)
+    assert "a colleague" in waited.line
+    assert await filled.archived_rows() > 0
     dropped = await run_at_terminal(filled, *GASKET, "archive", "drop", number, answers=[("for good?", "y")])
     assert dropped.exit_code == 0, dropped.output
     assert await filled.archived_rows() == 4

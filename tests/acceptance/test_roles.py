@@ -222,6 +222,16 @@ async def test_commands_that_look_say_which_right_they_lack(installation: Instal
     listed = await installation.run("gasket", "database", "archive", "list", settings={"DATABASE_URL": url})
     assert "1 rows of public.taken_back" in listed.line
 
+    # What it may look at it may not yet drop.
+    drop = ("gasket", "database", "archive", "drop", "--no-prompt", listed.line.split()[0])
+    dropped = await installation.run(*drop, settings={"DATABASE_URL": url})
+    assert dropped.exit_code == 1
+    assert "Traceback" not in dropped.output, dropped.output
+    await (await installation.look()).execute(dropped.line.partition("run: ")[2])
+    dropped = await installation.run(*drop, settings={"DATABASE_URL": url})
+    assert dropped.exit_code == 0, dropped.output
+    assert await installation.archived_rows() == 0
+
 
 @pytest.mark.parametrize("table", ["alembic_version", "migration_ledger"])
 async def test_commands_that_look_wait_no_longer_than_the_limit(installation: Installation, table: str) -> None:

@@ -15,13 +15,13 @@ from alembic.config import Config
 
 from gasket.migrator.alembic_command import rest_of
 from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.manifest import NOTE, Archive, drop_archive, list_archives, show_archive
+from gasket.migrator.archive.manifest import NOTE, Archive, list_archives, show_archive
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.confirm import ask, at_a_terminal, confirm, confirmations
 from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.edits import find_edits
 from gasket.migrator.errors import AdoptionError
-from gasket.migrator.ledger import read_state
+from gasket.migrator.ledger import read_state, read_versions
 from gasket.migrator.loading import load_scripts
 from gasket.migrator.plan import make_plan
 from gasket.migrator.preview import preview_downgrade
@@ -34,7 +34,7 @@ from gasket.migrator.scratch.adopt import compare_with_revision
 from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
-from gasket.migrator.upkeep import accept, rollback
+from gasket.migrator.upkeep import accept, drop_from_archive, rollback
 from gasket.migrator.verdict import check_pending
 
 T = TypeVar("T")
@@ -106,10 +106,13 @@ def added_commands(config: MigratorConfig) -> list[click.Command]:
         "and stamp it when nothing is missing or different.",
     )
     @click.argument("revision")
-    @click.option("--force", is_flag=True, help="Stamp it in spite of differences.")
+    @click.option("--force", is_flag=True, help="Stamp it in spite of differences, or of a version that is recorded.")
     def adopt(revision: str, force: bool) -> None:
         revisions = read_revisions(migrations_directory(config.ini))
         revisions.check_chain()
+        recorded = run(config, lambda: _with_connection(config, read_versions))
+        if recorded and not force:
+            raise AdoptionError(recorded=sorted(recorded))
         found = run(config, lambda: compare_with_revision(config, revisions, revision))
         click.echo("\n".join(found.lines()) or f"The live schema is what revision {revision} builds.")
         if not (found.fits or force):
@@ -178,29 +181,32 @@ def _stamp(config: MigratorConfig) -> click.Command:
 
 
 def _archive(config: MigratorConfig) -> click.Group:
+    def look(work: Callable[..., Awaitable[T]]) -> T:
+        return run(config, lambda: _with_connection(config, work, schema=archive_schema(config.schema)))
+
     @click.group("archive", help="What downgrades have taken away and kept.")
     def archive() -> None:
         pass
 
     @archive.command("list", help="Every archive: revision, time, tables and rows.")
     def archive_list() -> None:
-        found = run(config, lambda: _with_connection(config, list_archives))
+        found = look(list_archives)
         click.echo("\n".join(map(format_archive, found)) or "The archive is empty.")
 
     @archive.command("show", help="What archive NUMBER keeps, and what has come back of it.")
     @click.argument("number", type=int)
     def archive_show(number: int) -> None:
-        one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
+        one = look(partial(show_archive, number=number))
         click.echo(msgspec.json.format(msgspec.json.encode(one)).decode())
 
     @archive.command("drop", help="Drop archive NUMBER for good.")
     @click.argument("number", type=int)
     @click.option("--no-prompt", is_flag=True, help="Do not ask.")
     def archive_drop(number: int, no_prompt: bool) -> None:
-        one = run(config, lambda: _with_connection(config, partial(show_archive, number=number)))
+        one = look(partial(show_archive, number=number))
         click.echo(format_archive(one))
         ask("Drop it for good?", no_prompt=no_prompt)
-        run(config, lambda: _with_connection(config, partial(drop_archive, number=number)))
+        run(config, lambda: drop_from_archive(config, one))
         click.echo(f"Dropped archive {number}.")
 
     return archive
@@ -232,8 +238,11 @@ def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[s
     }
 
 
-async def _with_connection(config: MigratorConfig, look: Callable[..., Awaitable[T]]) -> T:
-    async with looking(config, migrating=True, schema=archive_schema(config.schema)) as connection:
+async def _with_connection(
+    config: MigratorConfig, look: Callable[..., Awaitable[T]], *, schema: str | None = None
+) -> T:
+    """`schema` is where it looks, if not in the configuration's."""
+    async with looking(config, migrating=True, schema=schema) as connection:
         return await look(connection, config.schema)
 
 

@@ -17,7 +17,7 @@ MigratorError
 ├── EditedRevisionError          an applied file was edited or is gone, and something is pending
 ├── HeldRevisionError            this release's head was taken back; a start does not apply it again
 ├── NotReplayableError           a revision cannot be taken back without its file
-├── AdoptionError                there are tables of ours but no version table, or they differ
+├── AdoptionError                tables of ours without a version table, or different; or nothing to adopt
 ├── NotConfirmedError            something that may lose data was not confirmed
 ├── NotArchivedError             what a downgrade would take away could not be put into the archive first
 ├── UnknownArchiveError          the archive has nothing under that number
@@ -223,10 +223,15 @@ class NotReplayableError(MigratorError):
 
 
 class AdoptionError(MigratorError):
-    """There are tables of ours but no version table, or they are not what the revisions build."""
+    """There are tables of ours but no version table, or they are not what the revisions build; or nothing to adopt."""
 
-    def __init__(self, *, found: Sequence[str] = (), revision: str | None = None) -> None:
-        if revision is None:
+    def __init__(self, *, found: Sequence[str] = (), revision: str | None = None, recorded: Sequence[str] = ()) -> None:
+        if recorded:
+            what = (
+                f"alembic_version says already that the schema is at {', '.join(recorded)}: there is nothing to adopt"
+            )
+            mend = "How it stands says: litestar database status. To record another revision all the same, add --force"
+        elif revision is None:
             what = (
                 f"There is no alembic_version, but {', '.join(found)}, which the revisions would make, "
                 f"{'is' if len(found) == 1 else 'are'} there already: which revision that is would be a guess"

@@ -119,6 +119,10 @@ class MigrationSession:
         """
         await check_archive_rights(self._connection, self.config.schema)
 
+    async def on_own_tables(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """Work on the migrator's own tables, done again while somebody else holds them."""
+        return await self._until_granted(lambda: work(self._connection))
+
     async def accept(self, revision: str) -> None:
         """Write down that the file of an applied revision, as it is now, was reviewed."""
         await self._until_granted(lambda: self.steps.record(revision, "accept"))

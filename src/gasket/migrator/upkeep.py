@@ -1,13 +1,16 @@
-"""What commands do under the lock beside Alembic's own: accept an edit, roll a newer release's revisions back."""
+"""What commands do under the lock beside Alembic's own: accept an edit, roll back, drop an archive."""
 
 from __future__ import annotations
 
+import asyncpg
 from alembic import command
 
 from gasket.migrator.alembic_command import counts_from_here
-from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.archive.manifest import Archive, drop_archive
+from gasket.migrator.archive.schema import archive_schema, stored
+from gasket.migrator.connection import MigratorConfig, describe, quote_identifier
 from gasket.migrator.edits import file_digest
-from gasket.migrator.errors import RevisionFileError
+from gasket.migrator.errors import MissingPrivilegeError, RevisionFileError
 from gasket.migrator.graft import check_replayable
 from gasket.migrator.plan import make_plan
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
@@ -37,6 +40,30 @@ async def accept(config: MigratorConfig, revision: str) -> None:
             session.steps.digests = {revision: file_digest(revisions[revision])}
             await session.prepare()
             await session.accept(revision)
+
+    await with_fresh_tries(once)
+
+
+async def drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
+    """Drop one archive for good.
+
+    Raises:
+        UnknownArchiveError: it is gone.
+        MissingPrivilegeError: its tables are another role's.
+    """
+    revisions = read_revisions(migrations_directory(config.ini))
+
+    async def once() -> None:
+        async with locked(config, revisions) as session:
+            try:
+                await session.on_own_tables(lambda connection: drop_archive(connection, config.schema, archive.number))
+            except asyncpg.InsufficientPrivilegeError as error:
+                role: str = await session.on_own_tables(lambda connection: connection.fetchval("SELECT current_user"))
+                raise MissingPrivilegeError(
+                    role=role,
+                    need=f"drop archive {archive.number} ({describe(error)})",
+                    statement=_to_drop(config.schema, archive, quote_identifier(role)),
+                ) from None
 
     await with_fresh_tries(once)
 
@@ -83,3 +110,14 @@ async def _roll_back(session: MigrationSession, revisions: Revisions, target: st
         await session.check_archive_rights()
     await session.prepare()
     await session.run(lambda connection: command.downgrade(alembic_config(session, connection), goal))
+
+
+def _to_drop(schema: str, archive: Archive, role: str) -> str:
+    tables = [stored(schema, entry.stored_in) for entry in archive.entries if entry.stored_in]
+    return "; ".join(
+        [
+            f"GRANT USAGE, CREATE ON SCHEMA {quote_identifier(archive_schema(schema))} TO {role}",
+            f"GRANT SELECT, DELETE ON {stored(schema, 'manifest')} TO {role}",
+            *(f"ALTER TABLE {table} OWNER TO {role}" for table in tables),
+        ]
+    )
