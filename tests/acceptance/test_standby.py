@@ -75,6 +75,28 @@ async def test_a_standby_is_waited_for_and_serves_at_head(
     assert "standby in recovery" in changed.line
 
 
+async def test_a_standby_that_lags_behind_is_waited_for_and_never_served_on_too_early(
+    install: Callable[..., Awaitable[Installation]], pair: tuple[str, str]
+) -> None:
+    primary_url, standby_url = pair
+    installation = await install(primary_url)
+    installation.settings |= {"DATABASE_URL": standby_url, "GASKET_MIGRATION_DATABASE_URL": primary_url}
+    standby: asyncpg.Connection = await asyncpg.connect(standby_url, timeout=10)
+    try:
+        await standby.execute("SELECT pg_wal_replay_pause()")
+        said = await installation.replica({"GASKET_DATABASE_WAIT": "1"}).refused()
+        head = installation.project.shipped[-1]
+        for part in (f"is at {head} by way of GASKET_MIGRATION_DATABASE_URL", "shows no revision", "lags behind"):
+            assert part in said, part
+        waiting = installation.replica()
+        await waiting.says(f"until DATABASE_URL shows revision {head}")
+        await standby.execute("SELECT pg_wal_replay_resume()")
+        assert (await waiting.ready(within=20))["state"] == "at_head"
+        await installation.assert_migrated_once()
+    finally:
+        await standby.close()
+
+
 async def test_a_standby_that_is_promoted_while_it_is_waited_for(
     install: Callable[..., Awaitable[Installation]], pair: tuple[str, str]
 ) -> None:

@@ -21,6 +21,7 @@ from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.digest import digest
 from gasket.migrator.errors import (
     DatabaseRefusedError,
+    DatabasesDifferError,
     DatabaseUnavailableError,
     EditedRevisionError,
     HeldRevisionError,
@@ -366,6 +367,38 @@ async def test_a_newer_schema_is_refused_or_served_on_as_recorded(
     assert (await bring_to_head(project.config(database_url))).state is SchemaState.AHEAD
     newer.write_text(text)
     assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
+
+
+async def test_a_migration_url_that_leads_elsewhere_is_refused_before_anything_is_changed(
+    project: Project, database_url: str, observer: asyncpg.Connection, make_database: Callable[[], Awaitable[str]]
+) -> None:
+    project.add()
+    config = project.config(await make_database(), migration_database_url=database_url)
+    refused = "GASKET_MIGRATION_DATABASE_URL and DATABASE_URL do not lead to the same database; nothing was changed"
+    with pytest.raises(DatabasesDifferError, match=refused):
+        await bring_to_head(config)
+    command = Config(str(project.ini), attributes={"read_config": lambda: config})
+    with pytest.raises(DatabasesDifferError):
+        await asyncio.to_thread(alembic.command.upgrade, command, "head")
+    assert await tables(observer) == []
+
+
+async def test_a_head_that_is_taken_back_while_it_is_looked_for_is_not_served_on(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    """The trigger does what a downgrade would do between the migration and the look at its result."""
+    project.add()
+    await bring_to_head(project.config(database_url))
+    await observer.execute(
+        "CREATE FUNCTION take_back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "UPDATE alembic_version SET version_num = 'r1'; INSERT INTO migration_ledger (revision, direction, release) "
+        "VALUES ('r2', 'downgrade', '0.9'); RETURN NULL; END $$; "
+        "CREATE CONSTRAINT TRIGGER take_back AFTER INSERT ON migration_ledger DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW WHEN (NEW.direction = 'upgrade') EXECUTE FUNCTION take_back()"
+    )
+    project.add()
+    with pytest.raises(HeldRevisionError, match="r2"):
+        await bring_to_head(project.config(database_url))
 
 
 async def test_a_replica_that_does_not_migrate_waits_for_one_that_does(

@@ -248,6 +248,18 @@ async def leads_through_pooler(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
 
 
+async def database_identity(connection: asyncpg.Connection) -> str | None:
+    """What tells a database from all others, but not from its physical standbys; None where this role may not know."""
+    try:
+        identity: str = await connection.fetchval(
+            "SELECT concat_ws(' ', system_identifier, oid) FROM pg_catalog.pg_control_system(), pg_catalog.pg_database "
+            "WHERE datname = current_database()"
+        )
+    except asyncpg.InsufficientPrivilegeError:
+        return None
+    return identity
+
+
 async def prepare_session(connection: asyncpg.Connection, config: MigratorConfig) -> None:
     """Pin the session's settings and its `search_path`, whatever the role or the database set."""
     settings = {**_SESSION_SETTINGS, "search_path": quote_identifier(config.schema)}

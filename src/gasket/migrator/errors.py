@@ -4,6 +4,7 @@ MigratorError
 ├── DatabaseUnavailableError     the server is away, or the database does not exist, for longer than the wait
 ├── DatabaseRefusedError         the server answers and will not let this role in, or the URL cannot be used
 ├── TransactionPoolerError       something is pending and the way to the server is a pooler
+├── DatabasesDifferError         what is migrated is not what is served from
 ├── ReadOnlyServerError          something is pending and the server takes no writes
 ├── MissingPrivilegeError        the migration role may not do what is needed
 ├── RevisionFileError            a file in migrations/versions cannot be what Alembic needs
@@ -70,6 +71,27 @@ class TransactionPoolerError(MigratorError):
             f"lock cannot hold; nothing was changed. Set GASKET_MIGRATION_DATABASE_URL to a direct "
             f"connection to the same database."
         )
+
+
+class DatabasesDifferError(MigratorError):
+    """What is migrated is not what is served from: another database, or one that lags behind.
+
+    Without `shown` nothing was changed yet; else those are the revisions that DATABASE_URL shows after `waited`
+    seconds, where `head` was to be seen.
+    """
+
+    def __init__(self, *, setting: str, head: str = "", shown: Sequence[str] | None = None, waited: float = 0) -> None:
+        if shown is None:
+            what = f"{setting} and DATABASE_URL do not lead to the same database; nothing was changed"
+            mend = "Correct the one that is wrong"
+        else:
+            revisions = ", ".join(shown) or "no revision"
+            what = (
+                f"The schema is at {head} by way of {setting}, but DATABASE_URL shows {revisions} after {waited:.0f} "
+                "s: it leads to a server that lags behind, or to another database"
+            )
+            mend = "Let it catch up, or correct the URL"
+        super().__init__(f"{what}. {mend}.")
 
 
 class ReadOnlyServerError(MigratorError):

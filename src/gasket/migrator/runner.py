@@ -19,9 +19,9 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 
 from gasket.migrator.alembic_command import command_that_writes, counts_from_here, destination, rest_of
-from gasket.migrator.connection import MigratorConfig, connect, looking, quote_identifier
+from gasket.migrator.connection import MigratorConfig, connect, database_identity, looking, quote_identifier
 from gasket.migrator.edits import check_edits, find_edits
-from gasket.migrator.errors import LockLostError, NotMigratedError
+from gasket.migrator.errors import DatabasesDifferError, LockLostError, NotMigratedError
 from gasket.migrator.graft import graft
 from gasket.migrator.ledger import (
     VERSION_TABLE,
@@ -35,7 +35,7 @@ from gasket.migrator.plan import Plan, SchemaState, check_hold, check_upgrade, m
 from gasket.migrator.progress import log_plainly, progress_shown
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
 from gasket.migrator.rules.check import refuse_broken
-from gasket.migrator.session import MigrationSession, engine_over, migration_session
+from gasket.migrator.session import Application, MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions, StepRecorder, is_ours_to_compare
 from gasket.migrator.verdict import check_downgrade
@@ -69,16 +69,17 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
         if plan.held and config.migrate_on_startup:
             applied_by = await read_applier(connection, config.schema, plan.held.revision)
             check_hold(plan, release=config.release, applied_by=applied_by)
+        behind = plan.state is SchemaState.BEHIND
+        application = None
+        if behind and config.migration_database_url:
+            application = Application(database.role, await database_identity(connection))
     for edit in edits:
         log.warning("%s; nothing is pending, so this release serves", edit)
-    if plan.state is SchemaState.BEHIND:
-        if config.migrate_on_startup:
-            await with_fresh_tries(lambda: _upgrade(config, revisions, application_role=database.role))
-        else:
-            await _wait_for_head(config, revisions)
-        async with looking(config) as connection:  # a newer release may have gone further meanwhile
-            plan = make_plan(revisions, await read_state(connection, config.schema))
-            check_upgrade(plan, config.release)
+    if behind and config.migrate_on_startup:
+        await with_fresh_tries(lambda: _upgrade(config, revisions, application))
+        plan = await _until_it_shows(config, revisions)
+    elif behind:
+        plan = await _wait_for_head(config, revisions)
     if plan.state is SchemaState.AHEAD:
         log.warning(
             "the schema is ahead of this release %s (%s) and recorded as compatible with it: serving",
@@ -115,7 +116,7 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
         asyncio.run(until_signalled(work, pass_on=False))
 
 
-async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_role: str) -> None:
+async def _upgrade(config: MigratorConfig, revisions: Revisions, application: Application | None) -> None:
     """Take the lock, look again, and bring the schema to head."""
 
     async def at_head(connection: asyncpg.Connection) -> bool:
@@ -124,7 +125,7 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
         except asyncpg.LockNotAvailableError:  # somebody holds it locked: not known yet
             return False
 
-    async with migration_session(config, revisions, application_role=application_role, not_needed=at_head) as session:
+    async with migration_session(config, revisions, application=application, not_needed=at_head) as session:
         if session is None:
             return
         database = await session.read_state()
@@ -140,7 +141,34 @@ async def _upgrade(config: MigratorConfig, revisions: Revisions, *, application_
         await session.run(lambda connection: upgrade_in_process(session, connection, "head"))
 
 
-async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
+async def _until_it_shows(config: MigratorConfig, revisions: Revisions) -> Plan:
+    """What DATABASE_URL shows once the schema was migrated. A standby may take a moment, another database for ever.
+
+    A newer release may have gone further meanwhile, or somebody may have taken a revision back.
+    """
+    started = time.monotonic()
+    announced = False
+    while True:
+        async with looking(config) as connection:
+            database = await read_state(connection, config.schema)
+            plan = make_plan(revisions, database)
+            check_upgrade(plan, config.release)
+            if plan.held:
+                applied_by = await read_applier(connection, config.schema, plan.held.revision)
+                check_hold(plan, release=config.release, applied_by=applied_by)
+        if plan.serves:
+            return plan
+        waited, head = time.monotonic() - started, plan.head or "base"
+        if waited >= config.database_wait:
+            shown = sorted(database.versions)
+            raise DatabasesDifferError(setting=config.migration_setting, head=head, shown=shown, waited=waited)
+        if not announced:
+            announced = True
+            log.warning("waiting up to %.0f s until DATABASE_URL shows revision %s, too", config.database_wait, head)
+        await asyncio.sleep(_POLL)
+
+
+async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> Plan:
     """Somebody else migrates: look until the schema is one that this release serves on."""
     started = time.monotonic()
     log.info("GASKET_MIGRATE_ON_STARTUP is false: waiting up to %.0f s for the schema", config.lock_wait)
@@ -150,7 +178,7 @@ async def _wait_for_head(config: MigratorConfig, revisions: Revisions) -> None:
         plan = make_plan(revisions, database)
         check_upgrade(plan, config.release)
         if plan.serves:
-            return
+            return plan
         waited = time.monotonic() - started
         if waited >= config.lock_wait:
             raise NotMigratedError(waited=waited, current=sorted(database.versions), head=plan.head or "base")
@@ -183,11 +211,12 @@ def alembic_config(session: MigrationSession, connection: Connection) -> Config:
 @asynccontextmanager
 async def locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
     """A session for a command: it needs the lock, whatever others have done meanwhile."""
-    application_role: str | None = None
+    application: Application | None = None
     if config.migration_database_url:
         async with looking(config) as connection:
-            application_role = await connection.fetchval("SELECT current_user::text")
-    async with migration_session(config, revisions, application_role=application_role, not_needed=_never) as session:
+            role = await connection.fetchval("SELECT current_user::text")
+            application = Application(role, await database_identity(connection))
+    async with migration_session(config, revisions, application=application, not_needed=_never) as session:
         assert session is not None
         yield session
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import asyncpg
@@ -22,6 +22,7 @@ from gasket.migrator.collisions import collisions_with_revisions
 from gasket.migrator.connection import (
     MigratorConfig,
     connect,
+    database_identity,
     describe,
     leads_through_pooler,
     prepare_session,
@@ -30,6 +31,7 @@ from gasket.migrator.connection import (
 from gasket.migrator.edits import Edit, find_edits
 from gasket.migrator.errors import (
     AdoptionError,
+    DatabasesDifferError,
     LockLostError,
     LocksNotGrantedError,
     LockTimeoutError,
@@ -64,6 +66,14 @@ _RECORD_WAIT = 3.0
 _RECOVERY_POLL = 0.5
 _ALEMBIC = threading.Lock()
 _ALEMBIC_POLL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What DATABASE_URL leads to: as which role, and to which database, as `database_identity` has it."""
+
+    role: str
+    database: str | None
 
 
 class MigrationSession:
@@ -259,13 +269,16 @@ async def migration_session(
     config: MigratorConfig,
     revisions: Revisions,
     *,
-    application_role: str | None,
+    application: Application | None,
     not_needed: Callable[[asyncpg.Connection], Awaitable[bool]],
 ) -> AsyncIterator[MigrationSession | None]:
     """Connect, refuse a pooler, wait for the lock; None once `not_needed` says that the work is done.
 
+    `application` is what DATABASE_URL leads to, where that is another URL.
+
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError, TransactionPoolerError, LockTimeoutError: as they say.
+        DatabasesDifferError: the application serves from another database.
         LockLostError: the connection ended; it may be tried afresh.
     """
     connection = await connect(config, migrating=True)
@@ -273,13 +286,15 @@ async def migration_session(
     try:
         if await leads_through_pooler(connection):
             raise TransactionPoolerError(setting=config.migration_setting)
+        if application and application.database not in (None, await database_identity(connection)):
+            raise DatabasesDifferError(setting=config.migration_setting)
         await prepare_session(connection, config)
         await connection.execute(f"SET lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
         if not await _primary(connection, config, not_needed):
             yield None
             return
         role = await connection.fetchval("SELECT current_user::text")
-        other_role = application_role if application_role != role else None
+        other_role = application.role if application and application.role != role else None
         async with migration_lock(
             connection, config.schema, wait=config.lock_wait, not_needed=lambda: not_needed(connection)
         ) as held:

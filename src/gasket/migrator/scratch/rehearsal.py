@@ -54,7 +54,7 @@ async def _build(
     versions: Iterable[str],
     then: Callable[[MigrationSession, Connection], None] | None,
 ) -> None:
-    async with migration_session(scratch.config, revisions, application_role=None, not_needed=_never) as session:
+    async with migration_session(scratch.config, revisions, application=None, not_needed=_never) as session:
         assert session is not None  # it waits for nothing but the lock
         trying = session
 
