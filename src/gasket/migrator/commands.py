@@ -19,11 +19,9 @@ from gasket.migrator.archive.manifest import NOTE, Archive, list_archives, show_
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.confirm import ask, at_a_terminal, confirm, confirmations
 from gasket.migrator.connection import MigratorConfig, looking
-from gasket.migrator.edits import find_edits
 from gasket.migrator.errors import AdoptionError
-from gasket.migrator.ledger import read_state, read_versions
+from gasket.migrator.ledger import read_versions
 from gasket.migrator.loading import load_scripts
-from gasket.migrator.plan import make_plan
 from gasket.migrator.preview import preview_downgrade
 from gasket.migrator.progress import progress_shown
 from gasket.migrator.report import format_status, read_report
@@ -35,7 +33,7 @@ from gasket.migrator.scratch.forecast import Forecast, forecast, format_plan
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions
 from gasket.migrator.upkeep import accept, drop_from_archive, rollback
-from gasket.migrator.verdict import check_pending
+from gasket.migrator.verdict import check_pending, read_situation
 
 T = TypeVar("T")
 
@@ -216,13 +214,12 @@ async def _forecast(config: MigratorConfig) -> Forecast:
     """Refuses what an upgrade would refuse."""
     revisions = read_revisions(migrations_directory(config.ini))
     async with looking(config) as connection:
-        database = await read_state(connection, config.schema)
-        plan = make_plan(revisions, database)
-        edits = await find_edits(connection, config.schema, plan, database)
-        await check_pending(connection, config, revisions, plan, database, edits)
-    findings = _findings(config, plan.pending) if plan.pending else {}
-    applied = database.versions & revisions.keys()
-    return await forecast(config, revisions, applied=applied, pending=plan.pending, findings=findings)
+        situation = await read_situation(connection, config, revisions)
+        await check_pending(connection, config, situation)
+    pending = situation.plan.pending
+    findings = _findings(config, pending) if pending else {}
+    applied = situation.database.versions & revisions.keys()
+    return await forecast(config, revisions, applied=applied, pending=pending, findings=findings)
 
 
 def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[str, list[str]]:

@@ -11,13 +11,13 @@ import msgspec
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.connection import MigratorConfig, looking
 from gasket.migrator.drift import find_drift
-from gasket.migrator.edits import Edit, find_edits
+from gasket.migrator.edits import Edit
 from gasket.migrator.errors import HeldRevisionError, MigratorError
-from gasket.migrator.ledger import DatabaseState, read_failures, read_history, read_state
+from gasket.migrator.ledger import DatabaseState, read_failures, read_history
 from gasket.migrator.lock import find_holder
-from gasket.migrator.plan import Plan, SchemaState, make_plan
+from gasket.migrator.plan import Plan, SchemaState
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
-from gasket.migrator.verdict import find_refusal
+from gasket.migrator.verdict import find_refusal, read_situation
 
 T = TypeVar("T")
 
@@ -91,13 +91,12 @@ async def report_on(
 ) -> StatusReport:
     """The report, over a connection that is there; at most `rows` of history and of failures."""
     schema = config.schema
-    database = await read_state(connection, schema)
-    plan = make_plan(revisions, database)
-    edits = await find_edits(connection, schema, plan, database)
+    situation = await read_situation(connection, config, revisions)
+    database, plan, edits = situation.database, situation.plan, situation.edits
     holder = await find_holder(connection, schema)
     history = await read_history(connection, schema, rows) if database.has_ledger else []
     failures = await read_failures(connection, schema, rows)
-    refusal = await find_refusal(connection, config, revisions, plan, database, edits)
+    refusal = await find_refusal(connection, config, situation)
     compare = drift and plan.state is SchemaState.AT_HEAD
     differences = await find_drift(connection, config) if compare else None
     return StatusReport(

@@ -20,13 +20,12 @@ from sqlalchemy import Connection, text
 
 from gasket.migrator.alembic_command import command_that_writes, counts_from_here, destination, rest_of
 from gasket.migrator.connection import MigratorConfig, connect, database_identity, looking, quote_identifier
-from gasket.migrator.edits import check_edits, find_edits
+from gasket.migrator.edits import check_edits
 from gasket.migrator.errors import DatabasesDifferError, LockLostError, NotMigratedError
 from gasket.migrator.graft import graft
 from gasket.migrator.ledger import (
     VERSION_TABLE,
     DatabaseState,
-    read_applier,
     read_state,
     read_versions,
 )
@@ -38,7 +37,7 @@ from gasket.migrator.rules.check import refuse_broken
 from gasket.migrator.session import Application, MigrationSession, engine_over, migration_session
 from gasket.migrator.signals import until_signalled
 from gasket.migrator.steps import StepOptions, StepRecorder, is_ours_to_compare
-from gasket.migrator.verdict import check_downgrade
+from gasket.migrator.verdict import check_downgrade, read_situation, refuse_held
 
 log = logging.getLogger("gasket.migrator")
 
@@ -61,19 +60,17 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
     started = time.monotonic()
     revisions = read_revisions(migrations_directory(config.ini))
     async with looking(config) as connection:
-        database = await read_state(connection, config.schema)
-        plan = make_plan(revisions, database)
+        situation = await read_situation(connection, config, revisions)
+        plan = situation.plan
         check_upgrade(plan, config.release)
-        edits = await find_edits(connection, config.schema, plan, database)
-        check_edits(plan, edits)
-        if plan.held and config.migrate_on_startup:
-            applied_by = await read_applier(connection, config.schema, plan.held.revision)
-            check_hold(plan, release=config.release, applied_by=applied_by)
+        check_edits(plan, situation.edits)
+        if config.migrate_on_startup:
+            await refuse_held(connection, config, plan)
         behind = plan.state is SchemaState.BEHIND
         application = None
         if behind and config.migration_database_url:
-            application = Application(database.role, await database_identity(connection))
-    for edit in edits:
+            application = Application(situation.database.role, await database_identity(connection))
+    for edit in situation.edits:
         log.warning("%s; nothing is pending, so this release serves", edit)
     if behind and config.migrate_on_startup:
         await with_fresh_tries(lambda: _upgrade(config, revisions, application))
@@ -153,9 +150,7 @@ async def _until_it_shows(config: MigratorConfig, revisions: Revisions) -> Plan:
             database = await read_state(connection, config.schema)
             plan = make_plan(revisions, database)
             check_upgrade(plan, config.release)
-            if plan.held:
-                applied_by = await read_applier(connection, config.schema, plan.held.revision)
-                check_hold(plan, release=config.release, applied_by=applied_by)
+            await refuse_held(connection, config, plan)
         if plan.serves:
             return plan
         waited, head = time.monotonic() - started, plan.head or "base"

@@ -11,11 +11,11 @@ import asyncpg
 import msgspec
 
 from gasket.migrator.connection import MigratorConfig, open_connection
-from gasket.migrator.edits import find_edits
-from gasket.migrator.ledger import read_state, read_versions
-from gasket.migrator.plan import Plan, make_plan
+from gasket.migrator.ledger import read_versions
+from gasket.migrator.plan import Plan
 from gasket.migrator.report import StatusReport, report_on
 from gasket.migrator.revisions import Revisions, migrations_directory, read_revisions
+from gasket.migrator.verdict import read_situation
 
 DATABASE_AWAY = "database_away"
 LEAVING = "leaving"
@@ -119,10 +119,9 @@ class SchemaMonitor:
     async def _ask(self, connection: asyncpg.Connection) -> Readiness:
         versions = await read_versions(connection, self._config.schema)
         if self._plan is None or versions != self._planned_for or not self._plan.serves:
-            database = await read_state(connection, self._config.schema)
-            self._plan = make_plan(self._revisions, database)
-            edits = await find_edits(connection, self._config.schema, self._plan, database)
-            self._detail = "; ".join(map(str, edits)) or None
+            situation = await read_situation(connection, self._config, self._revisions)
+            self._plan = situation.plan
+            self._detail = "; ".join(map(str, situation.edits)) or None
             self._planned_for = versions
         plan, revision = self._plan, ", ".join(sorted(versions)) or None
         return Readiness(plan.serves, plan.state.value, revision, plan.head, self._detail)
