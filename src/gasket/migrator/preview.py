@@ -70,7 +70,9 @@ class Preview:
 
 
 async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_ledger: bool) -> Preview:
-    """Try the steps down to `target` out, and take that back.
+    """Try the steps down to `target` out on the live tables, and take that back.
+
+    What the steps lock and rewrite is really locked and rewritten meanwhile, for as long as their statements take.
 
     `from_ledger`: revisions that this release lacks are taken from the ledger (rollback); None is this release's own.
 
