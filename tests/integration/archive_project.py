@@ -148,8 +148,9 @@ class ArchiveProject(Project):
                     context,
                     schema=self.schema,
                     revision=revision,
-                    digest=run.digest,
+                    digests=dict.fromkeys(self.chain[self.chain.index(revision) :], run.digest),
                     run_upgrade=run_upgrade,
+                    render_upgrade=lambda: render(step.revision.module.upgrade),
                     strong=run.strong,
                 )
             )

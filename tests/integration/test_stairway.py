@@ -154,3 +154,13 @@ def test_every_stair_with_rows_in_every_table(
         assert asyncio.run(look(database_url))[0] == below[0], f"the way down of {file.path.name} leaves something"
         command.upgrade(alembic_config, file.revision)
         assert asyncio.run(look(database_url)) == above, f"{file.path.name} does not bring everything back"
+
+
+@pytest.mark.parametrize("steps", [3, len(CHAIN)])
+def test_several_stairs_at_once_with_rows_in_every_table(alembic_config: Config, database_url: str, steps: int) -> None:
+    command.upgrade(alembic_config, "head")
+    asyncio.run(seed(database_url))
+    above = asyncio.run(look(database_url))
+    command.downgrade(alembic_config, f"-{steps}")
+    command.upgrade(alembic_config, "head")
+    assert asyncio.run(look(database_url)) == above

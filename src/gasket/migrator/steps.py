@@ -109,7 +109,7 @@ class StepRecorder:
         self._attempts = Attempts(config, connection, self._record_failed_try)
         self._started = time.monotonic()
         self._before: set[str] = set()
-        self._archived: frozenset[str] = frozenset()
+        self._waiting: dict[str, str | None] = {}
         self._insert: PreparedStatement[asyncpg.Record] | None = None
         self._insert_numbers = itertools.count(1)
         self._pinned = ""
@@ -127,8 +127,9 @@ class StepRecorder:
 
         def followed(heads: tuple[str, ...], ctx: MigrationContext) -> Iterator[RevisionStep | StampStep]:
             assert ctx.connection is not None
-            self._archived = archived_revisions(ctx.connection, self._config.schema)
             self._before = self._revisions.with_ancestors(heads)
+            archived = archived_revisions(ctx.connection, self._config.schema)
+            self._waiting = {r: self._digest(r) for r in archived & self._revisions.keys() - self._before}
             yield from self._follow(ctx, list(find_steps(heads, ctx)))
 
         context._migrations_fn = followed  # type: ignore[assignment]
@@ -184,6 +185,7 @@ class StepRecorder:
             self._try_until_granted(context, step, place)
             yield step
             self.applied.append(name)
+            self._waiting.pop(name, None)  # from here on its columns hold what people write
             self.current = None
             now = time.monotonic()
             step_done(place, duration=now - self._started, elapsed=now - began)
@@ -229,7 +231,7 @@ class StepRecorder:
         step.migration_fn = tried
 
     def _upgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: _Copies) -> None:
-        if script.revision not in self._archived or not self.options.restore:
+        if not self._waiting or not self.options.restore:
             run()
             return
         with copies.counted():
@@ -237,8 +239,9 @@ class StepRecorder:
                 context,
                 schema=self._config.schema,
                 revision=script.revision,
-                digest=self._digest(script.revision),
+                digests=self._waiting,
                 run_upgrade=run,
+                render_upgrade=functools.partial(render, script.module.upgrade, metadata=self._config.metadata),
                 strong=copies.strong,
             )
 

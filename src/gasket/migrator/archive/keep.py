@@ -27,8 +27,9 @@ from gasket.migrator.archive.inventory import (
     read_marks,
     read_relations,
 )
-from gasket.migrator.archive.manifest import ensure_manifest
+from gasket.migrator.archive.manifest import Entry, ensure_manifest, entries_of_tables
 from gasket.migrator.archive.trial import Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.versions import carry_on, mark_changed
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.sql.render import Rendering
 
@@ -39,7 +40,10 @@ _SMALL = 8_000_000  # bytes: copied in some 50 ms
 
 @dataclass(frozen=True, slots=True)
 class ArchiveReport:
-    """What was kept of one step, and in words what was not. `archive` is its number in `archive list`."""
+    """What was kept of one step, and in words what was not. `archive` is its number in `archive list`.
+
+    `waiting` are entries of later steps: values of rows that this one writes.
+    """
 
     revision: str
     archive: int | None = None
@@ -48,6 +52,7 @@ class ArchiveReport:
     discarded: bool = False
     seconds: float = 0.0
     tried: Tried | None = field(default=None, repr=False)
+    waiting: tuple[Entry, ...] = field(default=(), repr=False)
 
     @property
     def copied(self) -> bool:
@@ -93,8 +98,6 @@ def archive_before_downgrade(
     _refuse_old_snapshot(connection, revision)
     [tried] = try_out(context, schema, [(revision, rendering, run_downgrade)])
     losses = tried.losses
-    if not losses.found and not losses.not_copied:
-        return ArchiveReport(revision, tried=tried)
     if losses.found and tried.in_parts:
         raise NotArchivedError(
             revision=revision,
@@ -102,6 +105,8 @@ def archive_before_downgrade(
             "autocommit block, which commits the copy and lets writers in before the rest is done",
             mend="Put what stands in the autocommit block into a revision of its own.",
         )
+    if not losses.found and not losses.not_copied:
+        return ArchiveReport(revision, tried=tried, waiting=_mark_waiting(connection, schema, tried, strong=strong))
     started = time.monotonic()
     ensure_manifest(connection, schema)
     relations = tried.before.relations
@@ -113,6 +118,7 @@ def archive_before_downgrade(
         log.warning("readers wait while rows of revision %s are copied", revision)
     to_lock = tried.locked & relations.keys() if at_once else lost
     _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=at_once)
+    waiting = _mark_waiting(connection, schema, tried, strong=strong)
     book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
         kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
@@ -125,6 +131,7 @@ def archive_before_downgrade(
         not_archived=tuple(words for _, words in losses.not_copied),
         seconds=time.monotonic() - started,
         tried=tried,
+        waiting=waiting,
     )
     log.info("downgrade of revision %s: %s (%.1f s)", revision, report, report.seconds)
     return report
@@ -132,6 +139,8 @@ def archive_before_downgrade(
 
 def check_after_downgrade(context: MigrationContext, schema: str, report: ArchiveReport) -> None:
     """Make sure, in the same transaction, that the real step took away no more than its trial did.
+
+    And note which rows it has written, whose other values wait in the archive.
 
     Raises:
         NotArchivedError: it did (it depends on the clock, the environment, chance): let nothing be committed.
@@ -159,6 +168,15 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
             reason=f"it has changed {', '.join(more)}, and had not done so when it was tried out",
             mend="Let downgrade() do the same every time.",
         )
+    carry_on(connection, schema, report.waiting)
+
+
+def _mark_waiting(connection: Connection, schema: str, tried: Tried, *, strong: bool) -> tuple[Entry, ...]:
+    """What earlier steps took out of rows that this one writes: who has changed one is not seen any more afterwards."""
+    if not tried.written:
+        return ()
+    entries = entries_of_tables(connection, schema, tried.written)
+    return tuple(mark_changed(connection, schema, entries, strong=strong))
 
 
 def _is_kept(loss: Loss, copy: Loss | None) -> bool:

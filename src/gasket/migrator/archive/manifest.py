@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 from sqlalchemy import Connection
 
+from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.schema import archive_schema, ensure_schema, stored
 from gasket.migrator.connection import quote_identifier
 from gasket.migrator.errors import UnknownArchiveError
@@ -112,6 +113,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return f"{quote_identifier(self.schema_name or '')}.{quote_identifier(self.object_name or '')}"
 
     @property
+    def keeps_values(self) -> bool:
+        """Whether it keeps values of rows that stay: of a column, and not of all."""
+        return self.kind == LossKind.COLUMNS and self.stored_in is not None and self.relation is not None
+
+    @property
     def rows_left(self) -> int:
         """Rows that are in the archive still."""
         if self.stored_in is None:
@@ -193,15 +199,24 @@ def settle_entry(connection: Connection, schema: str, entry: int, *, rows: int, 
     )
 
 
-def entries_to_restore(connection: Connection, schema: str, revision: str) -> list[Entry]:
-    """What could be put back now that the revision is applied again, newest archive first.
+def entries_to_restore(connection: Connection, schema: str, revisions: Iterable[str]) -> list[Entry]:
+    """What could be put back when the revisions are applied again, newest archive first.
 
     Only what was not put back once before: rows that did not fit then may have been deleted since on purpose.
     """
     if not _may_use_manifest(connection, schema):
         return []
-    query = _query(schema, f"revision = $1 AND {_OPEN}")
-    return _entries(connection.exec_driver_sql(query, (revision,)).mappings())
+    query = _query(schema, f"revision = ANY ($1::text[]) AND {_OPEN}")
+    return _entries(connection.exec_driver_sql(query, (list(revisions),)).mappings())
+
+
+def entries_of_tables(connection: Connection, schema: str, tables: Iterable[int]) -> list[Entry]:
+    """What could be put back, with whatever revision, into rows of the given tables (oids) that stay."""
+    if not _may_use_manifest(connection, schema):
+        return []
+    query = _query(schema, f"relation = ANY ($1::bigint[]) AND {_OPEN}")
+    entries = _entries(connection.exec_driver_sql(query, (list(tables),)).mappings())
+    return [entry for entry in entries if entry.keeps_values]
 
 
 def archived_revisions(connection: Connection, schema: str) -> frozenset[str]:

@@ -32,18 +32,26 @@ WHERE tgrelid IN (SELECT relid FROM pg_partition_tree($1::bigint::oid::regclass)
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """What became of one entry of the archive: `rows` are back, `left` stay, by reason; or an error, and all stay."""
+    """What became of one entry of the archive: `rows` are back, `left` stay, by reason; or an error, and all stay.
 
-    name: str
-    archive: int
+    `table` is the oid of the table that they went back to.
+    """
+
+    entry: Entry
+    table: int | None = None
     rows: int = 0
     left: Mapping[str, int] = field(default_factory=dict)
     error: str | None = None
 
+    @property
+    def name(self) -> str:
+        """As the entry has it."""
+        return self.entry.name
+
     def __str__(self) -> str:
         if self.error:
             return f"{self.name}: nothing, {self.error}"
-        stay = "".join(f", {number} stay in archive {self.archive} ({why})" for why, number in self.left.items())
+        stay = "".join(f", {number} stay in archive {self.entry.archive} ({why})" for why, number in self.left.items())
         return f"{self.rows} rows of {self.name}{stay}"
 
 
@@ -171,7 +179,7 @@ def _settle(connection: Connection, schema: str, target: Target) -> PutBack:
         connection.exec_driver_sql(f"DROP TABLE {target.archive}")
     rows = target.entry.row_count - sum(left.values())
     settle_entry(connection, schema, target.entry.id, rows=rows, left=left)
-    return PutBack(target.entry.name, target.entry.archive, rows, left)
+    return PutBack(target.entry, target.oid, rows, left)
 
 
 def put_position_back(connection: Connection, schema: str, entry: Entry) -> list[PutBack]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -17,26 +17,20 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.copies import CHANGED, VERSION, exact_settings, is_not_about_data
+from gasket.migrator.archive.copies import exact_settings, is_not_about_data
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import Entry, entries_to_restore, settle_entry, update_entry
 from gasket.migrator.archive.put_back import PutBack, in_order, put_group_back, put_position_back
-from gasket.migrator.archive.schema import stored
 from gasket.migrator.archive.targets import Target, UnfitError, read_target
 from gasket.migrator.archive.trial import connection_of
-from gasket.migrator.connection import describe, quote_identifier
+from gasket.migrator.archive.versions import carry_on, follow, mark_changed
+from gasket.migrator.connection import describe
+from gasket.migrator.sql.render import Rendering
 
 log = logging.getLogger("gasket.migrator")
 
 _ANOTHER = "another version of the revision's file took it away"
-_RELATION = """
-SELECT c.oid::regclass::text AS name, c.relkind::text AS kind
-FROM pg_class AS c WHERE c.oid = $1::bigint::oid AND c.relkind IN ('r', 'p')
-"""
-_NAMES = """
-SELECT attnum AS number, quote_ident(attname) AS name, format_type(atttypid, atttypmod) AS type
-FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped
-"""
+_NAMES = "SELECT oid, lower(relname) AS name FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,44 +55,45 @@ def upgrade_restoring(
     *,
     schema: str,
     revision: str,
-    digest: str | None,
+    digests: Mapping[str, str | None],
     run_upgrade: Callable[[], None],
+    render_upgrade: Callable[[], Rendering],
     strong: bool = False,
 ) -> RestoreReport:
     """Run the step, and put back what a downgrade under the same digest had taken away. In the step's transaction.
 
-    Whose columns come back is locked against writers before the step, to see which rows were changed meanwhile;
-    `strong` keeps readers off as well, so that the step has these locks already.
+    `digests` are those of the revision's file and of others that are yet to be applied again. The tables whose columns
+    come back with this step or, as far as it has to do with them, with those, are locked against writers before it, to
+    see which rows were changed meanwhile; `strong` keeps readers off as well, so that the step has these locks already.
 
     Raises:
         sqlalchemy.exc.DBAPIError: of the step itself; or a lock was not free in time, or the connection is gone.
     """
     connection = connection_of(context)
-    archived = entries_to_restore(connection, schema, revision)
-    entries = [entry for entry in archived if digest is not None and entry.digest == digest]
-    of_another = tuple(PutBack(e.name, e.archive, error=_ANOTHER) for e in archived if e.stored_in and e not in entries)
-    if not entries:
+    archived = entries_to_restore(connection, schema, [revision, *digests])
+    fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
+    entries = [entry for entry in fitting if entry.revision == revision]
+    of_another = tuple(
+        PutBack(entry, error=_ANOTHER)
+        for entry in archived
+        if entry.revision == revision and entry.stored_in and entry not in entries
+    )
+    waiting = [entry for entry in fitting if entry.revision != revision and entry.keeps_values]
+    if waiting:
+        waiting = _concerned(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
+    if not entries and not waiting:
         run_upgrade()
         return _reported(RestoreReport(revision, of_another))
-    marked = {
-        entry.id
-        for entry in entries
-        if entry.kind == LossKind.COLUMNS and entry.stored_in and _mark_changed(connection, schema, entry, strong)
-    }
+    watched = [*waiting, *(entry for entry in entries if entry.keeps_values)]
+    marked = mark_changed(connection, schema, watched, strong=strong)
     transaction = _transaction(connection)
     run_upgrade()
     connection = connection_of(context)
     if _transaction(connection) != transaction:
-        marked = set()  # an autocommit block let writers in: now nothing tells which rows they changed
+        marked, waiting = [], []  # an autocommit block let writers in: now nothing tells which rows they changed
     started = time.monotonic()
-    # What upgrade() itself has deferred is checked here, as its error and not as one of the archive.
-    connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-    with exact_settings(connection):
-        put_back = tuple(
-            result
-            for _, archive in groupby(entries, key=lambda entry: entry.archive)
-            for result in _put_archive_back(connection, schema, list(archive), marked)
-        )
+    put_back = _put_back(connection, schema, entries, {entry.id for entry in marked}) if entries else ()
+    _stay_unchanged(connection, schema, put_back, waiting, marked)
     return _reported(RestoreReport(revision, put_back + of_another, time.monotonic() - started))
 
 
@@ -110,37 +105,53 @@ def _reported(report: RestoreReport) -> RestoreReport:
     return report
 
 
-def _mark_changed(connection: Connection, schema: str, entry: Entry, strong: bool) -> bool:
-    """Mark the archived values whose live row has a version that is neither the downgrade's nor from before it.
+def _concerned(
+    connection: Connection, waiting: Sequence[Entry], tables: Collection[int | None], rendering: Rendering
+) -> list[Entry]:
+    """Of entries for later steps those of the given tables, and of such as this step's SQL speaks of.
 
-    False if that cannot be told: after a dump and restore it is another table.
+    What it does to others (by a trigger, say) counts there as somebody's change, which loses nothing.
     """
-    try:
-        with connection.begin_nested():
-            live = connection.exec_driver_sql(_RELATION, (entry.relation,)).one_or_none()
-            if live is None:
-                return False
-            source = live.name if live.kind == "p" else f"ONLY {live.name}"
-            connection.exec_driver_sql(f"LOCK TABLE {source} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")
-            # By number: upgrade() has yet to give them the names that they had.
-            columns = {row.number: row for row in connection.exec_driver_sql(_NAMES, (entry.relation,))}
-            joined = " AND ".join(
-                f"t.{columns[key.number].name} = a.{quote_identifier(key.name)}::{columns[key.number].type}"
-                for key in entry.columns
-                if key.key
-            )
-            connection.exec_driver_sql(
-                f"UPDATE {stored(schema, entry.stored_in or '')} AS a SET {CHANGED} = true FROM {source} AS t "
-                f"WHERE {joined} AND t.xmin <> a.{VERSION} AND t.xmin <> $1::text::xid",
-                (entry.transaction,),
-            )
-    except KeyError:
-        return False
-    except DBAPIError as error:
-        if is_not_about_data(error):
-            raise
-        return False
-    return True
+    sql = "\n".join(statement.sql.lower() for statement in rendering.statements)
+    live = connection.exec_driver_sql(_NAMES, ([entry.relation for entry in waiting],))
+    names = {row.oid: row.name for row in live}
+    return [
+        entry
+        for entry in waiting
+        if entry.relation in tables
+        or (entry.relation in names and (rendering.reason is not None or names[entry.relation] in sql))
+    ]
+
+
+def _put_back(
+    connection: Connection, schema: str, entries: Sequence[Entry], marked: Collection[int]
+) -> tuple[PutBack, ...]:
+    # What upgrade() itself has deferred is checked here, as its error and not as one of the archive.
+    connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    with exact_settings(connection):
+        return tuple(
+            result
+            for _, archive in groupby(entries, key=lambda entry: entry.archive)
+            for result in _put_archive_back(connection, schema, list(archive), marked)
+        )
+
+
+def _stay_unchanged(
+    connection: Connection,
+    schema: str,
+    put_back: Iterable[PutBack],
+    waiting: Sequence[Entry],
+    marked: Sequence[Entry],
+) -> None:
+    """What the step wrote into rows whose other values wait for a later one is no change of anybody's."""
+    known = {entry.id: entry for entry in marked}
+    following = {entry.id: known.get(entry.id) for entry in waiting}
+    for result in put_back:
+        if result.table is not None and result.entry.kind in (LossKind.TABLE, LossKind.ROWS):
+            # A table made anew is the step's own; of one that was there only what is known to be unchanged.
+            candidates = waiting if result.entry.kind == LossKind.TABLE else list(filter(None, following.values()))
+            following |= {entry.id: entry for entry in follow(connection, schema, result, candidates)}
+    carry_on(connection, schema, [entry for entry in following.values() if entry])
 
 
 def _transaction(connection: Connection) -> str:
@@ -187,4 +198,4 @@ def _guarded(
 
 def _failed(connection: Connection, schema: str, entry: Entry, reason: str) -> PutBack:
     update_entry(connection, schema, entry.id, restore_error=reason)
-    return PutBack(entry.name, entry.archive, error=reason)
+    return PutBack(entry, error=reason)

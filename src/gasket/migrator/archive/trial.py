@@ -49,13 +49,15 @@ _TRANSACTION_CONTROL = re.compile(
 class Tried:
     """What a step did when it was tried out. `before` are the relations that it had to do with, as they were.
 
-    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked` are oids.
+    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked` and `written` are oids, the latter of
+    relations whose rows are written anew, or gone.
     """
 
     in_parts: bool
     losses: Losses
     before: Inventory
     locked: frozenset[int]
+    written: frozenset[int]
 
 
 def connection_of(context: MigrationContext) -> Connection:
@@ -123,7 +125,8 @@ def try_out(
         relations |= {oid: relation for oid, relation in left.items() if oid in known}
         before_it = Inventory(relations, marks_before)
         losses = find_losses(before_it, after, locked=locked, empty=empty)
-        tried.append(Tried(in_parts, losses, before_it, locked))
+        written = frozenset(oid for oid, mark in marks_before.items() if after.marks.get(oid) != mark)
+        tried.append(Tried(in_parts, losses, before_it, locked, written))
         left, known = after.relations, locked
     return tried
 

@@ -1,0 +1,143 @@
+"""Which live rows are still those that archived columns were taken from, told by the version (`xmin`) of the row.
+
+Steps write to these rows, too: a backfill, an ALTER TABLE that writes the table anew, values that are put back. So
+before a step the rows that somebody has changed are marked, for good, and after it the new versions of the others are
+noted. The table is locked against writers in between: every version that is new then is the step's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from msgspec.structs import replace
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from gasket.migrator.archive.copies import CHANGED, VERSION, is_not_about_data
+from gasket.migrator.archive.manifest import Entry, update_entry
+from gasket.migrator.archive.put_back import PutBack
+from gasket.migrator.archive.schema import stored
+from gasket.migrator.connection import quote_identifier
+
+_RELATION = """
+SELECT c.oid::regclass::text AS name, c.relkind::text AS kind
+FROM pg_class AS c WHERE c.oid = $1::bigint::oid AND c.relkind IN ('r', 'p')
+"""
+_COLUMNS = """
+SELECT attnum AS number, attname AS name, format_type(atttypid, atttypmod) AS type
+FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped
+"""
+
+
+class _UnknownError(Exception):
+    """The table or a column is not there: nothing tells which rows were changed."""
+
+
+def mark_changed(connection: Connection, schema: str, entries: Iterable[Entry], *, strong: bool) -> list[Entry]:
+    """Mark the archived values whose live row has a version that is neither the downgrade's nor from before it.
+
+    The entries are of columns. Their tables are locked against writers, and if `strong` against readers as well.
+    Returns those of which it can be told: after a dump and restore it is another table.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: a lock was not free in time, or the connection is gone.
+    """
+    return [entry for entry in entries if _guarded(connection, partial(_mark, connection, schema, entry, strong))]
+
+
+def carry_on(connection: Connection, schema: str, entries: Iterable[Entry]) -> None:
+    """After a step, in its transaction: note the versions that it has given to rows which nobody else changed.
+
+    The entries are what `mark_changed` and `follow` returned.
+    """
+    for entry in entries:
+        _guarded(connection, partial(_note_versions, connection, schema, entry))
+
+
+def follow(connection: Connection, schema: str, back: PutBack, waiting: Iterable[Entry]) -> list[Entry]:
+    """Point entries of columns to the table that has its rows back, for it may be made anew; returns those entries.
+
+    Where some of its rows stayed in the archive, what has their key in the table is another row.
+    """
+    work = (
+        partial(_follow, connection, schema, back, entry) for entry in waiting if entry.relation == back.entry.relation
+    )
+    return [entry for each in work if (entry := _guarded(connection, each))]
+
+
+def _mark(connection: Connection, schema: str, entry: Entry, strong: bool) -> Entry:
+    source = _source(connection, entry)
+    connection.exec_driver_sql(f"LOCK TABLE {source} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")
+    connection.exec_driver_sql(
+        f"UPDATE {_copy(schema, entry)} AS a SET {CHANGED} = true FROM {source} AS t "
+        f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} "
+        f"AND t.xmin <> a.{VERSION} AND t.xmin <> $1::text::xid",
+        (entry.transaction,),
+    )
+    return entry
+
+
+def _note_versions(connection: Connection, schema: str, entry: Entry) -> Entry:
+    connection.exec_driver_sql(
+        f"UPDATE {_copy(schema, entry)} AS a SET {VERSION} = t.xmin FROM {_source(connection, entry)} AS t "
+        f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} AND t.xmin <> a.{VERSION}"
+    )
+    return entry
+
+
+def _follow(connection: Connection, schema: str, back: PutBack, entry: Entry) -> Entry:
+    names = {column.number: column.name for column in back.entry.columns}
+    numbers = {row.name: row.number for row in connection.exec_driver_sql(_COLUMNS, (back.table,))}
+    keys = [column for column in entry.columns if column.key]
+    if any(names.get(key.number) not in numbers for key in keys):
+        raise _UnknownError
+    if back.left:
+        same = " AND ".join(f"r.{quote_identifier(names[key.number])} = a.{quote_identifier(key.name)}" for key in keys)
+        copy, rows = _copy(schema, entry), _copy(schema, back.entry)
+        connection.exec_driver_sql(f"UPDATE {copy} AS a SET {CHANGED} = true FROM {rows} AS r WHERE {same}")
+    columns = tuple(
+        replace(column, number=numbers[names[column.number]]) if column.key else column for column in entry.columns
+    )
+    update_entry(connection, schema, entry.id, relation=back.table, columns=columns)
+    return replace(entry, relation=back.table, columns=columns)
+
+
+def _source(connection: Connection, entry: Entry) -> str:
+    """The live table, as what stands behind FROM."""
+    live = connection.exec_driver_sql(_RELATION, (entry.relation,)).one_or_none()
+    if live is None:
+        raise _UnknownError
+    return live.name if live.kind == "p" else f"ONLY {live.name}"
+
+
+def _copy(schema: str, entry: Entry) -> str:
+    return stored(schema, entry.stored_in or "")
+
+
+def _joined(connection: Connection, entry: Entry) -> str:
+    """The condition by which the live row `t` is the archived row `a`'s.
+
+    By number: a revision may have renamed the columns, and another one has yet to give their names back.
+    """
+    live = {row.number: row for row in connection.exec_driver_sql(_COLUMNS, (entry.relation,))}
+    keys = [column for column in entry.columns if column.key]
+    if any(key.number not in live for key in keys):
+        raise _UnknownError
+    return " AND ".join(
+        f"t.{quote_identifier(live[key.number].name)} = a.{quote_identifier(key.name)}::{live[key.number].type}"
+        for key in keys
+    )
+
+
+def _guarded(connection: Connection, work: Callable[[], Entry]) -> Entry | None:
+    """In a savepoint: what cannot be told is no reason to fail; the rows then count as changed."""
+    try:
+        with connection.begin_nested():
+            return work()
+    except _UnknownError:
+        return None
+    except DBAPIError as error:
+        if is_not_about_data(error):
+            raise
+        return None
