@@ -395,3 +395,20 @@ async def test_what_upgrade_deferred_fails_as_its_own_error(
     with pytest.raises(DBAPIError, match="violates foreign key constraint"):
         await project.up()
     assert await kept(observer, "t") == [(1,)]
+
+
+async def test_rows_come_back_where_a_publication_is_for_all_tables(
+    project: ArchiveProject, observer: asyncpg.Connection
+) -> None:
+    """PostgreSQL then refuses each UPDATE and DELETE of a table without a key, and the archive's copies are such."""
+    await observer.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    project.step("CREATE TABLE kept (id int PRIMARY KEY)", "DROP TABLE kept")
+    project.step(
+        "CREATE TABLE words (v text);\nALTER TABLE kept ADD v int", "DROP TABLE words;\nALTER TABLE kept DROP v"
+    )
+    filling = "INSERT INTO words VALUES ('a'), ('a'); INSERT INTO kept VALUES (1, 10), (2, 20)"
+    report = await there_and_back(project, observer, filling, meanwhile="DELETE FROM kept WHERE id = 2")
+    assert {p.name: (p.rows, dict(p.left), p.error) for p in report.put_back} == {
+        "public.words": (2, {}, None),
+        "public.kept (v)": (1, {GONE: 1}, None),
+    }

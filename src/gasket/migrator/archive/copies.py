@@ -187,6 +187,8 @@ class Book:
         target = stored(self._schema, table)
         rows = self._connection.exec_driver_sql(f"CREATE TABLE {target} AS {plan.select}").rowcount
         if rows:
+            # Where a publication is FOR ALL TABLES, rows of a table without a key can be changed with this alone.
+            self._connection.exec_driver_sql(f"ALTER TABLE {target} REPLICA IDENTITY FULL")
             update_entry(self._connection, self._schema, entry, stored_in=table, row_count=rows)
         else:
             self._connection.exec_driver_sql(f"DROP TABLE {target}")
