@@ -38,7 +38,7 @@ from gasket.migrator.errors import (
     SchemaAheadError,
 )
 from gasket.migrator.lock import LOCK_CLASS, lock_key
-from gasket.migrator.plan import Plan, SchemaState
+from gasket.migrator.plan import Plan, SchemaState, UnknownRevision
 from gasket.migrator.runner import bring_to_head
 from gasket.migrator.steps import StepOptions
 from gasket.migrator.upkeep import accept, rollback
@@ -769,6 +769,29 @@ async def test_an_edited_file_is_served_on_with_a_warning_and_never_built_upon(
     project.add()
     with pytest.raises(EditedRevisionError, match=r"revision r1 was edited .* r3 would be applied .* accept r1"):
         await bring_to_head(project.config(database_url))
+
+
+async def test_an_accepted_edit_leaves_the_chain_and_who_applied_it_as_they_were(
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A release without the file goes by what the ledger says of it."""
+    project.add()
+    newer = project.add(compatible=False)
+    await bring_to_head(project.config(database_url, release="2.0"))
+    edited = newer.read_text().replace("backward_compatible: bool = False", "backward_compatible: bool = True")
+    newer.write_text(edited + "\nmore = 1\n")
+    await accept(project.config(database_url, release="2.1"), "r2")
+    caplog.clear()
+    await bring_to_head(project.config(database_url, release="2.1"))
+    assert "was edited" not in caplog.text
+    newer.write_text(edited + "\nmore = 2\n")
+    await bring_to_head(project.config(database_url, release="2.1"))
+    assert "r2 was edited since release 2.0 applied it" in caplog.text
+    newer.unlink()
+    plan = await bring_to_head(project.config(database_url, release="1.0"))
+    assert (plan.state, plan.unknown) == (SchemaState.AHEAD, (UnknownRevision("r2", "2.0", True),))
+    [row] = await observer.fetch("SELECT release, down_revision FROM migration_ledger WHERE direction = 'accept'")
+    assert tuple(row) == ("2.1", "r1")
 
 
 async def test_a_file_gone_from_the_middle_is_served_on_and_never_built_upon(

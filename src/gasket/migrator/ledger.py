@@ -55,7 +55,10 @@ _FAILURE_COLUMNS = {
 
 
 class LedgerEntry(NamedTuple):
-    """The last row of a revision. `direction` is `upgrade`, `downgrade`, `stamp` or `accept` (a reviewed edit)."""
+    """The last row of a revision. `direction` is `upgrade`, `downgrade` or `stamp`.
+
+    A later `accept` (a reviewed edit) says no more than which file counts as applied, and what that decides.
+    """
 
     revision: str
     down_revisions: tuple[str, ...]
@@ -98,10 +101,16 @@ async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseSta
         )
         rows = await connection.fetch(_state_query(schema, versions=has_versions, ledger=has_ledger))
     versions, role = rows[0][:2]
-    entries = sorted(row[2:] for row in rows if row["id"] is not None)
+    ledger: dict[str, LedgerEntry] = {}
+    for row in sorted(row[2:] for row in rows if row["id"] is not None):  # by id: the last row of a revision stays
+        entry = _entry(row)
+        applied = ledger.get(entry.revision)
+        if applied and entry.direction == "accept":
+            entry = applied._replace(file_sha256=entry.file_sha256, backward_compatible=entry.backward_compatible)
+        ledger[entry.revision] = entry
     return DatabaseState(
         versions=frozenset(versions),
-        ledger={entry[1]: _entry(entry) for entry in entries},  # by id: the last row of a revision stays
+        ledger=ledger,
         has_version_table=has_versions,
         has_ledger=has_ledger,
         role=role,

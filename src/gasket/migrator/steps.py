@@ -278,10 +278,11 @@ class StepRecorder:
                 insert_statement(self._config.schema), name=f"gasket_ledger_{next(self._insert_numbers)}"
             )
         file = self._revisions.get(revision)
+        down_revisions = _down_revisions(script) if script else file.down_revisions if file else ()
         keep = script if script and direction in ("upgrade", "stamp") else None
         pinned = await self._insert.fetchval(
             revision,
-            ", ".join(_down_revisions(script)) or None if script else None,
+            ", ".join(down_revisions) or None,
             direction,
             file.sha256 if file else None,
             self._config.release,
