@@ -7,9 +7,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from alembic import command
+from alembic.config import Config
 
-from gasket.migrator.errors import InvalidIndexError
-from gasket.migrator.runner import bring_to_head
+from gasket.migrator.errors import InvalidIndexError, MigrationFailedError
+from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.steps import StepOptions
 from tests.integration.test_runner import CONCURRENTLY, Project
 
 
@@ -25,6 +28,39 @@ async def is_refused(project: Project, database_url: str, doubt: str) -> None:
         await bring_to_head(project.config(database_url))
     for part in ("Revision r2 is to build index by_v", f"({doubt})", "nothing of the revision was changed"):
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("without_file", [False, True])
+async def test_a_way_down_that_was_cut_short_is_cleared_too(
+    project: Project, database_url: str, observer: asyncpg.Connection, without_file: bool
+) -> None:
+    config = project.config(database_url)
+    project.add('op.execute("CREATE TABLE t1 (v int)"); op.execute("CREATE UNIQUE INDEX by_v ON t1 (v)")')
+    newer = project.add('op.execute("DROP INDEX by_v")', CONCURRENTLY.format(unique="UNIQUE"))
+    await bring_to_head(config)
+    if without_file:
+        newer.unlink()
+
+    async def take_back() -> None:
+        if without_file:
+            await rollback(config, None, StepOptions())
+        else:
+            alembic = Config(str(project.ini), attributes={"read_config": lambda: config})
+            await asyncio.to_thread(command.downgrade, alembic, "r1")
+
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('by_v')"
+    await observer.execute("INSERT INTO t1 VALUES (7), (7)")
+    for _ in range(2):
+        with pytest.raises(MigrationFailedError, match=r"r2 failed: could not create unique .*Key \(v\)=\(7\) is dupl"):
+            await take_back()
+        assert await observer.fetchval(valid) is False
+    await observer.execute("DELETE FROM t1; ALTER TABLE t1 RENAME TO mine")
+    await observer.execute("CREATE TABLE t1 (v int)")
+    with pytest.raises(InvalidIndexError, match="on table mine, not on t1"):
+        await take_back()
+    await observer.execute("DROP TABLE t1; ALTER TABLE mine RENAME TO t1")
+    await take_back()
+    assert await observer.fetchval(valid) is True
 
 
 async def test_one_of_a_partitioned_table(project: Project, database_url: str, observer: asyncpg.Connection) -> None:

@@ -200,10 +200,16 @@ class StepRecorder:
 
     def _clear_leftovers(self, step: Any, name: str) -> None:
         file = self._revisions.get(name)
-        if step.is_upgrade and file and b"concurrently" in file.path.read_bytes().lower():
-            statements = render(step.revision.module.upgrade, metadata=self._config.metadata).statements
-            with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
-                await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
+        if grafted := self.grafts.get(name):
+            statements = from_json(grafted.downgrade_sql or "{}").statements
+        elif file and b"concurrently" in file.path.read_bytes().lower():
+            module = step.revision.module
+            function = module.upgrade if step.is_upgrade else module.downgrade
+            statements = render(function, metadata=self._config.metadata).statements
+        else:
+            return
+        with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
+            await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, place: Step) -> None:
         migrate: Callable[..., None] = step.migration_fn
