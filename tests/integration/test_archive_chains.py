@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from argparse import Namespace
+from pathlib import Path
+
 import asyncpg
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.fitting import CHANGED_SINCE, EXISTS, GONE
+from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.errors import MigrationFailedError
+from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.steps import StepOptions
 from tests.integration.archive_project import ArchiveProject, rows
+from tests.integration.test_runner import Project
 
 TABLE = ("CREATE TABLE items (id int PRIMARY KEY, name text)", "DROP TABLE items")
 SLUG = ("ALTER TABLE items ADD slug text;\nUPDATE items SET slug = lower(name)", "ALTER TABLE items DROP slug")
@@ -161,3 +173,102 @@ async def test_a_step_that_has_nothing_to_do_with_the_table_does_not_wait_for_it
     await observer.execute("COMMIT")
     [result] = (await project.up()).put_back
     assert (result.rows, dict(result.left)) == (1, {CHANGED_SINCE: 1})
+
+
+async def test_the_runner_tells_each_step_what_waits_for_later_ones(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """Down through the files and, as by an older release, through the ledger; up by command, at once and one by one."""
+    project = Project(tmp_path)
+    config = project.config(database_url)
+    for up, down in (TABLE, SLUG, CODE):
+        project.add("\n    ".join(f'op.execute("{part}")' for part in up.split(";\n")), f'op.execute("{down}")')
+    await bring_to_head(config)
+    await observer.execute(FILLING)
+    newer = {path: path.read_text() for path in sorted(project.versions.glob("*.py"))[1:]}
+    for targets in (["head"], ["r2", "r3"]):
+        for path in newer:
+            path.unlink()
+        assert await rollback(config, None, StepOptions()) == ["r3", "r2"]
+        for path, text in newer.items():
+            path.write_text(text)
+        await asyncio.to_thread(command.downgrade, alembic(project, config), "base")
+        for target in targets:
+            await asyncio.to_thread(command.upgrade, alembic(project, config), target)
+        assert await rows(observer, ITEMS) == FILLED
+
+
+def a_key_to_rows_that_go(project: Project, validity: str) -> None:
+    """r2 makes `teams`, and a foreign key to it from a column that was there before."""
+    add = f"ALTER TABLE people ADD CONSTRAINT fk FOREIGN KEY (team) REFERENCES teams {validity}"
+    drop = "ALTER TABLE people DROP CONSTRAINT fk"
+    project.add('op.execute("CREATE TABLE people (id int PRIMARY KEY, team int)")', 'op.execute("DROP TABLE people")')
+    project.add(
+        f'op.execute("CREATE TABLE teams (id int PRIMARY KEY)")\n    op.execute("{add}")',
+        f'op.execute("{drop}")\n    op.execute("DROP TABLE teams")',
+    )
+    if validity:
+        project.add('op.execute("ALTER TABLE people VALIDATE CONSTRAINT fk")', f'op.execute("{drop}, {add[19:]}")')
+
+
+def alembic(project: Project, config: MigratorConfig) -> Config:
+    return Config(str(project.ini), attributes={"read_config": lambda: config})
+
+
+@pytest.mark.parametrize("restore", [True, False])
+async def test_an_upgrade_that_fails_for_want_of_archived_rows_names_the_archive(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection, restore: bool
+) -> None:
+    project = Project(tmp_path)
+    config = project.config(database_url)
+    a_key_to_rows_that_go(project, "")
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO teams VALUES (1), (2); INSERT INTO people VALUES (1, 2)")
+    await asyncio.to_thread(command.downgrade, alembic(project, config), "r1")
+    by_command = alembic(project, config)
+    by_command.cmd_opts = Namespace(x=[] if restore else ["restore=no"])
+    with pytest.raises(MigrationFailedError) as failure:
+        await asyncio.to_thread(command.upgrade, by_command, "head")
+    for part in (
+        "violates foreign key constraint",
+        "comes back only after upgrade() (archive 1: 2 rows of public.teams)",
+        "change the rows that it stumbles over, start again, and change them back",
+    ):
+        assert part in str(failure.value)
+    assert "archive 1" in await observer.fetchval("SELECT error FROM migration_failures ORDER BY id DESC LIMIT 1")
+    if restore:  # what it says to do
+        await observer.execute("UPDATE people SET team = NULL")
+        await asyncio.to_thread(command.upgrade, by_command, "head")
+        await observer.execute("UPDATE people SET team = 2")
+
+
+@pytest.mark.parametrize("constraint", ["ADD UNIQUE (code)", "ALTER code SET NOT NULL", "ADD CHECK (code < 'U')"])
+async def test_values_that_the_archive_has_better_are_named_too(
+    project: ArchiveProject, observer: asyncpg.Connection, constraint: str
+) -> None:
+    """What upgrade() computes is in the way of a constraint, which what people had written was not."""
+    project.step(*TABLE)
+    project.step(f"{CODE[0]};\nALTER TABLE items {constraint}", CODE[1])
+    await project.up()
+    await observer.execute("INSERT INTO items VALUES (1, 'Uno', 'A'), (2, 'Uno', 'B'), (3, NULL, 'C')")
+    await project.down()
+    with pytest.raises(DBAPIError) as failure:
+        await project.up()
+    [note] = failure.value.orig.__notes__  # type: ignore[union-attr]
+    assert "only after upgrade() (archive 1: 3 rows of public.items (code))" in note
+
+
+async def test_a_foreign_key_that_is_validated_by_the_next_revision_survives_the_way_down_and_up(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """The recipe of docs/migration-recipes.md."""
+    project = Project(tmp_path)
+    config = project.config(database_url)
+    a_key_to_rows_that_go(project, "NOT VALID")
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO teams VALUES (1), (2); INSERT INTO people VALUES (1, 2)")
+    for target in ("r2", "r1", "base"):
+        await asyncio.to_thread(command.downgrade, alembic(project, config), target)
+        await asyncio.to_thread(command.upgrade, alembic(project, config), "head")
+        assert await rows(observer, "SELECT * FROM people") == [(1, 2)]
+    assert await observer.fetchval("SELECT convalidated FROM pg_constraint WHERE conname = 'fk'")

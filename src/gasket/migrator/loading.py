@@ -53,9 +53,9 @@ def not_loaded(error: Exception) -> RevisionFileError | None:
 
 
 def where(error: Exception, cause: BaseException) -> str:
-    """The error in one line; for one of Python's, also the line of the migration that raised it."""
+    """The error and the notes to it in one line; for one of Python's, also the line of the migration that raised it."""
     if isinstance(error, DBAPIError | asyncpg.PostgresError | MigratorError):
-        return describe(cause)
+        return "; ".join([describe(cause), *getattr(cause, "__notes__", ())])
     what = error.msg if isinstance(error, SyntaxError) else describe(error)
     place = _place(error)
     return f"{type(error).__name__}: {what}" + (f" ({place[0]}, line {place[1]})" if place else "")

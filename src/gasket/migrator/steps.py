@@ -237,7 +237,7 @@ class StepRecorder:
         step.migration_fn = tried
 
     def _upgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: _Copies) -> None:
-        if not self._waiting or not self.options.restore:
+        if not self._waiting:
             run()
             return
         with copies.counted():
@@ -248,6 +248,7 @@ class StepRecorder:
                 digests=self._waiting,
                 run_upgrade=run,
                 render_upgrade=functools.partial(render, script.module.upgrade, metadata=self._config.metadata),
+                restore=self.options.restore,
                 strong=copies.strong,
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -30,6 +31,8 @@ from gasket.migrator.sql.render import Rendering
 log = logging.getLogger("gasket.migrator")
 
 _ANOTHER = "another version of the revision's file took it away"
+# A row is missing, there twice, refused by a CHECK, or lacks a value.
+_ABOUT_ROWS = {"23503", "23505", "23514", "23502"}
 _NAMES = "SELECT oid, lower(relname) AS name FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
 
 
@@ -58,6 +61,7 @@ def upgrade_restoring(
     digests: Mapping[str, str | None],
     run_upgrade: Callable[[], None],
     render_upgrade: Callable[[], Rendering],
+    restore: bool = True,
     strong: bool = False,
 ) -> RestoreReport:
     """Run the step, and put back what a downgrade under the same digest had taken away. In the step's transaction.
@@ -65,12 +69,18 @@ def upgrade_restoring(
     `digests` are those of the revision's file and of others that are yet to be applied again. The tables whose columns
     come back with this step or, as far as it has to do with them, with those, are locked against writers before it, to
     see which rows were changed meanwhile; `strong` keeps readers off as well, so that the step has these locks already.
+    Without `restore` everything stays in the archive.
 
     Raises:
         sqlalchemy.exc.DBAPIError: of the step itself; or a lock was not free in time, or the connection is gone.
     """
     connection = connection_of(context)
     archived = entries_to_restore(connection, schema, [revision, *digests])
+    named = partial(_archive_named, [entry for entry in archived if entry.revision == revision])
+    if not restore:
+        with named():
+            run_upgrade()
+        return RestoreReport(revision)
     fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
     entries = [entry for entry in fitting if entry.revision == revision]
     of_another = tuple(
@@ -82,13 +92,17 @@ def upgrade_restoring(
     if waiting:
         waiting = _concerned(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
     if not entries and not waiting:
-        run_upgrade()
+        with named():
+            run_upgrade()
         return _reported(RestoreReport(revision, of_another))
     watched = [*waiting, *(entry for entry in entries if entry.keeps_values)]
     marked = mark_changed(connection, schema, watched, strong=strong)
     transaction = _transaction(connection)
-    run_upgrade()
-    connection = connection_of(context)
+    with named():
+        run_upgrade()
+        connection = connection_of(context)
+        if entries:  # what upgrade() itself has deferred is checked here, as its error and not as one of the archive
+            connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     if _transaction(connection) != transaction:
         marked, waiting = [], []  # an autocommit block let writers in: now nothing tells which rows they changed
     started = time.monotonic()
@@ -103,6 +117,21 @@ def _reported(report: RestoreReport) -> RestoreReport:
         text = "revision %s is applied again and brings back: %s (%.1f s)"
         log.log(level, text, report.revision, report, report.seconds)
     return report
+
+
+@contextmanager
+def _archive_named(archived: Sequence[Entry]) -> Iterator[None]:
+    """upgrade() may fail for want of what comes back only after it: say so in a note to the driver's error."""
+    try:
+        yield
+    except DBAPIError as error:
+        kept = ", ".join(f"archive {e.archive}: {e.row_count} rows of {e.name}" for e in archived if e.stored_in)
+        if kept and error.orig and getattr(error.orig, "sqlstate", None) in _ABOUT_ROWS:
+            error.orig.add_note(
+                f"what its downgrade took away comes back only after upgrade() ({kept}): if that is what it lacks, "
+                "change the rows that it stumbles over, start again, and change them back"
+            )
+        raise
 
 
 def _concerned(
@@ -126,8 +155,6 @@ def _concerned(
 def _put_back(
     connection: Connection, schema: str, entries: Sequence[Entry], marked: Collection[int]
 ) -> tuple[PutBack, ...]:
-    # What upgrade() itself has deferred is checked here, as its error and not as one of the archive.
-    connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     with exact_settings(connection):
         return tuple(
             result
