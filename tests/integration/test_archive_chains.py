@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -196,6 +197,20 @@ async def test_the_runner_tells_each_step_what_waits_for_later_ones(
         for target in targets:
             await asyncio.to_thread(command.upgrade, alembic(project, config), target)
         assert await rows(observer, ITEMS) == FILLED
+
+
+async def test_an_enums_new_value_survives_the_way_down_and_up(
+    project: ArchiveProject, observer: asyncpg.Connection
+) -> None:
+    """The recipe of docs/migration-recipes.md: the value stays where it was, for nothing takes it away."""
+    recipes = (Path(__file__).parents[2] / "docs" / "migration-recipes.md").read_text()
+    [add_value] = re.findall(r'op.execute\("(ALTER TYPE mood .*)"\)', recipes)
+    project.step("CREATE TYPE mood AS ENUM ('sad')", "DROP TYPE mood")
+    project.step(add_value, "python: pass")
+    await project.up()
+    await project.down()
+    await project.up()
+    assert await observer.fetchval("SELECT enum_range(NULL::mood)::text") == "{sad,glad}"
 
 
 def a_key_to_rows_that_go(project: Project, validity: str) -> None:

@@ -179,6 +179,7 @@ def test_what_is_not_backward_compatible(statements: list[str | Statement], rule
         ["ALTER TABLE t DROP CONSTRAINT c", "DROP INDEX i", "ALTER INDEX i RENAME TO j", "DROP TRIGGER g ON t"],
         ["ALTER TABLE t RENAME CONSTRAINT a TO b"],
         ["ALTER TYPE mood ADD VALUE 'drop'"],
+        ["ALTER TYPE mood ADD VALUE IF NOT EXISTS 'drop' AFTER 'table'"],
         [Statement("ALTER TABLE t ALTER COLUMN a TYPE TEXT", was="VARCHAR(10)")],
         ["ALTER TABLE t ADD CONSTRAINT c CHECK (a IS NOT NULL OR b) NOT VALID"],
         ["INSERT INTO t VALUES ('DROP TABLE t', $$; DROP TABLE t; $$)", 'SELECT 1 AS "DROP TABLE t"'],
