@@ -79,6 +79,21 @@ async def test_what_downgrades_write_is_no_change_either(project: ArchiveProject
     ]
 
 
+async def test_in_partitions_everything_is_as_it_was(project: ArchiveProject, observer: asyncpg.Connection) -> None:
+    await at_head(
+        project,
+        observer,
+        (f"{TABLE[0]} PARTITION BY RANGE (id);\nCREATE TABLE part PARTITION OF items DEFAULT", TABLE[1]),
+        ("SELECT 1", "UPDATE part SET name = name"),
+        SLUG,
+        CODE,
+    )
+    for target in ("r2", "r1", "base"):
+        await project.down(target)
+        await project.up()
+        assert await rows(observer, ITEMS) == FILLED
+
+
 async def test_a_column_of_another_type_is_as_it_was(project: ArchiveProject, observer: asyncpg.Connection) -> None:
     wide = (
         "ALTER TABLE items ALTER name TYPE text",

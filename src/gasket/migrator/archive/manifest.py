@@ -54,6 +54,11 @@ SELECT current_user::text AS role, has_schema_privilege(n.oid, 'USAGE') AND has_
     AND has_table_privilege(c.oid, 'UPDATE') AS usable
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'manifest'
 """
+_WITH_PARENTS = """
+SELECT unnest($1::bigint[]) UNION
+SELECT a.oid::oid::bigint FROM unnest($1::bigint[]) AS t(oid), pg_partition_ancestors(t.oid::oid::regclass) AS a(oid)
+"""
+_KEEPS_VALUES = f"kind = '{LossKind.COLUMNS}' AND stored_in IS NOT NULL"
 _OPEN = "restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
 
 
@@ -199,24 +204,27 @@ def settle_entry(connection: Connection, schema: str, entry: int, *, rows: int, 
     )
 
 
-def entries_to_restore(connection: Connection, schema: str, revisions: Iterable[str]) -> list[Entry]:
-    """What could be put back when the revisions are applied again, newest archive first.
+def entries_to_restore(connection: Connection, schema: str, revision: str, *, later: Iterable[str] = ()) -> list[Entry]:
+    """What could be put back now that the revision is applied again, newest archive first.
 
-    Only what was not put back once before: rows that did not fit then may have been deleted since on purpose.
+    And what with `later` ones, of values of rows that stay. Only what was not put back once before: rows that did not
+    fit then may have been deleted since on purpose.
     """
     if not _may_use_manifest(connection, schema):
         return []
-    query = _query(schema, f"revision = ANY ($1::text[]) AND {_OPEN}")
-    return _entries(connection.exec_driver_sql(query, (list(revisions),)).mappings())
+    query = _query(schema, f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES}) AND {_OPEN}")
+    return _entries(connection.exec_driver_sql(query, (revision, list(later))).mappings())
 
 
 def entries_of_tables(connection: Connection, schema: str, tables: Iterable[int]) -> list[Entry]:
-    """What could be put back, with whatever revision, into rows of the given tables (oids) that stay."""
+    """What could be put back, with whatever revision, into rows that stay of the given tables (oids).
+
+    And of the tables that these are partitions of.
+    """
     if not _may_use_manifest(connection, schema):
         return []
-    query = _query(schema, f"relation = ANY ($1::bigint[]) AND {_OPEN}")
-    entries = _entries(connection.exec_driver_sql(query, (list(tables),)).mappings())
-    return [entry for entry in entries if entry.keeps_values]
+    query = _query(schema, f"relation IN ({_WITH_PARENTS}) AND {_KEEPS_VALUES} AND {_OPEN}")
+    return _entries(connection.exec_driver_sql(query, (list(tables),)).mappings())
 
 
 def archived_revisions(connection: Connection, schema: str) -> frozenset[str]:

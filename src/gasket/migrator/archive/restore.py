@@ -75,7 +75,7 @@ def upgrade_restoring(
         sqlalchemy.exc.DBAPIError: of the step itself; or a lock was not free in time, or the connection is gone.
     """
     connection = connection_of(context)
-    archived = entries_to_restore(connection, schema, [revision, *digests])
+    archived = entries_to_restore(connection, schema, revision, later=digests)
     named = partial(_archive_named, [entry for entry in archived if entry.revision == revision])
     if not restore:
         with named():
