@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from gasket.migrator.archive.fitting import CHANGED_SINCE, EXISTS, GONE
 from gasket.migrator.connection import MigratorConfig
 from gasket.migrator.errors import MigrationFailedError
-from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.runner import bring_to_head
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.upkeep import rollback
 from tests.integration.archive_project import ArchiveProject, rows
 from tests.integration.test_runner import Project
 

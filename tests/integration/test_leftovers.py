@@ -11,8 +11,9 @@ from alembic import command
 from alembic.config import Config
 
 from gasket.migrator.errors import InvalidIndexError, MigrationFailedError
-from gasket.migrator.runner import bring_to_head, rollback
+from gasket.migrator.runner import bring_to_head
 from gasket.migrator.steps import StepOptions
+from gasket.migrator.upkeep import rollback
 from tests.integration.test_runner import CONCURRENTLY, Project
 
 
