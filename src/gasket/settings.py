@@ -190,7 +190,7 @@ class Settings:
         None,
         shown_default="`DATABASE_URL`",
         secret=True,
-        meaning="a direct way around a transaction pooler, or a role that may change the schema",
+        meaning="URL for schema changes: a direct connection past a transaction pooler, or a role that may run DDL",
     )
     database_schema: str = _setting(
         "GASKET_DATABASE_SCHEMA",
@@ -236,7 +236,7 @@ class Settings:
         "GASKET_SCRATCH_DATABASE_URL",
         _database_url,
         None,
-        shown_default="a database made for the moment",
+        shown_default="a temporary database",
         secret=True,
         meaning="an empty database for `plan` and `adopt` to try revisions in, where the role may not create one",
     )
@@ -245,7 +245,7 @@ class Settings:
         _seconds_up_to(30),
         30.0,
         shown_default="30",
-        meaning="seconds, at most 30, for which a key is believed without asking, should word of its change be lost",
+        meaning="seconds, at most 30, for which a cached key stays valid if the notification of its change is lost",
     )
     max_body_size: int = _setting(
         "GASKET_MAX_BODY_SIZE",

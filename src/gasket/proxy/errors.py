@@ -2,7 +2,7 @@
 
 An exception's docstring is its message where none is given. `code` tells errors apart and never changes.
 
-GatewayError
+GatewayError                   500  internal
 ├── BadRequestError            400  invalid_json, invalid_body, invalid_path, invalid_headers, model_required
 ├── KeyRefusedError            401  missing, malformed, invalid, revoked, expired
 ├── ForbiddenError             403  endpoint_not_allowed, model_not_allowed

@@ -61,7 +61,7 @@ class ChangeListener:
                         return
                     await self._listen(connection)
                     if complained:
-                        log.info("hearing of changes of keys again")
+                        log.info("receiving key changes again")
                     pause, complained = _FIRST_PAUSE, False
                     await self._until_lost(connection)
                 finally:
@@ -72,7 +72,7 @@ class ChangeListener:
             if not complained:
                 complained = True
                 log.warning(
-                    "no word of changed keys (%s): what is in memory lives for at most %.0f s; reconnecting",
+                    "not receiving key changes (%s): cached keys expire after at most %.0f s; reconnecting",
                     reason,
                     self._directory.ttl,
                 )
