@@ -36,6 +36,9 @@ def earlier_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
         tree.extractall(folder, filter="data")
+    metadata = folder / "src" / "gasket-0.1.dist-info" / "METADATA"  # or this tree's would name entry points it lacks
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: gasket\nVersion: 0.1\n")
     asked = subprocess.run(
         [sys.executable, "-c", "import gasket.app; print(gasket.app.__file__)"],
         env=environment(folder) | {"PYTHONPATH": str(folder / "src")},
