@@ -57,6 +57,15 @@ def test_what_is_about_one_connection_goes_no_further(name: bytes) -> None:
         b"x-forwarded-anything",
         b"x-real-ip",
         b"accept-encoding",
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"content_type",
+        b"content_encoding",
+        b"content_length",
+        b"transfer_encoding",
     ],
 )
 def test_what_a_backend_is_not_told(name: bytes) -> None:

@@ -22,17 +22,33 @@ HOP_BY_HOP = frozenset(
 )
 """Fields that are about one connection and never travel further."""
 
-_NOT_UPSTREAM = HOP_BY_HOP | {
-    b"host",
-    b"authorization",
-    b"content-length",
-    b"accept-encoding",
-    b"cookie",
-    b"expect",
-    b"forwarded",
-    b"x-real-ip",
-    b"x-request-id",
+_OTHER_REQUEST = {
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
+    b"x-original-url",
+    b"x-rewrite-url",
+    b"content_encoding",
+    b"content_length",
+    b"content_type",
+    b"transfer_encoding",
 }
+"""What makes another request of it for some servers: another method, path, or, with `_` as in CGI, another body."""
+_NOT_UPSTREAM = (
+    HOP_BY_HOP
+    | _OTHER_REQUEST
+    | {
+        b"host",
+        b"authorization",
+        b"content-length",
+        b"accept-encoding",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"x-real-ip",
+        b"x-request-id",
+    }
+)
 # The server puts its own Date and Server in front of every answer; a backend that is a Gasket has an id of its own.
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"set-cookie", b"date", b"server", b"x-gasket-request-id"}
 _REQUEST_ID_LENGTH = 128
