@@ -32,11 +32,13 @@ _STATELESS = frozenset(
 _FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
 _STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
 _ESTIMATED = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
-# Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: an encoded slash,
-# backslash, dot or control character, and segments of dots, also with a parameter, which some servers cut off first.
+# Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: segments of dots; `;`, behind
+# which some servers cut a segment off; and encoded, what needs no encoding (RFC 3986, 6.2.2.2: another way to write the
+# same path), a slash, a backslash, `?`, `#`, `;`, or a control character.
 _PLAIN = re.compile(
-    rb"(?:/(?!\.{1,2}(?:[/;]|$))"
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%(?!2[EeFf]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})+)+"
+    rb"(?:/(?!\.{1,2}(?:/|$))"
+    rb"(?:[A-Za-z0-9._~!$&'()*+,=:@-]"
+    rb"|%(?!2[DEFdef3]|3[0-9BFbf]|4[1-9A-Fa-f]|5[0-9AaCcFf]|6[1-9A-Fa-f]|7[0-9AaEeFf]|[01])[0-9A-Fa-f]{2})+)+"
 )
 
 
@@ -46,7 +48,7 @@ class Kind(Enum):
     MODELS = "models"
     """The models, which the gateway answers for itself; so a model's name may have a slash, encoded or not."""
     STATELESS = "stateless"
-    """One answer for one request; nothing of it stays upstream."""
+    """One answer for one request; nothing of it is needed upstream afterwards."""
     STATEFUL = "stateful"
     """Whatever else the API has: it lives in the upstream's account."""
 
@@ -94,7 +96,8 @@ def find_endpoint(method: str, raw_path: bytes) -> Endpoint:
         return Endpoint(Kind.MODELS, unquote(path.decode("latin-1")))
     if not _PLAIN.fullmatch(path):
         raise BadRequestError(
-            "The path has no segment, an empty or dotted one, or an encoded slash.", code="invalid_path"
+            "The path has no segment, an empty or dotted one, a `;`, or something encoded that should not be.",
+            code="invalid_path",
         )
     stateless = method == "POST" and _FAMILIES.fullmatch(path)
     return Endpoint(Kind.STATELESS if stateless else Kind.STATEFUL, path.decode("ascii"))
