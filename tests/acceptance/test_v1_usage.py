@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from tests.acceptance.gateway import CHAT, HELLO, Gateway, Tenant
+from tests.acceptance.gateway import CHAT, HELLO, Gateway, Tenant, created
 from tests.acceptance.upstream import DONE, completion, delta, event, failure, json_answer, stream
 
 STREAMED = {**HELLO, "stream": True}
@@ -63,6 +64,31 @@ async def test_a_backend_that_does_not_know_the_option_is_asked_without_it(tenan
     assert (await tenant.ask(body=body)).status == 200
     assert tenant.upstream.requests[2].message.body == body, "it has been found out"
     assert len(tenant.upstream.requests) == 3
+
+
+async def test_that_is_known_of_this_backend_as_it_is_now(gateway: Gateway) -> None:
+    tenant = await gateway.tenant({}, {})
+    first, _ = tenant.upstreams
+    first.plays(failure(400), stream(DONE), failure(503), stream(DONE))
+    for _ in range(2):
+        assert (await tenant.ask(body=STREAMED)).status == 200
+    asked = [b"stream_options" in seen.message.body for upstream in tenant.upstreams for seen in upstream.requests]
+    assert asked == [True, False, False, True], "the other backend may know it"
+    await created(await gateway.api.patch(f"/backends/{tenant.backends[0]}", json={"chunk_timeout": 59}), 200)
+
+    async with asyncio.timeout(3):  # the word of it travels
+        while b"stream_options" not in first.requests[-1].message.body:
+            assert (await tenant.ask(body=STREAMED)).status == 200
+
+
+async def test_another_backend_that_answers_in_its_place_says_nothing_of_it(gateway: Gateway) -> None:
+    tenant = await gateway.tenant({}, {})
+    first, second = tenant.upstreams
+    first.plays(failure(400), failure(503))
+    for _ in range(2):
+        assert (await tenant.ask(body=STREAMED)).status == 200
+    assert [b"stream_options" in seen.message.body for seen in first.requests] == [True, False, True]
+    assert [b"stream_options" in seen.message.body for seen in second.requests] == [False, True]
 
 
 async def test_a_request_that_is_wrong_anyway_gets_the_upstreams_words(tenant: Tenant) -> None:

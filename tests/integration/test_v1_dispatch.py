@@ -44,7 +44,12 @@ class Two:
         """The first answer, of both unless some are named."""
         self.exchange = self._exchange()
         return await self.dispatcher.first_answer(
-            self.exchange, backends or self.backends, target="/chat/completions", fields=[], body=b"{}", **how
+            self.exchange,
+            backends or self.backends,
+            target="/chat/completions",
+            fields=[],
+            body_for=lambda _: b"{}",
+            **how,
         )
 
     async def has_all_places(self) -> bool:

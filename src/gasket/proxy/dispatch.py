@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gasket.backends.breaker import Admission, Breakers
 from gasket.proxy.access import Backend
@@ -105,7 +105,7 @@ class Dispatcher:
         *,
         target: str,
         fields: Fields,
-        body: bytes,
+        body_for: Callable[[Backend], bytes],
         may_fail_over: bool = True,
     ) -> Answer:
         """The answer of the first backend that has one; a second one is tried if that one fails.
@@ -130,7 +130,7 @@ class Dispatcher:
             exchange.backend, exchange.retries = backend, tries
             tries += 1
             try:
-                answer = await self._ask(exchange, backend, admission, target, fields, body)
+                answer = await self._ask(exchange, backend, admission, target, fields, body_for(backend))
             except GatewayError as error:
                 refused = error
                 continue

@@ -35,6 +35,7 @@ from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_req
 from gasket.proxy.headers import Incoming, bearer, own_fields
 from gasket.proxy.model_lists import ModelLists
 from gasket.proxy.relay import FAREWELL, STALLED_AFTER, Relay, send_whole
+from gasket.proxy.usage_refusals import UsageRefusals
 from gasket.proxy.usage_tap import UsageTap
 from gasket.proxy.watch import Watch
 from gasket.upstream.connection import Fields
@@ -77,7 +78,7 @@ class Gateway:
         self._under_way = 0
         self._stopped = False
         self._extra: Fields = []
-        self._not_to_ask: set[int] = set()
+        self._usage_refusals = UsageRefusals()
 
     @property
     def under_way(self) -> int:
@@ -220,6 +221,7 @@ class Gateway:
         self, exchange: Exchange, backends: Sequence[Backend], request: _Request
     ) -> tuple[Answer, bool]:
         """The answer, and whether Gasket asked for its usage. What fails because of that is asked as the client did."""
+        plain, asking = request.body, request.asking
         send = partial(
             self._dispatcher.first_answer,
             exchange,
@@ -228,18 +230,18 @@ class Gateway:
             fields=request.incoming.upstream,
             may_fail_over=request.endpoint.kind is Kind.STATELESS,
         )
-        if request.asking is None or any(backend.id in self._not_to_ask for backend in backends):
-            return await send(body=request.body), False
-        answer = await send(body=request.asking)
-        if answer.response.status not in _NOT_UNDERSTOOD:
-            return answer, True
+        if asking is None:
+            return await send(body_for=lambda _: plain), False
+        unasked = [backend for backend in backends if backend in self._usage_refusals]
+        answer = await send(body_for=lambda backend: plain if backend in unasked else asking)
+        if answer.response.status not in _NOT_UNDERSTOOD or answer.backend in unasked:
+            return answer, answer.backend not in unasked
+        refuser = answer.backend
         answer.close()
-        answer = await send(body=request.body)
-        if answer.response.status < 400:
-            self._not_to_ask.add(answer.backend.id)
-            log.info(
-                "backend %r does not know stream_options: the usage of its streams is estimated", answer.backend.name
-            )
+        answer = await send(body_for=lambda _: plain)
+        if answer.response.status < 400 and answer.backend is refuser:
+            self._usage_refusals.add(refuser)
+            log.info("backend %r does not know stream_options: the usage of its streams is estimated", refuser.name)
         return answer, False
 
     async def _candidates(self, profile: Profile, endpoint: Endpoint, model: str | None) -> Sequence[Backend]:
