@@ -253,6 +253,12 @@ class Settings:
         32 * 2**20,
         meaning="bytes that a request below `/v1` may have",
     )
+    max_bodies_size: int = _setting(
+        "GASKET_MAX_BODIES_SIZE",
+        _count(1, 2**40),
+        512 * 2**20,
+        meaning="bytes that all requests below `/v1` may have at once, of each replica; more get 503",
+    )
     max_requests: int = _setting(
         "GASKET_MAX_REQUESTS",
         _count(1, 1_000_000),
@@ -340,4 +346,6 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     settings = Settings(**values)
     if settings.migration_database_url and settings.embedded:
         raise SettingsError("GASKET_MIGRATION_DATABASE_URL is set but DATABASE_URL is not; set both, or neither.")
+    if settings.max_body_size > settings.max_bodies_size:
+        raise SettingsError("GASKET_MAX_BODIES_SIZE must be at least GASKET_MAX_BODY_SIZE.")
     return settings

@@ -90,7 +90,8 @@ async def start() -> AsyncIterator[Start]:
 
     async def make(*answer: bytes | asyncio.Event, **backend: Any) -> tuple[Gateway, list[Exchange]]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
             for step in answer:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
@@ -115,6 +116,7 @@ async def start() -> AsyncIterator[Start]:
             ModelLists(client),
             Limiter(nowhere),
             largest_body=1000,
+            most_in_bodies=1500,
             most_requests=10,
             observers=[noted.append],
         )
@@ -128,7 +130,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 def an_answer(body: bytes, *, content_type: bytes, length: int | None = None) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
     return head % (content_type, len(body) if length is None else length) + body
 
 
@@ -306,6 +308,35 @@ class TestStop:
         client = Client()
         await gateway(client.scope, client.coming.get, client.send)
         assert (client.status, client.error) == (408, "request_timeout")
+
+
+class TestRoomForBodies:
+    """1500 bytes here, and 1000 for one."""
+
+    async def test_it_is_given_back_when_a_request_ends_however_it_ends(self, start: Start) -> None:
+        gateway, noted = await start(an_answer(b"{}", content_type=b"application/json"))
+        for body, status in ((b"{%b}", 200), (b"no JSON %b", 400), (b'{"stream":1,"x":"%b"}', 400)) * 2:
+            client = Client()
+            client.put(body % (b" " * 900))
+            await gateway(client.scope, client.coming.get, client.send)
+            assert client.status == status
+        assert noted[-1].bytes_in > 900
+
+    async def test_who_comes_when_it_is_full_is_told_to_come_again(self, start: Start) -> None:
+        gateway, _ = await start(an_answer(b"{}", content_type=b"application/json"))
+        slow, client, again = Client(), Client(), Client()
+        async with under_way(gateway, slow):
+            slow.put(b"{" + b" " * 900, more=True)
+            await asyncio.sleep(0.01)
+            client.put(b"{%b}" % (b" " * 900))
+            await gateway(client.scope, client.coming.get, client.send)
+            assert (client.status, client.error) == (503, "overloaded")
+            assert b"retry-after" in client.fields
+            slow.put(b"}")
+        assert slow.status == 200
+        again.put(b"{%b}" % (b" " * 900))
+        await gateway(again.scope, again.coming.get, again.send)
+        assert again.status == 200
 
 
 async def test_a_fault_of_the_gateways_own_has_an_id_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:

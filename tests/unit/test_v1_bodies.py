@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.bodies import Wanted, ask_for_usage, names_a_model, read_body, read_wanted
-from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestError, TooLargeError
+from gasket.proxy.bodies import Room, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
+from gasket.proxy.errors import BadRequestError, BusyError, ClientGoneError, SlowRequestError, TooLargeError
 
 JSON = b"application/json"
 FORM = b"multipart/form-data; boundary=x"
@@ -316,8 +316,8 @@ def told(messages: Iterable[HTTPReceiveMessage], *, pause: float = 0.0) -> Recei
     return receive
 
 
-async def received(receive: Receive, *, length: int | None = None, limit: int = 10) -> bytes:
-    return await read_body(receive, Deadlines(), length=length, limit=limit)
+async def received(receive: Receive, *, length: int | None = None, limit: int = 10, room: Room | None = None) -> bytes:
+    return await read_body(receive, Deadlines(), room or Room(limit), length=length, limit=limit)
 
 
 class TestReading:
@@ -367,6 +367,36 @@ class TestReading:
         """The limit between two pieces begins anew with each."""
         monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 2.5)
         assert await received(told(a_request(*[(b"a", True)] * 8, (b"", False)), pause=0.35)) == b"a" * 8
+
+
+class TestRoom:
+    async def test_bodies_have_no_more_bytes_than_there_is_room_for(self) -> None:
+        room = Room(10)
+        assert await received(told(a_request((b"01234", True), (b"56", False))), room=room) == b"0123456"
+        with pytest.raises(BusyError) as refused:
+            await received(told(a_request((b"01", True), (b"23", True))), room=room)
+        assert (refused.value.status, refused.value.code) == (503, "overloaded")
+        assert await received(told(a_request((b"012", False))), room=room) == b"012"
+        room.give_back(7)
+        room.give_back(3)
+        assert await received(told(a_request((b"0123456789", False))), room=room) == b"0123456789"
+
+    async def test_what_is_not_read_to_its_end_leaves_its_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 0.05)
+        room = Room(20)
+        left: HTTPReceiveMessage = {"type": "http.disconnect"}
+        for messages in (
+            a_request((b"01234567", True)),
+            [*a_request((b"01234567", True)), left],
+            a_request((b"01234567", True), (b"01234567", True)),
+        ):
+            with pytest.raises((SlowRequestError, ClientGoneError, TooLargeError)):
+                await received(told(messages), room=room)
+        cancelled = asyncio.ensure_future(received(told(a_request((b"01234567", True))), room=room))
+        await asyncio.sleep(0.01)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        room.take(20)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from litestar.types import Receive
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.errors import BadRequestError, ClientGoneError, SlowRequestError, TooLargeError
+from gasket.proxy.errors import BadRequestError, BusyError, ClientGoneError, SlowRequestError, TooLargeError
 
 _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
@@ -38,11 +38,31 @@ _DECODER = msgspec.json.Decoder(Wanted)
 NOTHING = Wanted()
 
 
-async def read_body(receive: Receive, deadlines: Deadlines, *, length: int | None, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes; `length` is its Content-Length, if it has one.
+class Room:
+    """The bytes of bodies that a replica may have at once. Whoever has read a body gives its place back."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, size: int) -> None:
+        """Raises BusyError if there is not as much left."""
+        if size > self._left:
+            raise BusyError("This replica has as many bytes of requests as it may have at once.")
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """So many bytes are no longer there."""
+        self._left += size
+
+
+async def read_body(receive: Receive, deadlines: Deadlines, room: Room, *, length: int | None, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes; `length` is its Content-Length, if it has one. It has its place in `room`.
 
     Raises:
         TooLargeError: it is longer.
+        BusyError: there is no room for it.
         SlowRequestError: a piece took more than 30 s, or all of it more than 300 s.
         ClientGoneError: the client left.
     """
@@ -51,19 +71,25 @@ async def read_body(receive: Receive, deadlines: Deadlines, *, length: int | Non
     pieces: list[bytes] = []
     size, more = 0, True
     ends = time.monotonic() + _BODY_TIMEOUT
-    while more:
-        try:
-            with deadlines.limit(min(_PIECE_TIMEOUT, ends - time.monotonic())):
-                message = await receive()
-        except TimeoutError:
-            raise SlowRequestError from None
-        if message["type"] != "http.request":
-            raise ClientGoneError
-        more = message.get("more_body", False)
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > limit:
-            raise _too_large(limit)
+    try:
+        while more:
+            try:
+                with deadlines.limit(min(_PIECE_TIMEOUT, ends - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise SlowRequestError from None
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            more = message.get("more_body", False)
+            piece = message.get("body", b"")
+            if size + len(piece) > limit:
+                raise _too_large(limit)
+            room.take(len(piece))
+            size += len(piece)
+            pieces.append(piece)
+    except BaseException:
+        room.give_back(size)
+        raise
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

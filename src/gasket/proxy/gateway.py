@@ -15,7 +15,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gasket.deadlines import Deadlines
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
-from gasket.proxy.bodies import NOTHING, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
+from gasket.proxy.bodies import NOTHING, Room, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Answer, Dispatcher
 from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
@@ -62,6 +62,7 @@ class Gateway:
         limiter: Limiter,
         *,
         largest_body: int,
+        most_in_bodies: int,
         most_requests: int,
         observers: Sequence[Observer],
     ) -> None:
@@ -70,6 +71,7 @@ class Gateway:
         self._models = models
         self._limiter = limiter
         self._largest_body = largest_body
+        self._room = Room(most_in_bodies)
         self._most_requests = most_requests
         self._observers = observers
         self._deadlines = Deadlines()
@@ -120,6 +122,7 @@ class Gateway:
             await self._send_error(exchange, fault, send)
         finally:
             self._under_way -= 1
+            self._room.give_back(exchange.bytes_in)
             if exchange.grant is not None:
                 exchange.grant.end(exchange.prompt_tokens + exchange.completion_tokens)
             exchange.ended = time.monotonic()
@@ -143,7 +146,7 @@ class Gateway:
         if self._under_way > self._most_requests:
             raise BusyError("This replica has as many requests as it may have at once.")
         body = await self._read_body(receive, incoming)
-        exchange.bytes_in = len(body)
+        exchange.bytes_in = len(body)  # so much room is given back at the end
         if access.limited and endpoint.kind is not Kind.MODELS:  # before its body is looked at: nonsense counts, too
             exchange.grant = await self._admit(access)
         wanted = _read(endpoint, body, incoming.content_type, access.profile)
@@ -183,7 +186,7 @@ class Gateway:
 
     async def _read_body(self, receive: Receive, incoming: Incoming) -> bytes:
         try:
-            return await read_body(receive, self._bodies, length=incoming.length, limit=self._largest_body)
+            return await read_body(receive, self._bodies, self._room, length=incoming.length, limit=self._largest_body)
         except SlowRequestError:
             if self._stopped:
                 raise StoppingError from None

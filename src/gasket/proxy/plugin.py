@@ -84,6 +84,7 @@ class GatewayPlugin(InitPlugin):
             ModelLists(client),
             self._limiter,
             largest_body=settings.max_body_size,
+            most_in_bodies=settings.max_bodies_size,
             most_requests=settings.max_requests,
             observers=[self._access_log, UsageRecorder(self.usage), *observers],
         )
