@@ -113,6 +113,7 @@ async def test_only_allowed_models(gateway: Gateway) -> None:
         assert (await tenant.ask(f"/v1/{path}", {"model": "model-a"})).status == 200, path
 
 
+URLENCODED = [("Content-Type", "application/x-www-form-urlencoded")]
 Refusal = tuple[int, str] | None
 """None: refused, in whatever words."""
 BODIES: list[tuple[bytes, Refusal]] = [
@@ -132,7 +133,8 @@ OTHER_BODIES: list[tuple[bytes, list[tuple[str, str]], Refusal]] = [
     (form(("prompt", "model-a"), ("model", "model-b")), FORM, (403, "model_not_allowed")),
     (form(("model", "model-a"), ("model", "model-b")), FORM, (400, "model_required")),
     (form(("prompt", "model-a")), FORM, (400, "model_required")),
-    (b"model=model-b&model-a", [("Content-Type", "application/x-www-form-urlencoded")], None),
+    (b"model=model-b&model-a", URLENCODED, (415, "unsupported_media_type")),
+    (b'{"model":"model-a","x":"&model=model-b&"}', URLENCODED, (415, "unsupported_media_type")),
     (b'{"model": "model-b"}', [("Content-Type", "text/plain")], None),
     (b"\0\x01", [("Content-Type", "application/octet-stream")], None),
     (b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\nmodel-a', FORM, None),
@@ -149,6 +151,49 @@ async def test_no_way_of_writing_it_gets_another_model_through(gateway: Gateway)
             got = await tenant.ask(path, body, headers=headers)
             assert got.error == error if error else got.status in (400, 403, 415), (body, got)
     assert tenant.upstream.requests == []
+
+
+QUERIES = ["model=model-b", "a=1&Model=model-b", "mod%65l=model-b", "a;model=x", "model[]=x", "mod%2565l=x", "m%F6=1"]
+
+
+async def test_nor_has_the_query_another_one(gateway: Gateway) -> None:
+    tenant = await gateway.tenant(allowed_models=["model-a"])
+    for query in QUERIES:
+        assert (await tenant.ask(f"{CHAT}?{query}")).error == (400, "model_required"), query
+    assert tenant.upstream.requests == []
+    assert (await tenant.ask(f"{CHAT}?api-version=model&include[]=model%3Db")).status == 200
+    free = await gateway.tenant()
+    assert (await free.ask(f"{CHAT}?model=model-b")).status == 200
+
+
+async def test_nor_has_a_path_that_another_server_takes_for_it(gateway: Gateway) -> None:
+    """With stateful endpoints every path goes through, and is looked at as closely as the others."""
+    tenant = await gateway.tenant(allowed_models=["model-a"], allow_stateful_endpoints=True)
+    other = form(("model", "model-b"))
+    cases: list[tuple[str, bytes, list[tuple[str, str]], tuple[int, str]]] = [
+        ("audio/transcription%73", other, FORM, (400, "invalid_path")),
+        ("audio/transcriptions;x", other, FORM, (400, "invalid_path")),
+        ("Audio/transcriptions", other, FORM, (403, "model_not_allowed")),
+        ("Chat/completions", b'{"model":"model-b"}', [], (403, "model_not_allowed")),
+        ("Chat/completions", b'\xef\xbb\xbf{"model":"model-b"}', [], (400, "invalid_json")),
+        ("Chat/completions", '{"model":"model-b"}'.encode("utf-16"), [], (400, "invalid_json")),
+        ("Chat/completions", b'{"Model":"model-b"}', [], (400, "model_required")),
+        ("Chat/completions", b"model=model-b", URLENCODED, (415, "unsupported_media_type")),
+        ("chat%20/completions?model=model-b", b"{}", [], (400, "model_required")),
+        ("engines/model-b/completions", b"{}", [], (403, "model_not_allowed")),
+        ("Deployments/model-b/chat/completions", b"{}", [], (403, "model_not_allowed")),
+        ("models/model-b:generate", b"{}", [], (403, "model_not_allowed")),
+    ]
+    for path, body, headers, error in cases:
+        assert (await tenant.ask(f"/v1/{path}", body, headers=headers)).error == error, (path, body)
+    assert tenant.upstream.requests == []
+    for path, body, headers in (
+        ("files", form(("purpose", "batch")), FORM),
+        ("fine_tuning/jobs", b'{"model":"model-a","training_file":"f"}', []),
+        ("batches", b'{"input_file_id":"f"}', []),
+    ):
+        assert (await tenant.ask(f"/v1/{path}", body, headers=headers)).status == 200
+    assert (await tenant.ask("/v1/files?limit=2", None)).status == 200
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,14 @@ class TestRoomForBodies:
         assert again.status == 200
 
 
+async def test_a_body_that_no_second_look_can_read_is_no_fault_of_ours(start: Start) -> None:
+    gateway, _ = await start(b"")
+    client = Client()
+    client.put(b'{"stream":true,"\xff":1}')
+    await gateway(client.scope, client.coming.get, client.send)
+    assert (client.status, client.error) == (400, "invalid_json")
+
+
 async def test_a_fault_of_the_gateways_own_has_an_id_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     gateway, noted = await start(b"")
 

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.bodies import Room, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
-from gasket.proxy.errors import BadRequestError, BusyError, ClientGoneError, SlowRequestError, TooLargeError
+from gasket.proxy.bodies import Naming, Room, Wanted, ask_for_usage, read_body, read_wanted
+from gasket.proxy.errors import (
+    BadRequestError,
+    BusyError,
+    ClientGoneError,
+    MediaTypeError,
+    SlowRequestError,
+    TooLargeError,
+)
 
 JSON = b"application/json"
 FORM = b"multipart/form-data; boundary=x"
@@ -21,7 +28,7 @@ DEEP = 100_000
 
 
 def read(body: bytes, content_type: bytes = JSON, *, exactly_one_model: bool = False) -> Wanted:
-    return read_wanted(body, content_type, exactly_one_model=exactly_one_model)
+    return read_wanted(body, content_type, Naming.ONCE if exactly_one_model else Naming.AS_IT_LIKES)
 
 
 def refused(body: bytes, content_type: bytes = JSON, *, exactly_one_model: bool = False) -> BadRequestError:
@@ -70,6 +77,8 @@ class TestJson:
             (b'{"stream": "true"}', "stream"),
             (b'{"stream": 1}', "stream"),
             (b'{"stream_options": true}', "stream_options"),
+            (b'{"stream_options": [1]}', "stream_options"),
+            (b'{"stream_options": {"x":"%b"}}' % (b"x" * 1000), "stream_options"),
             (b"[]", None),
             (b"null", None),
             (b'"model"', None),
@@ -90,6 +99,9 @@ class TestJson:
             b'{"model": "m"} x',
             b'{"model": "m",}',
             b'{"model": "\xff"}',
+            b'{"model": "m", "x": "\xff"}',
+            b'{"model": "m", "\xff": 1}',
+            b'{"model": "m", "mo\xffdel": "other"}',
             b'{"model": "\\ud800"}',
             b'{"model": "m", "x": NaN}',
             b'\xef\xbb\xbf{"model": "m"}',
@@ -139,14 +151,61 @@ class TestJson:
         assert (error.code, error.param) == ("model_required", "model")
 
     @pytest.mark.parametrize(
-        "skipped",
-        [b'"\xff\\u00e4"', b'1%b,"y":"\\u00e4"' % (b"1" * 5000)],
+        ("body", "model"),
+        [
+            (b"{}", None),
+            (b'{"input": {"model": "m"}}', None),
+            (b'{"purpose": "\\u00e9"}', None),
+            (b'{"model": "m"}', "m"),
+            (b'{"mod\\u0065l": "m"}', "m"),
+        ],
     )
-    def test_what_the_first_look_skips_is_read_by_the_second(self, skipped: bytes) -> None:
-        """To count the keys everything is read, by another decoder, which does not take all that the first one does."""
-        body = b'{"model":"m","x":%b}' % skipped
-        assert read(body).model == "m"
-        assert refused(body, exactly_one_model=True).code == "invalid_json"
+    def test_where_none_is_needed(self, body: bytes, model: str | None) -> None:
+        assert read_wanted(body, JSON, Naming.AT_MOST_ONCE).model == model
+
+    @pytest.mark.parametrize(
+        "body", [b'{"Model": "m"}', b'{"model": null}', b'{"model":"m","MODEL":"m"}', b'{"model\\u0000x": "m"}']
+    )
+    def test_where_none_is_needed_one_that_others_find_is_none(self, body: bytes) -> None:
+        with pytest.raises(BadRequestError) as error:
+            read_wanted(body, JSON, Naming.AT_MOST_ONCE)
+        assert error.value.code == "model_required"
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            b"",
+            JSON,
+            b"Application/JSON",
+            b"application/json; charset=utf-8",
+            b'application/json;charset="UTF8"',
+            b"application/vnd.api+json",
+        ],
+    )
+    def test_types_that_everybody_reads_alike(self, content_type: bytes) -> None:
+        assert read(b'{"model":"m"}', content_type, exactly_one_model=True).model == "m"
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            b"application/x-www-form-urlencoded",
+            b"text/plain",
+            b"application/octet-stream",
+            b"application/json; charset=utf-7",
+            b"application/json; charset=utf-8; charset=utf-7",
+            b"application/json, application/x-www-form-urlencoded",
+            b"application/jsonp",
+            b"multipart/mixed; boundary=x",
+            b"json",
+        ],
+    )
+    def test_types_that_are_read_in_other_ways_too(self, content_type: bytes) -> None:
+        body = b'{"model":"m","x":"&model=other&"}'
+        with pytest.raises(MediaTypeError) as error:
+            read(body, content_type, exactly_one_model=True)
+        assert (error.value.status, error.value.code) == (415, "unsupported_media_type")
+        if not content_type.startswith(b"multipart"):
+            assert read(body, content_type).model == "m"
 
 
 KEYS = st.sampled_from(["model", "Model", "mOdEl", "stream", "x"])
@@ -185,13 +244,11 @@ class TestForm:
         ],
     )
     def test_boundaries(self, content_type: bytes, boundary: bytes) -> None:
-        body = form(OTHER, MODEL, (b'name="stream"', b"true"), boundary=boundary)
-        wanted = read(body, content_type, exactly_one_model=True)
-        assert (wanted.model, wanted.stream) == ("m", True)
+        assert read(form(OTHER, MODEL, boundary=boundary), content_type, exactly_one_model=True).model == "m"
 
-    @pytest.mark.parametrize("value", [b"false", b"True", b"1", b""])
-    def test_it_is_streamed_only_if_it_says_true(self, value: bytes) -> None:
-        assert not read(form(MODEL, (b'name="stream"', value)), FORM).stream
+    def test_nothing_is_put_into_a_form(self) -> None:
+        """Only a request that says that it is streamed is asked for its usage."""
+        assert not read(form(MODEL, (b'name="stream"', b"true")), FORM).stream
 
     def test_files_are_not_looked_into(self) -> None:
         content = b'--y\r\nContent-Disposition: form-data; name="model"\r\n\r\nother\r\n{"model": 1} \0\xff' * 1000
@@ -220,6 +277,56 @@ class TestForm:
     )
     def test_a_part_has_one_name_whoever_reads_it(self, second: bytes) -> None:
         assert refused(form(MODEL, (second, b"other")), FORM, exactly_one_model=True).code == "invalid_body"
+
+    @pytest.mark.parametrize("name", [b"Model", b"model[]", b"model[0]", b"MODEL.x"])
+    def test_what_some_take_for_a_model_is_one(self, name: bytes) -> None:
+        second = (b'name="%b"' % name, b"other")
+        assert refused(form(MODEL, second), FORM, exactly_one_model=True).code == "model_required"
+        assert read(form(MODEL, second), FORM).model == "m"
+        assert read(form(second), FORM, exactly_one_model=True).model == "other"
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            b'name="mod\\el"',
+            b'name="mod%65l"',
+            b'name="=?utf-8?q?model?="',
+            b'name="m\xc3\xb6del"',
+            b'name="model "',
+            b'filename="model"; name="x"',
+            b'name="x"\r\nX-Y: \nContent-Disposition: form-data; name="model"',
+            b'name="x"\r\nContent-Type: Multipart/mixed; boundary=y',
+            b'name="model"; filename="m"',
+        ],
+    )
+    def test_a_part_that_can_be_read_in_two_ways(self, part: bytes) -> None:
+        assert refused(form(MODEL, (part, b"other")), FORM, exactly_one_model=True).code == "invalid_body"
+        assert read(form(MODEL, (part, b"other")), FORM).model in ("m", "other")
+
+    def test_a_boundary_in_a_part_that_is_one_with_other_line_breaks(self) -> None:
+        content = b'\n--x\nContent-Disposition: form-data; name="model"\n\nother\n'
+        body = form(MODEL, (b'name="file"; filename="f"', content))
+        assert refused(body, FORM, exactly_one_model=True).code == "invalid_body"
+        assert read(body, FORM).model == "m"
+
+    def test_a_form_has_no_more_parts_than_anybody_needs(self) -> None:
+        assert read(form(MODEL, *[OTHER] * 999), FORM, exactly_one_model=True).model == "m"
+        assert refused(form(MODEL, *[OTHER] * 1000), FORM).code == "invalid_body"
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            b"multipart/form-data; boundary=x; charset=utf-7",
+            b"multipart/form-data; charset=utf-16; boundary=x",
+            b"multipart/form-data; boundary=x, application/json",
+            b"multipart/form-data boundary=y; boundary=x",
+            b"multipart/form-data-or-so; boundary=x",
+        ],
+    )
+    def test_a_type_that_everybody_reads_alike(self, content_type: bytes) -> None:
+        with pytest.raises(MediaTypeError):
+            read(form(MODEL), content_type, exactly_one_model=True)
+        assert read(form(MODEL), content_type).model == "m"
 
     @pytest.mark.parametrize(
         "content_type",
@@ -269,7 +376,7 @@ class TestForm:
 )
 @example(b"\r\n--x\r\n", FORM, True)
 def test_nothing_but_a_refusal_comes_of_nonsense(body: bytes, content_type: bytes, exactly_one_model: bool) -> None:
-    with suppress(BadRequestError):
+    with suppress(BadRequestError, MediaTypeError):
         wanted = read(body, content_type, exactly_one_model=exactly_one_model)
         assert msgspec.json.encode(wanted.model)  # the log can show it
 
@@ -283,17 +390,43 @@ def test_nothing_but_a_refusal_comes_of_nonsense(body: bytes, content_type: byte
             {"stream": True, "stream_options": {"x": 1, "include_usage": True}, "y": [1.0]},
         ),
         (b'{"stream":true,"stream_options":null}', {"stream": True, "stream_options": {"include_usage": True}}),
+        (
+            b'{"x":{"stream_options":{}},"stream\\u005foptions" : {"include_usage": null } ,"stream":true}',
+            {"x": {"stream_options": {}}, "stream_options": {"include_usage": True}, "stream": True},
+        ),
     ],
 )
 def test_usage_is_asked_for_and_all_else_stays(body: bytes, expected: dict[str, object]) -> None:
     asking = ask_for_usage(body, read(body))
+    assert asking is not None
     assert json.loads(asking) == expected
     assert read(asking).tells_usage
+
+
+def test_usage_is_asked_for_at_the_end_of_what_the_client_wrote() -> None:
+    body = b' {"stream":true, "x":{"stream_options":1} }\n'
+    expected = b' {"stream":true, "x":{"stream_options":1} ,"stream_options":{"include_usage":true}}'
+    assert ask_for_usage(body, read(body)) == expected
+
+
+@pytest.mark.parametrize("second", [b'"stream_options":{}', b'"Stream_Options":null'])
+def test_usage_is_not_asked_for_where_it_is_not_clear_how(second: bytes) -> None:
+    body = b'{"stream_options":{},%b,"stream":true}' % second
+    assert ask_for_usage(body, read(body)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "tells"),
+    [(b"true", True), (b"1", True), (b'"yes"', True), (b"false", False), (b"null", False)],
+)
+def test_what_the_client_says_of_its_usage_counts(options: bytes, tells: bool) -> None:
+    assert read(b'{"stream_options":{"include_usage": %b }}' % options).tells_usage is tells
 
 
 def test_numbers_and_texts_stay_as_they_were_written() -> None:
     odd = b'{"a":1.10,"b":1e400,"c":12345678901234567890123,"d":"\\u00e4\\/","stream":true}'
     asking = ask_for_usage(odd, read(odd))
+    assert asking is not None
     assert asking.startswith(odd[:-1])
 
 
@@ -397,18 +530,3 @@ class TestRoom:
         cancelled.cancel()
         await asyncio.wait([cancelled])
         room.take(20)
-
-
-@pytest.mark.parametrize(
-    ("body", "found"),
-    [
-        (b"{}", False),
-        (b'{"input": {"model": "m"}}', False),
-        (b'{"purpose": "\\u00e9"}', False),
-        (b'{"model": "m"}', True),
-        (b'{"Model": "m"}', True),
-        (b'{"mod\\u0065l": "m"}', True),
-    ],
-)
-def test_a_model_is_found_however_it_is_written(body: bytes, found: bool) -> None:
-    assert names_a_model(body) is found

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from typing import Any
+from enum import Enum
 
 import msgspec
 from litestar.types import Receive
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.errors import BadRequestError, BusyError, ClientGoneError, SlowRequestError, TooLargeError
+from gasket.proxy.errors import (
+    BadRequestError,
+    BusyError,
+    ClientGoneError,
+    MediaTypeError,
+    SlowRequestError,
+    TooLargeError,
+)
+from gasket.proxy.forms import LONGEST_MODEL, UNAMBIGUOUS_FORM, bad_model, is_form, read_form
+from gasket.proxy.members import find_members, member
 
 _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
-_LONGEST_MODEL = 1000
-_BOUNDARIES = re.compile(rb";\s*boundary(?:\*[^=;]*)?\s*=", re.IGNORECASE)
-_NAMES = re.compile(r";\s*name(?:\*[^=;]*)?\s*=", re.IGNORECASE)
+_UNAMBIGUOUS_JSON = re.compile(rb'application/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
+_LONGEST_OPTIONS = 1000
+_MODEL = member("model")
+_STREAM_OPTIONS = member("stream_options")
+_NOT_ASKED = (b"false", b"null")
+
+
+class Naming(Enum):
+    """How a request may name its model. Where that matters, whoever reads it, and however, must find the same one."""
+
+    AS_IT_LIKES = 0
+    AT_MOST_ONCE = 1
+    ONCE = 2
 
 
 class Wanted(msgspec.Struct):
-    """What a request says about itself. `model` is None where it names none."""
+    """What a request says about itself; of a form the model alone. `model` is None where it names none."""
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: msgspec.Raw = msgspec.Raw()
+    """As they are written; empty where there are none."""
 
     @property
     def tells_usage(self) -> bool:
         """Whether the client asked a stream for its usage."""
-        return bool((self.stream_options or {}).get("include_usage"))
+        asked = self.options().get("include_usage")
+        return asked is not None and bytes(asked) not in _NOT_ASKED
+
+    def options(self) -> dict[str, msgspec.Raw]:
+        """The options of a stream."""
+        return (_OPTIONS.decode(self.stream_options) or {}) if self.stream_options else {}
 
 
 _DECODER = msgspec.json.Decoder(Wanted)
+_OPTIONS = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 NOTHING = Wanted()
 
 
@@ -93,21 +117,26 @@ async def read_body(receive: Receive, deadlines: Deadlines, room: Room, *, lengt
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def read_wanted(body: bytes, content_type: bytes, *, exactly_one_model: bool) -> Wanted:
-    """What the body says. `exactly_one_model` is for keys that may not use every model: whoever reads the body, and
-    however, must find the same one.
+def read_wanted(body: bytes, content_type: bytes, naming: Naming) -> Wanted:
+    """What the body says.
 
     Raises:
-        BadRequestError: it is neither a JSON object nor a form, or a value is not of its type.
+        BadRequestError: it is neither a JSON object nor a form, a value is not of its type, or the model is not named
+            as it has to be.
+        MediaTypeError: it matters who finds which model, and the type leaves that open.
     """
-    if content_type[:19].lower() == b"multipart/form-data":
-        wanted, named = _read_form(body, content_type)
+    matters = naming is not Naming.AS_IT_LIKES
+    if matters and content_type and not _is_unambiguous(content_type):
+        raise MediaTypeError
+    if is_form(content_type):
+        model, named = read_form(body, content_type, strictly=matters)
+        wanted = Wanted(model=model)
     else:
         wanted = _read_json(body)
-        named = _count_models(body) if exactly_one_model else 1
-    if wanted.model is not None and not 0 < len(wanted.model) <= _LONGEST_MODEL:
-        raise _bad_model()
-    if exactly_one_model and (wanted.model is None or named != 1):
+        named = _count_models(body, wanted.model) if matters else 0
+    if wanted.model is not None and not 0 < len(wanted.model) <= LONGEST_MODEL:
+        raise bad_model()
+    if matters and (named != (wanted.model is not None) or (naming is Naming.ONCE and wanted.model is None)):
         raise BadRequestError(
             "This key may use certain models only: the request has to name one model, once.",
             code="model_required",
@@ -116,99 +145,56 @@ def read_wanted(body: bytes, content_type: bytes, *, exactly_one_model: bool) ->
     return wanted
 
 
-def names_a_model(body: bytes) -> bool:
-    """Whether any parser finds a `model` in this JSON.
-
-    Raises:
-        BadRequestError: it is not JSON.
+def ask_for_usage(body: bytes, wanted: Wanted) -> bytes | None:
+    """The same request, which asks for the usage of its stream (OpenAI API reference, `stream_options`); None if it is
+    not clear where.
     """
-    return _parse_for_models(body) > 0
+    if not wanted.stream_options:
+        return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
+    places = find_members(body, _STREAM_OPTIONS)
+    if len(places) != 1:
+        return None
+    [place] = places
+    start = place.end() if place["nothing"] is None else place.start("nothing")
+    options = msgspec.json.encode({**wanted.options(), "include_usage": True})
+    return body[:start] + options + body[start + len(memoryview(wanted.stream_options)) :]
 
 
-def ask_for_usage(body: bytes, wanted: Wanted) -> bytes:
-    """The same request, which asks for the usage of its stream (OpenAI API reference, `stream_options`)."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    options = {**(wanted.stream_options or {}), "include_usage": True}
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
-    return msgspec.json.encode(fields)
+def _is_unambiguous(content_type: bytes) -> bool:
+    """Whether everybody reads a body of this type alike: JSON in UTF-8 (RFC 8259, 8.1), or a form with one boundary."""
+    return bool(_UNAMBIGUOUS_JSON.fullmatch(content_type) or UNAMBIGUOUS_FORM.fullmatch(content_type))
 
 
 def _read_json(body: bytes) -> Wanted:
     try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into what it skips
         wanted = _DECODER.decode(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         param = path.partition(".")[0].strip("`") or None
         raise BadRequestError(f"{param or 'The body'}: {message}.", param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
+        raise _no_json(error) from None
+    if (options := memoryview(wanted.stream_options)) and (
+        len(options) > _LONGEST_OPTIONS or bytes(options[:1]) not in (b"{", b"n")
+    ):
+        raise BadRequestError("stream_options: Expected an object of at most 1000 bytes.", param="stream_options")
     return wanted
 
 
-def _count_models(body: bytes) -> int:
+def _count_models(body: bytes, model: str | None) -> int:
     """How often the object has the key `model`: parsers differ on which of two counts, and those of Go, which many
     backends are written in, take `Model` for it, too.
     """
-    if body.lower().count(b'"model"') == 1 and b"\\u00" not in body:
-        return 1
-    return _parse_for_models(body)
+    expected = int(model is not None)
+    if body.lower().count(b'"model"') == expected and b"\\u00" not in body:
+        return expected
+    return len(find_members(body, _MODEL))
 
 
-def _parse_for_models(body: bytes) -> int:
-    pairs: list[tuple[str, Any]] = []
-
-    def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = found  # the outermost object is the last to be complete
-        return {}
-
-    try:
-        json.loads(body, object_pairs_hook=keep)
-    except RecursionError:
-        raise BadRequestError("The body is nested too deeply.", code="invalid_json") from None
-    except ValueError as error:  # in what the decoder above has skipped
-        raise BadRequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
-    return sum(key.lower() == "model" for key, _ in pairs)
-
-
-def _read_form(body: bytes, content_type: bytes) -> tuple[Wanted, int]:
-    """`model` and `stream` of a form (RFC 7578); files are not looked into. What another parser may read otherwise, a
-    part with two names or a form with two boundaries, is none.
-    """
-    if len(_BOUNDARIES.findall(content_type)) > 1:
-        raise BadRequestError("The body is not a form: it has two boundaries.")
-    _, options = parse_options_header(content_type.decode("latin-1"))  # type: ignore[no-untyped-call]  # multipart's
-    found: dict[str, list[bytes]] = {"model": [], "stream": []}
-    field = None
-    try:
-        with PushMultipartParser(options.get("boundary", ""), strict=True) as parser:
-            for part in parser.parse(body):
-                if isinstance(part, MultipartSegment):
-                    if _names(part) != 1:
-                        raise BadRequestError("The body is not a form: a part has two names.")
-                    field = found.get(part.name or "")
-                    if field is not None:
-                        field.append(b"")
-                elif part and field is not None:
-                    field[-1] += part
-                    if len(field[-1]) > 4 * _LONGEST_MODEL:
-                        raise _bad_model()
-    except (MultipartError, ValueError) as error:
-        raise BadRequestError(f"The body is not a form: {error}.") from None
-    models = found["model"]
-    try:
-        model = models[-1].decode() if models else None
-    except UnicodeDecodeError:
-        raise BadRequestError("model: is not UTF-8.", param="model") from None
-    return Wanted(model=model, stream=found["stream"][-1:] == [b"true"]), len(models)
-
-
-def _names(part: MultipartSegment) -> int:
-    """How many names a part has, whoever reads it (RFC 6266, 4.3 has another way to write one)."""
-    return sum(len(_NAMES.findall(value)) for name, value in part.headerlist if name == "Content-Disposition")
-
-
-def _bad_model() -> BadRequestError:
-    return BadRequestError("model: must have 1 to 1000 characters.", param="model")
+def _no_json(error: Exception) -> BadRequestError:
+    return BadRequestError(f"The body is not JSON: {error}.", code="invalid_json")
 
 
 def _too_large(limit: int) -> TooLargeError:

@@ -10,6 +10,7 @@ GatewayError                   500  internal
 ├── SlowRequestError           408  request_timeout
 ├── TooLargeError              413  request_too_large
 ├── EncodedRequestError        415  unsupported_encoding
+├── MediaTypeError             415  unsupported_media_type
 ├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
 ├── UpstreamFailedError        502  upstream_unreachable, upstream_failed
 ├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable
@@ -107,6 +108,12 @@ class EncodedRequestError(GatewayError):
     """The request's body is compressed; send it as it is."""
 
     status, kind, default_code = 415, _INVALID, "unsupported_encoding"
+
+
+class MediaTypeError(GatewayError):
+    """This key may use certain models only: its requests are JSON in UTF-8, or multipart/form-data."""
+
+    status, kind, default_code = 415, _INVALID, "unsupported_media_type"
 
 
 class LimitedError(GatewayError):

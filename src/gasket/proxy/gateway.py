@@ -15,7 +15,7 @@ from litestar.types import HTTPScope, Receive, Send
 from gasket.deadlines import Deadlines
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
-from gasket.proxy.bodies import NOTHING, Room, Wanted, ask_for_usage, names_a_model, read_body, read_wanted
+from gasket.proxy.bodies import Room, ask_for_usage, read_body
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Answer, Dispatcher
 from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
@@ -34,6 +34,7 @@ from gasket.proxy.errors import (
 from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_request_id
 from gasket.proxy.headers import Incoming, bearer, own_fields
 from gasket.proxy.model_lists import ModelLists
+from gasket.proxy.reading import read_request
 from gasket.proxy.relay import FAREWELL, STALLED_AFTER, Relay, send_whole
 from gasket.proxy.usage_refusals import UsageRefusals
 from gasket.proxy.usage_tap import UsageTap
@@ -149,7 +150,7 @@ class Gateway:
         exchange.bytes_in = len(body)  # so much room is given back at the end
         if access.limited and endpoint.kind is not Kind.MODELS:  # before its body is looked at: nonsense counts, too
             exchange.grant = await self._admit(access)
-        wanted = _read(endpoint, body, incoming.content_type, access.profile)
+        wanted = read_request(endpoint, scope["query_string"], body, incoming.content_type, access.profile)
         exchange.model = wanted.model
         if self._stopped:
             raise StoppingError
@@ -285,21 +286,6 @@ class _Request(NamedTuple):
     body: bytes
     asking: bytes | None
     """The body that also asks for the usage of its stream, where the client's does not."""
-
-
-def _read(endpoint: Endpoint, body: bytes, content_type: bytes, profile: Profile) -> Wanted:
-    """What the body says of itself, if the profile allows that."""
-    if endpoint.kind is Kind.STATELESS:
-        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models))
-    elif endpoint.kind is Kind.STATEFUL and body.lstrip()[:1] == b"{":
-        wanted = read_wanted(body, content_type, exactly_one_model=bool(profile.allowed_models) and names_a_model(body))
-    else:
-        wanted = NOTHING
-    if wanted.model is not None and not profile.allows(wanted.model):
-        raise ForbiddenError(
-            f"This key may not use the model {wanted.model!r}.", code="model_not_allowed", param="model"
-        )
-    return wanted
 
 
 def _note_gone(exchange: Exchange) -> None:
