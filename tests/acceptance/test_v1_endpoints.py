@@ -196,6 +196,42 @@ async def test_nor_has_a_path_that_another_server_takes_for_it(gateway: Gateway)
     assert (await tenant.ask("/v1/files?limit=2", None)).status == 200
 
 
+STORED: list[dict[str, Any]] = [
+    {"previous_response_id": "resp_1"},
+    {"conversation": "conv_1"},
+    {"conversation": {"id": "conv_1"}},
+    {"background": True},
+]
+
+
+async def test_what_an_upstream_keeps_of_responses_is_for_profiles_that_say_so(gateway: Gateway) -> None:
+    closed = await gateway.tenant()
+    for more in STORED:
+        got = await closed.ask("/v1/responses", {**HELLO, **more})
+        assert got.error == (403, "endpoint_not_allowed"), more
+        assert got.json["error"]["param"] in more
+    assert closed.upstream.requests == []
+    for path, body in (
+        ("responses", {**HELLO, "previous_response_id": None, "background": False}),
+        ("images/generations", {**HELLO, "background": "transparent"}),
+        ("chat/completions", {**HELLO, "conversation": "x"}),
+    ):
+        assert (await closed.ask(f"/v1/{path}", body)).status == 200
+
+
+async def test_and_goes_to_the_first_backend_and_nowhere_else(gateway: Gateway) -> None:
+    """Also where another one has the model: only the first can have what the request is about."""
+    other = {"listing": json_answer({"object": "list", "data": [{"id": "model-z"}]})}
+    tenant = await gateway.tenant(other, {}, allow_stateful_endpoints=True)
+    first, second = tenant.upstreams
+    for more in STORED:
+        first.plays(failure(503))
+        assert (await tenant.ask("/v1/responses", {**HELLO, **more})).status == 503
+    assert second.requests == []
+    assert (await tenant.ask("/v1/responses", HELLO)).status == 200
+    assert len(second.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "headers"),
     [

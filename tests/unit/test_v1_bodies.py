@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.bodies import Naming, Room, Wanted, ask_for_usage, read_body, read_wanted
+from gasket.proxy.bodies import Naming, Room, Wanted, ask_for_usage, find_stored, read_body, read_wanted
 from gasket.proxy.errors import (
     BadRequestError,
     BusyError,
@@ -530,3 +530,23 @@ class TestRoom:
         cancelled.cancel()
         await asyncio.wait([cancelled])
         room.take(20)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"input":"the \\"conversation\\""}', None),
+        (b'{"input":[{"conversation":"c"}],"x":"\\u00e4"}', None),
+        (b'{"previous_response_id":null,"background":false,"conversation":null}', None),
+        (b'{"previous_response_id":"resp_1"}', "previous_response_id"),
+        (b'{"previous_response_id":"resp_1","previous_response_id":null}', "previous_response_id"),
+        (b'{"Previous_Response_ID":"resp_1"}', "previous_response_id"),
+        (b'{"previous_response\\u005fid":"resp_1"}', "previous_response_id"),
+        (b'{"conversation":{"id":"conv_1"}}', "conversation"),
+        (b'{"conversation":"conv_1"}', "conversation"),
+        (b'{"background":true}', "background"),
+        (b'{"background":"true"}', "background"),
+    ],
+)
+def test_what_a_response_has_to_do_with_what_is_stored(body: bytes, found: str | None) -> None:
+    assert find_stored(body) == found

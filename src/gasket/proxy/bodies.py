@@ -25,6 +25,8 @@ _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
 _UNAMBIGUOUS_JSON = re.compile(rb'application/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 _LONGEST_OPTIONS = 1000
+_POINTERS = (b'"previous_response_id"', b'"conversation"', b'"background"')
+_STORED = member("previous_response_id", "conversation", "background")
 _MODEL = member("model")
 _STREAM_OPTIONS = member("stream_options")
 _NOT_ASKED = (b"false", b"null")
@@ -143,6 +145,16 @@ def read_wanted(body: bytes, content_type: bytes, naming: Naming) -> Wanted:
             param="model",
         )
     return wanted
+
+
+def find_stored(body: bytes) -> str | None:
+    """The first member of a request for a response that has to do with what the upstream keeps, however it is written:
+    `previous_response_id`, `conversation` or `background` (OpenAI API reference, "Create a model response").
+    """
+    lowered = body.lower()
+    if b"\\u00" not in body and not any(name in lowered for name in _POINTERS):
+        return None
+    return next((found.lastgroup for found in find_members(body, _STORED) if found["nothing"] is None), None)
 
 
 def ask_for_usage(body: bytes, wanted: Wanted) -> bytes | None:

@@ -22,7 +22,6 @@ from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
 from gasket.proxy.errors import (
     BusyError,
     ClientGoneError,
-    ForbiddenError,
     GatewayError,
     LimitedError,
     NoSuchModelError,
@@ -34,7 +33,7 @@ from gasket.proxy.errors import (
 from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_request_id
 from gasket.proxy.headers import Incoming, bearer, own_fields
 from gasket.proxy.model_lists import ModelLists
-from gasket.proxy.reading import read_request
+from gasket.proxy.reading import check_stateful, read_request
 from gasket.proxy.relay import FAREWELL, STALLED_AFTER, Relay, send_whole
 from gasket.proxy.usage_refusals import UsageRefusals
 from gasket.proxy.usage_tap import UsageTap
@@ -137,11 +136,8 @@ class Gateway:
         key = bearer(incoming.authorization)
         access = self._directory.recall(key) or await self._directory.look_up(key)
         exchange.access = access
-        if endpoint.kind is Kind.STATEFUL and not access.profile.allow_stateful_endpoints:
-            raise ForbiddenError(
-                f"{exchange.method} /v1{endpoint.path} is not open to this key: what it makes or shows is shared by "
-                "all keys. An administrator can allow it (allow_stateful_endpoints)."
-            )
+        if endpoint.kind is Kind.STATEFUL:
+            check_stateful(access.profile, f"{exchange.method} /v1{endpoint.path}")
         if not access.profile.backends:
             raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
         if self._under_way > self._most_requests:
@@ -150,7 +146,7 @@ class Gateway:
         exchange.bytes_in = len(body)  # so much room is given back at the end
         if access.limited and endpoint.kind is not Kind.MODELS:  # before its body is looked at: nonsense counts, too
             exchange.grant = await self._admit(access)
-        wanted = read_request(endpoint, scope["query_string"], body, incoming.content_type, access.profile)
+        endpoint, wanted = read_request(endpoint, scope["query_string"], body, incoming.content_type, access.profile)
         exchange.model = wanted.model
         if self._stopped:
             raise StoppingError
