@@ -142,10 +142,10 @@ class Gateway:
             raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
         if self._under_way > self._most_requests:
             raise BusyError("This replica has as many requests as it may have at once.")
+        if access.limited and endpoint.kind is not Kind.MODELS:  # before its body: that may be large, slow or nonsense
+            exchange.grant = await self._admit(access)
         body = await self._read_body(receive, incoming)
         exchange.bytes_in = len(body)  # so much room is given back at the end
-        if access.limited and endpoint.kind is not Kind.MODELS:  # before its body is looked at: nonsense counts, too
-            exchange.grant = await self._admit(access)
         endpoint, wanted = read_request(endpoint, scope["query_string"], body, incoming.content_type, access.profile)
         exchange.model = wanted.model
         if self._stopped:
