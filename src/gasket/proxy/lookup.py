@@ -41,10 +41,12 @@ LEFT JOIN {schema}.openai_backends AS b ON b.id = l.backend_id
 WHERE k.key_value = $1
 ORDER BY l.position
 """
-# The last two say that the DDL of a newer release has made the prepared query stale.
+# InternalClientError comes of a connection whose end is being read just then. The last two say that the DDL of a newer
+# release has made the prepared query stale.
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.AdminShutdownError,
     ConnectionError,
     asyncpg.InvalidCachedStatementError,
