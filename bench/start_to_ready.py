@@ -34,8 +34,8 @@ REPLICAS = (1, 8, 32)
 _IMPORTS = """
 import sys
 import dotenv, litestar.cli.main, uvloop
-import uvicorn.protocols.http.httptools_impl, uvicorn.protocols.websockets.auto
-import gasket.__main__, gasket.app
+import uvicorn, uvicorn.protocols.websockets.auto
+import gasket.__main__, gasket.app, gasket.server.protocol
 print("imported", flush=True)
 sys.stdin.read()
 """

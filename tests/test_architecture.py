@@ -18,6 +18,7 @@ FLOORS = {
     "commands": 4,
     "startup": 4,
     "shutdown": 4,
+    "server": 4,
     "models": 3,
     "metrics": 3,
     "proxy": 3,

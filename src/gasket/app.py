@@ -32,6 +32,7 @@ from gasket.migrator.revisions import migrations_directory
 from gasket.models import metadata
 from gasket.proxy.metrics import GatewayMetrics
 from gasket.proxy.plugin import GatewayPlugin
+from gasket.server.connections import Connections
 from gasket.settings import Settings, read_settings
 from gasket.shutdown import Shutdown
 from gasket.startup import Gasket, OneProcess, Startup
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         pool_size=settings.database_pool_size,
     )
     sessions = db.create_sessions(engine)
+    connections = Connections(idle=settings.keep_alive)
     upstream, breakers = UpstreamClient(), Breakers()
     registry = make_registry()
     migrator = MigratorPlugin(config)
@@ -83,6 +85,10 @@ def create_app(settings: Settings | None = None) -> Litestar:
         migrator.leave()
         gateway.gateway.drain()
 
+    def stop() -> None:
+        gateway.gateway.stop()
+        connections.end()
+
     app = Gasket(
         route_handlers=[_api(), health, metrics_route(registry, state, public=settings.metrics_public)],
         dependencies={
@@ -107,12 +113,11 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
         state=State({"admin_tokens": tuple(SecretBytes(t.encode()) for t in settings.admin_tokens)}),
     )
+    app.connections = connections
     app.gateway = gateway.gateway
     app.measure = AdministrationMetrics(registry).measure
     startup.install(app)
-    Shutdown(
-        delay=settings.drain_delay, timeout=settings.drain_timeout, announce=announce, stop=gateway.gateway.stop
-    ).install(app)
+    Shutdown(delay=settings.drain_delay, timeout=settings.drain_timeout, announce=announce, stop=stop).install(app)
     return app
 
 

@@ -265,6 +265,12 @@ class Settings:
         10_000,
         meaning="requests below `/v1` that a replica takes at once; more get 503",
     )
+    keep_alive: int = _setting(
+        "GASKET_KEEP_ALIVE",
+        _count(1, 86_400),
+        75,
+        meaning="seconds for which a client's connection is kept between two requests; more than its side keeps it",
+    )
     metrics_public: bool = _setting(
         "GASKET_METRICS_PUBLIC",
         _flag,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,18 +24,22 @@ from gasket.backends.models import key_ring
 from gasket.embedded import EmbeddedDatabase, read_or_make_secret
 from gasket.errors import GasketError, SettingsError
 from gasket.migrator.errors import MigratorError
+from gasket.server.connections import Connections
 from gasket.settings import Settings
 
 log = logging.getLogger("gasket")
 
 ADMIN_TOKEN_FILE = "admin-token"
 GATEWAY_PREFIX = "/v1/"
+HTTP_PROTOCOL = "gasket.server.protocol:Connection"
+"""As uvicorn's option `--http` wants it."""
 SECRET_KEY_FILE = "secret-key"
 
 
 class Gasket(Litestar):
     """Litestar, with `/v1` beside it, which says why it does not start, or ends at once, in one sentence."""
 
+    connections: Connections
     gateway: Callable[[Any, Any, Any], Awaitable[None]]
     measure: Callable[[Any, Any, Any, Any], Awaitable[None]]
     """Given an application and what that is given; passes the request on."""
@@ -48,6 +53,8 @@ class Gasket(Litestar):
             below = scope["type"] == ScopeType.HTTP and scope["path"].startswith(GATEWAY_PREFIX)
             await (self.gateway(scope, receive, send) if below else self.measure(application, scope, receive, send))
             return
+        if isinstance(state := scope.get("state"), dict):  # ASGI lets a server have none
+            self.connections.hand_over(state)
         forward: Any = send
 
         async def in_one_sentence(message: LifeSpanSendMessage) -> None:
@@ -133,6 +140,10 @@ class Startup:
         log.info("Gasket %s serves: API %s/api, its documentation %s/schema", self._settings.release, base, base)
         if self._embedded and not self._settings.admin_tokens:
             log.info("the admin token (Authorization: Bearer ...) is in %s", self._settings.data_dir / ADMIN_TOKEN_FILE)
+        if HTTP_PROTOCOL.partition(":")[0] not in sys.modules:
+            log.warning(
+                "the server speaks HTTP by itself, without limits for heads: give uvicorn --http %s", HTTP_PROTOCOL
+            )
 
     async def stop_database(self) -> None:
         """Leave the embedded server; the last one out stops it. Harmless after a failed start."""
@@ -148,7 +159,10 @@ class Startup:
 
 
 class OneProcess(CLIPlugin):
-    """Refuses `run` with several workers: uvicorn's parent of many exits 0 when a start is refused."""
+    """Refuses `run` with several workers: uvicorn's parent of many exits 0 when a start is refused.
+
+    Also has uvicorn speak HTTP through `gasket.server`; Litestar's command line has no option for that.
+    """
 
     def on_cli_init(self, cli: click.Group) -> None:
         """It adds no command."""
@@ -163,6 +177,10 @@ class OneProcess(CLIPlugin):
                 f"gasket: a replica is one process, and {workers} were asked for (--web-concurrency, or "
                 "LITESTAR_WEB_CONCURRENCY or WEB_CONCURRENCY); nothing was started. Start more replicas instead."
             )
+        from uvicorn.config import HTTP_PROTOCOLS  # commands that serve nothing do without uvicorn
+
+        HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOL
+        os.environ["UVICORN_HTTP"] = HTTP_PROTOCOL  # with --reload, the server is a process of its own
         yield
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.gateway import HELLO, Gateway, Tenant, exchange, gateway_on
-from tests.acceptance.http11 import Message
+from tests.acceptance.gateway import HELLO, Gateway, Tenant, exchange, gateway_on, wire
+from tests.acceptance.http11 import Message, compose
 from tests.acceptance.processes import Replica, until
 from tests.acceptance.upstream import End, answer, delta, stream
 
@@ -118,6 +118,36 @@ async def test_what_takes_longer_than_the_grace_time_is_ended_as_broken(start: S
         for seen in tenant.upstream.requests:
             await seen.left()
         assert_stopped_as_told(tenant.replica)
+
+
+async def test_a_client_that_reads_nothing_is_not_waited_for(start: Start) -> None:
+    """Neither one whose answer is complete but for what nobody takes, nor one whose answer is under way."""
+    async with start(delay=0, grace=1) as tenant, AsyncExitStack() as stack:
+        tenant.upstream.plays(answer(b"x" * 30_000_000), answer(b"x" * 4_000_000))
+        for count in (1, 2):
+            deaf = await stack.enter_async_context(tenant.wire())
+            deaf.writer.transport.pause_reading()  # asyncio reads ahead
+            await deaf.send(tenant.request())
+            await tenant.upstream.asked(count)
+        await tenant.upstream.blocked()
+        told = time.monotonic()
+        tenant.replica.signal(signal.SIGTERM)
+        await tenant.replica.exited(within=10)
+        assert time.monotonic() - told >= 0.9
+        assert_stopped_as_told(tenant.replica)
+        assert "ERROR" not in tenant.replica.output
+
+
+async def test_an_idle_connection_lasts_as_long_as_is_set(shared_gateway: Gateway) -> None:
+    replica = shared_gateway.installation.replica({"GASKET_KEEP_ALIVE": "1"})
+    async with gateway_on(shared_gateway.installation, replica) as gateway, wire(replica) as idle:
+        await idle.send(compose("GET /health HTTP/1.1", [("Host", "gasket.test")]))
+        assert (await idle.answer()).all("connection") == []
+        answered = time.monotonic()
+        assert await idle.ended() == b""
+        assert time.monotonic() - answered >= 0.9
+        assert gateway.replica.exit_code is None
+    await replica.stop()
 
 
 async def test_with_nothing_to_do_it_stops_after_the_delay_and_on_ctrl_c_at_once(start: Start) -> None:

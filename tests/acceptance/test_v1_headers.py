@@ -111,20 +111,20 @@ async def test_chunks_of_a_request_become_one_body(tenant: Tenant) -> None:
 @pytest.mark.parametrize(
     ("trailer", "status"),
     [
-        ("Authorization: Bearer gsk_other", 400),
+        ("Authorization: Bearer gsk_other", 200),
         ("Content-Length: 5", 400),
-        ("Content-Encoding: gzip", 415),
-        ("X-Forwarded-For: 192.0.2.1", 200),
-        ("Cookie: a=b", 200),
+        ("Content-Encoding: gzip", 200),
+        ("X-Request-Id: other", 200),
+        ("X-Mine: 1", 200),
     ],
 )
-async def test_a_trailer_can_do_no_more_than_the_head(tenant: Tenant, trailer: str, status: int) -> None:
-    """The server puts a trailer's fields to those of the head (RFC 9110, 6.5.1, warns of it); nothing comes of it."""
+async def test_a_trailer_does_nothing(tenant: Tenant, trailer: str, status: int) -> None:
+    """A server may drop it (RFC 9110, 6.5.1); a length after the body is no HTTP."""
     data = b'14\r\n{"model": "model-a"}\r\n0\r\n' + trailer.encode() + b"\r\n\r\n"
     assert (await tenant.ask(body=data, headers=[("Transfer-Encoding", "chunked")])).status == status
     for seen in tenant.upstream.requests:
         assert seen.message.trailers == []
-        assert seen.message.all(trailer.partition(":")[0]) == []
+        assert trailer.partition(": ")[2] not in [value for _, value in seen.message.headers]
 
 
 @pytest.mark.parametrize("given", ["req-42", "x" * 128, "a b/c=;~!"])

@@ -57,6 +57,18 @@ async def test_a_client_that_reads_no_more_is_seen_to_leave(tenant: Tenant) -> N
     await seen.left(within=1)
 
 
+async def test_a_client_that_has_sent_its_next_request_is_seen_to_leave(tenant: Tenant) -> None:
+    tenant.upstream.plays(IN_A_STREAM)
+    async with tenant.wire() as wire:
+        await wire.send(tenant.request(body=STREAMED) * 2)
+        seen = await tenant.upstream.asked()
+        assert (await wire.head()).status == 200
+        await wire.send(tenant.request())
+        assert not seen.closed_at
+    await seen.left(within=1)
+    assert len(tenant.upstream.requests) == 1
+
+
 async def test_leaving_while_the_body_is_on_its_way_asks_nobody(tenant: Tenant) -> None:
     async with tenant.wire() as wire:
         await wire.send(tenant.request(headers=[("Content-Length", "5000")]))

@@ -3,7 +3,8 @@
 An exception's docstring is its message where none is given. `code` tells errors apart and never changes.
 
 GatewayError                   500  internal
-├── BadRequestError            400  invalid_json, invalid_body, invalid_path, invalid_headers, model_required
+├── BadRequestError            400  invalid_json, invalid_body, invalid_path, invalid_headers, invalid_http,
+│                                   model_required
 ├── KeyRefusedError            401  missing, malformed, invalid, revoked, expired
 ├── ForbiddenError             403  endpoint_not_allowed, model_not_allowed
 ├── NoSuchModelError           404  model_not_found, no_backends
@@ -12,6 +13,7 @@ GatewayError                   500  internal
 ├── EncodedRequestError        415  unsupported_encoding
 ├── MediaTypeError             415  unsupported_media_type
 ├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
+├── HeadTooLargeError          431  headers_too_large
 ├── UpstreamFailedError        502  upstream_unreachable, upstream_failed
 ├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable
 │   └── StoppingError          503  shutting_down
@@ -120,6 +122,12 @@ class LimitedError(GatewayError):
     """This key has used what it may."""
 
     status, kind, default_code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class HeadTooLargeError(GatewayError):
+    """The request's header fields are too large."""
+
+    status, kind, default_code = 431, _INVALID, "headers_too_large"
 
 
 class UpstreamFailedError(GatewayError):

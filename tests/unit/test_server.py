@@ -1,0 +1,611 @@
+"""Connections as uvicorn makes them, over real sockets, with limits of time that a test can wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from uvicorn.config import Config
+from uvicorn.importer import import_from_string
+from uvicorn.server import ServerState
+
+from gasket.server.connections import LARGEST_HEAD, Connections
+from gasket.server.protocol import Connection
+from gasket.startup import HTTP_PROTOCOL
+from tests.acceptance.http11 import Message, compose, read_body, read_head
+
+HELLO = b'{"model": "model-a"}'
+INNER = compose("POST /v1/embeddings HTTP/1.1", [("Host", "x"), ("Content-Length", "0")])
+"""A request in the place of a body."""
+UPGRADE = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQ")]
+
+
+class Application:
+    """Answers each request with what it has read of it, and keeps that, in order. `script` may do something else."""
+
+    def __init__(self, script: Callable[[Application, Any, Any, Any], Any] | None = None) -> None:
+        self.script = script
+        self.seen: list[tuple[str, bytes]] = []
+        self.scopes: list[dict[str, Any]] = []
+        self.left = asyncio.Event()
+        """A client has gone before its answer was complete."""
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        if self.script is not None:
+            await self.script(self, scope, receive, send)
+            return
+        body = await read_all(receive)
+        self.seen.append((f"{scope['method']} {scope['path']}", body))
+        await answer(send, body)
+
+    async def wait_for_the_end(self, receive: Any) -> None:
+        """Until the server says that the client has gone."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left.set()
+
+
+async def read_all(receive: Any) -> bytes:
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        assert message["type"] == "http.request", "the client left"
+        pieces.append(message["body"])
+        more = message["more_body"]
+    return b"".join(pieces)
+
+
+async def answer(send: Any, body: bytes, *, length: bool = True, status: int = 200) -> None:
+    fields = [(b"content-length", b"%d" % len(body))] if length else []
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Served:
+    """What `serving` yields."""
+
+    def __init__(self, port: int, connections: Connections, state: ServerState) -> None:
+        self.port = port
+        self.connections = connections
+        self.state = state
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield Client(reader, writer)
+        finally:
+            writer.transport.abort()
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, *pieces: bytes) -> None:
+        """Each piece by itself, when the server has had time to read the one before."""
+        for number, piece in enumerate(pieces):
+            if number:
+                await asyncio.sleep(0.02)
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def answer(self) -> Message:
+        async with asyncio.timeout(5):
+            return await read_body(self.reader, await read_head(self.reader), until_end=True)
+
+    async def ended(self, within: float = 5) -> bytes:
+        """What still comes before the end of the connection."""
+        try:
+            return await asyncio.wait_for(self.reader.read(), within)
+        except ConnectionError:
+            return b""
+
+
+@asynccontextmanager
+async def serving(application: Any, **limits: float) -> AsyncIterator[Served]:
+    """A server with these limits of `Connections`."""
+    config = Config(application, log_config=None, proxy_headers=False)
+    config.load()
+    state, connections, lifespan_state = ServerState(), Connections(**limits), dict[str, Any]()
+    connections.hand_over(lifespan_state)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(config, state, lifespan_state), "127.0.0.1", 0)
+    try:
+        yield Served(server.sockets[0].getsockname()[1], connections, state)
+    finally:
+        server.close()
+        for connection in list(connections.open):
+            connection.cut_off()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+
+
+def framed(body: bytes, *, chunked: bool) -> tuple[list[tuple[str, str]], bytes]:
+    """The fields that announce the body, and the body as it is sent."""
+    if chunked:
+        return [("Transfer-Encoding", "chunked")], b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    return [("Content-Length", str(len(body)))], body
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
+            await asyncio.sleep(0.005)
+
+
+def test_it_is_what_the_command_line_names() -> None:
+    assert import_from_string(HTTP_PROTOCOL) is Connection
+
+
+@pytest.mark.parametrize("upgrade", [UPGRADE, [("Upgrade", "foo"), ("Connection", "upgrade")]], ids=["h2c", "unknown"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health"])
+@pytest.mark.parametrize("body", [HELLO, INNER], ids=["json", "a request"])
+async def test_a_wish_to_upgrade_is_ignored_and_a_body_stays_a_body(
+    upgrade: list[tuple[str, str]], chunked: bool, path: str, body: bytes
+) -> None:
+    fields, data = framed(body, chunked=chunked)
+    head = compose(f"POST {path} HTTP/1.1", [("Host", "x"), *upgrade, ("X-Mine", "1"), *fields])
+    every = head + data
+    application = Application()
+    async with serving(application) as served:
+        for pieces in ([every], [head, data], [head[:-1], head[-1:] + data], [bytes([byte]) for byte in every]):
+            application.seen.clear()
+            async with served.connect() as client:
+                if len(pieces) < len(every):
+                    await client.send(*pieces)
+                else:
+                    for piece in pieces:
+                        client.writer.write(piece)
+                        await asyncio.sleep(0)
+                assert (await client.answer()).body == body
+                await client.send(compose("GET /next HTTP/1.1", [("Host", "x")]))
+                assert (await client.answer()).body == b""
+            assert application.seen == [(f"POST {path}", body), ("GET /next", b"")]
+    names = [name for name, _ in application.scopes[0]["headers"]]
+    assert b"upgrade" not in names
+    assert names.count(b"connection") == names.count(b"x-mine") == names.count(b"host") == 1
+
+
+async def test_a_tunnel_is_not_opened() -> None:
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        await client.send(compose("CONNECT 127.0.0.1:9 HTTP/1.1", [("Host", "x")]) + INNER)
+        assert (await client.answer()).status == 400
+        assert await client.ended() == b""
+    assert application.scopes == []
+
+
+async def test_a_head_of_the_largest_size_is_taken_and_a_larger_one_is_431() -> None:
+    application = Application()
+    start, field = "GET /v1/models HTTP/1.1", "X-Large"
+    room = LARGEST_HEAD - len("/v1/models") - len(field) - 4
+    async with serving(application) as served:
+        async with served.connect() as client:
+            await client.send(compose(start, [(field, "x" * room)]))
+            assert (await client.answer()).status == 200
+        async with served.connect() as client:
+            await client.send(compose(start, [(field, "x" * (room + 1))]))
+            got = await client.answer()
+            assert got.error == (431, "headers_too_large")
+            assert got.one("connection") == "close"
+            assert await client.ended() == b""
+    assert len(application.scopes) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+@pytest.mark.parametrize("one", [b"X-One: 1\r\n", b"x"], ids=["fields", "one field"])
+async def test_a_head_that_never_ends_is_431_before_it_takes_memory(path: str, one: bytes) -> None:
+    async with serving(Application(), hurry=0.3) as served, served.connect() as client:
+        pouring = asyncio.create_task(pour(client, f"GET {path} HTTP/1.1\r\nX: ".encode(), one * 1000))
+        got = await client.answer()
+        assert got.status == 431
+        assert path == "/health" or got.error == (431, "headers_too_large")
+        await asyncio.wait_for(pouring, 5)
+        assert served.connections.open == set()
+
+
+async def pour(client: Client, first: bytes, then: bytes, *, pause: float = 0) -> None:
+    """Send without end, until the connection is broken."""
+    try:
+        await client.send(first)
+        while True:
+            await client.send(then)
+            await asyncio.sleep(pause)
+    except ConnectionError:
+        pass
+
+
+async def test_a_trailer_that_never_ends_is_broken_off() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
+        await application.wait_for_the_end(receive)
+
+    application = Application(script)
+    async with serving(application, hurry=0.3) as served, served.connect() as client:
+        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        pouring = asyncio.create_task(pour(client, head + b"1\r\nx\r\n0\r\nX: ", b"x" * 1000))
+        assert (await client.answer()).status == 431
+        await asyncio.wait_for(application.left.wait(), 5)
+        await asyncio.wait_for(pouring, 5)
+
+
+async def test_many_small_chunks_are_no_trailer() -> None:
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        chunks = [b"1;%b\r\nx\r\n" % (b"e" * 20)] * 5000
+        await client.send(
+            compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"".join(chunks), b"0\r\n\r\n"
+        )
+        assert (await client.answer()).body == b"x" * 5000
+
+
+async def test_trailer_fields_are_dropped() -> None:
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        await client.send(head + b"1\r\nx\r\n0\r\nX-Late: 1\r\n\r\n")
+        assert (await client.answer()).body == b"x"
+    assert application.scopes[0]["headers"] == [(b"transfer-encoding", b"chunked")]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(b"GET /v1/models HTTP/1.1\r\nX", b"x"), (b"G", b""), (b"\r\n", b"\r\n")],
+    ids=["half a head", "a byte", "empty lines"],
+)
+async def test_a_head_has_little_time_however_it_drips(first: bytes, then: bytes) -> None:
+    async with serving(Application(), idle=60, hurry=0.3) as served, served.connect() as client:
+        dripping = asyncio.create_task(pour(client, first, then, pause=0.02))
+        got = await client.answer()
+        assert got.status == 408
+        assert not first.startswith(b"GET") or got.error == (408, "request_timeout")
+        dripping.cancel()
+        assert await client.ended() == b""
+
+
+async def test_a_connection_on_which_nothing_comes_is_closed() -> None:
+    async with serving(Application(), idle=60, hurry=0.3) as served, served.connect() as client:
+        assert await client.ended() == b""
+
+
+async def test_between_requests_it_is_kept_for_longer_than_a_head_may_take() -> None:
+    async with serving(Application(), idle=1.8, hurry=0.3) as served, served.connect() as client:
+        await client.send(INNER)
+        assert (await client.answer()).all("connection") == []
+        await asyncio.sleep(0.6)
+        await client.send(INNER)
+        assert (await client.answer()).all("connection") == []
+        answered = time.monotonic()
+        assert await client.ended() == b""
+        assert time.monotonic() - answered >= 1.5
+
+
+async def test_the_rest_of_a_body_that_nobody_wants_has_little_time() -> None:
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"", status=413)
+
+    async with serving(Application(script), idle=60, hurry=0.3) as served:
+        async with served.connect() as client:
+            await client.send(compose("POST / HTTP/1.1", [("Content-Length", "1000000")]), b"x")
+            assert (await client.answer()).status == 413
+            dripping = asyncio.create_task(pour(client, b"x", b"x", pause=0.02))
+            assert await client.ended() == b""
+            dripping.cancel()
+        async with served.connect() as client:
+            await client.send(compose("POST / HTTP/1.1", [("Content-Length", "100000")]), b"x" * 50_000)
+            assert (await client.answer()).status == 413
+            await client.send(b"x" * 50_000 + INNER)
+            assert (await client.answer()).status == 413, "the next one, once the rest was thrown away"
+
+
+async def test_a_body_that_nobody_has_asked_for_is_not_waited_for() -> None:
+    """A client that waits for 100 may leave the body out when it gets another answer (RFC 9110, 10.1.1)."""
+
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"", status=413)
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(compose("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-Continue")]))
+        got = await client.answer()
+        assert (got.status, got.one("connection")) == (413, "close")
+        assert await client.ended() == b""
+
+
+@pytest.mark.parametrize("pieces", [[INNER * 3], [INNER, INNER], [INNER, b"nonsense"]], ids=["one", "two", "nonsense"])
+async def test_what_is_sent_ahead_is_not_looked_at_and_ends_the_connection(pieces: list[bytes]) -> None:
+    go_on = asyncio.Event()
+
+    async def script(_application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await read_all(receive)
+        await go_on.wait()
+        await answer(send, b"first")
+
+    application = Application(script)
+    async with serving(application) as served, served.connect() as client:
+        await client.send(*pieces)
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+        got = await client.answer()
+        assert (got.body, got.one("connection")) == (b"first", "close")
+        assert await client.ended() == b""
+    assert len(application.scopes) == 1
+
+
+async def test_an_empty_line_after_a_body_is_forgiven() -> None:
+    """Some old clients send one (RFC 9112, 2.2)."""
+    go_on = asyncio.Event()
+
+    async def script(_application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await read_all(receive)
+        await go_on.wait()
+        await answer(send, b"")
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(INNER, b"\r\n", b"")
+        go_on.set()
+        assert (await client.answer()).all("connection") == []
+        await client.send(INNER + b"\r\n")
+        assert (await client.answer()).all("connection") == []
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (compose("POST / HTTP/1.1", [("Content-Length", "5000000"), ("Connection", "close")]), 413),
+        (b"POST / HTTP/1.1\r\nX: ", 431),
+    ],
+    ids=["answered early", "refused"],
+)
+async def test_a_client_that_sends_all_before_it_reads_gets_its_answer(head: bytes, status: int) -> None:
+    """Data that comes for a closed socket is answered with a reset, which throws away what the client has not read."""
+
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"", status=413)
+
+    def ask(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(head)
+            for _ in range(50):
+                client.sendall(b"x" * 100_000)
+            return client.recv(1000)
+
+    async with serving(Application(script)) as served:
+        got = await asyncio.to_thread(ask, served.port)
+        assert got.startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_server_that_stops_does_not_wait_for_whom_it_has_refused() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
+        await application.wait_for_the_end(receive)
+
+    async with serving(Application(script), hurry=60) as served, served.connect() as client:
+        await client.send(compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
+        assert (await client.answer()).status == 400
+        for connection in list(served.state.connections):
+            connection.shutdown()
+        await until(lambda: not served.connections.open)
+
+
+async def test_a_client_that_sends_ahead_and_leaves_is_noticed() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
+        await application.wait_for_the_end(receive)
+
+    application = Application(script)
+    async with serving(application) as served:
+        async with served.connect() as client:
+            await client.send(INNER * 2, INNER)
+            await until(lambda: bool(application.scopes))
+            assert not application.left.is_set()
+        await asyncio.wait_for(application.left.wait(), 5)
+
+
+async def test_a_client_that_reads_nothing_has_left() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await read_all(receive)
+        gone = asyncio.create_task(application.wait_for_the_end(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+
+    application = Application(script)
+    async with serving(application, hurry=60, stalled=0.3) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(INNER)
+            await asyncio.wait_for(application.left.wait(), 10)
+            await until(lambda: not served.connections.open)
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["answered", "broken off"])
+async def test_an_end_does_not_wait_for_a_client_that_reads_nothing(
+    keeps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left to be written has its time when the connection is closed, and then it is cut off."""
+    size = 20_000_000
+
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        fields = [(b"content-length", b"%d" % (size if keeps else size + 1)), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"x" * size, "more_body": not keeps})
+
+    async with serving(Application(script), hurry=0.3, stalled=60) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(INNER)
+            await until(lambda: bool(served.connections.open))
+            await until(lambda: not served.connections.open and not served.state.connections)
+    assert caplog.records == []
+
+
+async def test_at_the_end_of_the_server_all_are_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(_application: Application, _scope: Any, _receive: Any, _send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(INNER)
+        await until(lambda: bool(served.state.tasks))
+        served.connections.end()
+        assert await client.ended() == b""
+        await until(lambda: not served.state.tasks)
+    assert "cut off 1 connection" in caplog.text
+
+
+async def test_an_http_1_0_client_gets_no_chunks_and_an_answer_that_breaks_off_does_not_look_whole() -> None:
+    broken = False
+
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        if not broken:
+            await send({"type": "http.response.body", "body": b"whole"})
+
+    async with serving(Application(script)) as served:
+        async with served.connect() as client:
+            await client.send(compose("GET / HTTP/1.0", [("Connection", "keep-alive")]))
+            got = await client.answer()
+            assert (got.body, got.all("transfer-encoding"), got.one("connection")) == (b"halfwhole", [], "close")
+        broken = True
+        async with served.connect() as client:
+            await client.send(compose("GET / HTTP/1.0"))
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
+
+
+BAD = [
+    ("POST /v1/x HTTP/1.1", [("Content-Length", "5"), ("Transfer-Encoding", "chunked")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Content-Length", "5"), ("Content-Length", "5")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Content-Length", "9" * 25)], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked, identity")], "invalid_headers"),
+    ("POST /v1/x HTTP/2.0", [], "invalid_http"),
+    ("GET x HTTP/1.1", [], None),
+    ("\x16\x03\x01\x02", [], None),
+]
+
+
+@pytest.mark.parametrize(("start", "fields", "code"), BAD, ids=[str(number) for number in range(len(BAD))])
+async def test_what_is_not_http_is_400(start: str, fields: list[tuple[str, str]], code: str | None) -> None:
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        await client.send(compose(start, fields, b"hello"))
+        got = await client.answer()
+        assert got.status == 400
+        assert got.one("content-type") == ("application/json" if code else "text/plain; charset=utf-8")
+        assert code is None or got.error == (400, code)
+        assert await client.ended() == b""
+    assert application.scopes == []
+
+
+async def test_a_body_that_is_no_chunks_ends_the_request() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
+        await application.wait_for_the_end(receive)
+
+    application = Application(script)
+    async with serving(application) as served, served.connect() as client:
+        await client.send(compose("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
+        assert (await client.answer()).status == 400
+        await asyncio.wait_for(application.left.wait(), 5)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "head", "body"),
+    [
+        ("HEAD", 200, {"content-length": "4"}, b""),
+        ("GET", 204, {}, b""),
+        ("GET", 304, {"content-length": "4"}, b""),
+        ("GET", 299, {"content-length": "4"}, b"body"),
+        ("GET", 999, {"content-length": "4"}, b"body"),
+    ],
+)
+async def test_answers_without_a_body(method: str, status: int, head: dict[str, str], body: bytes) -> None:
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"body", status=status)
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        for _ in range(2):
+            await client.send(compose(f"{method} / HTTP/1.1", [("Host", "x")]))
+            got = await read_head(client.reader)
+            assert (got.status, dict(got.headers)) == (status, head)
+            assert await client.reader.readexactly(len(body)) == body
+
+
+async def wrong_length(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"1234"})
+
+
+async def split_head(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nset-cookie: b")]})
+
+
+async def out_of_turn(send: Any) -> None:
+    await send({"type": "http.response.body", "body": b"1234"})
+
+
+async def nothing(_send: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("fault", [wrong_length, split_head, out_of_turn, nothing])
+async def test_a_fault_of_the_application_is_logged_and_never_looks_like_an_answer(
+    fault: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await fault(send)
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(INNER)
+        got = await client.answer()
+        assert (got.status, got.whole) == ((200, False) if fault is wrong_length else (500, True))
+        assert await client.ended() == b""
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+async def test_the_scope_is_asgis() -> None:
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        await client.send(compose("POST http://x/v1/a%20b?c=%20d HTTP/1.1", [("Content-Length", "0"), ("X-A", "\xe4")]))
+        await client.answer()
+        address = client.writer.get_extra_info("sockname")
+    [scope] = application.scopes
+    connections = scope.pop("state")
+    assert list(connections.values()) == [served.connections]
+    assert scope == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "server": ("127.0.0.1", served.port),
+        "client": address,
+        "scheme": "http",
+        "root_path": "",
+        "method": "POST",
+        "path": "/v1/a b",
+        "raw_path": b"/v1/a%20b",
+        "query_string": b"c=%20d",
+        "headers": [(b"content-length", b"0"), (b"x-a", b"\xe4")],
+    }
+
+
+async def test_a_large_body_is_taken_as_fast_as_it_is_read() -> None:
+    """What nobody reads is not taken from the client: its sockets' buffers fill, and it has to wait."""
+    read = asyncio.Event()
+
+    async def script(application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await read.wait()
+        await answer(send, json.dumps(len(await read_all(receive))).encode())
+
+    size = 20_000_000
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(compose("POST / HTTP/1.1", [("Content-Length", str(size))]))
+        client.writer.write(b"x" * size)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.writer.drain(), 0.3)
+        read.set()
+        assert (await client.answer()).json == size
