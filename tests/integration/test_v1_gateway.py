@@ -300,6 +300,15 @@ class TestStop:
         await gateway(client.scope, client.coming.get, client.send)
         assert (client.status, client.error) == (503, "shutting_down")
 
+    async def test_what_the_server_cancels_at_its_end_was_no_success(self, start: Start) -> None:
+        gateway, noted = await start(b"")
+        client = Client()
+        with pytest.raises(asyncio.CancelledError):
+            async with under_way(gateway, client) as task:
+                task.cancel()
+        assert (noted[0].status, noted[0].outcome) == (503, "shutdown")
+        assert gateway.under_way == 0
+
     async def test_a_slow_client_is_one_while_nothing_stops(
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -112,6 +113,9 @@ class Gateway:
             await self._answer(exchange, scope, receive, send)
         except ClientGoneError:
             _note_gone(exchange)
+        except asyncio.CancelledError:  # the server's, at its end
+            exchange.status, exchange.outcome = exchange.status or StoppingError.status, Outcome.SHUTDOWN
+            raise
         except GatewayError as error:
             _note(exchange, error)
             await self._send_error(exchange, error, send)
