@@ -35,7 +35,7 @@ from gasket.proxy.plugin import GatewayPlugin
 from gasket.server.connections import Connections
 from gasket.settings import Settings, read_settings
 from gasket.shutdown import Shutdown
-from gasket.startup import Gasket, OneProcess, Startup
+from gasket.startup import CommandLine, Gasket, Startup
 from gasket.upstream.client import UpstreamClient
 from gasket.usage.controller import UsageController
 
@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             BackendsCLI(engine, config.start_database),
             migrator,
             gateway,
-            OneProcess(),
+            CommandLine(),
         ],
         exception_handlers=http.EXCEPTION_HANDLERS,
         before_send=[http.log_response],

@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import click
@@ -158,14 +159,17 @@ class Startup:
         key_ring.load(keys)
 
 
-class OneProcess(CLIPlugin):
-    """Refuses `run` with several workers: uvicorn's parent of many exits 0 when a start is refused.
+class CommandLine(CLIPlugin):
+    """Litestar's command line, as Gasket needs it.
 
-    Also has uvicorn speak HTTP through `gasket.server`; Litestar's command line has no option for that.
+    `run` refuses several workers, for uvicorn's parent of many exits 0 when a start is refused; and it has uvicorn
+    speak HTTP through `gasket.server`, for which Litestar has no option.
     """
 
     def on_cli_init(self, cli: click.Group) -> None:
-        """It adds no command."""
+        """`--help` and `version` tell of Gasket, not of Litestar."""
+        cli.help = "Gasket: serve (run), manage the schema (database) and the stored credentials (backends)."
+        cli.command("version", help="Show the version of Gasket.")(lambda: click.echo(version("gasket")))
 
     @contextmanager
     def server_lifespan(self, app: Litestar) -> Iterator[None]:

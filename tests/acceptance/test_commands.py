@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from importlib.metadata import version
 
 import pytest
 
@@ -310,3 +311,10 @@ async def test_two_heads_are_refused_with_the_command_that_merges(
     [version] = await installation.versions()
     assert version not in ("left", "right")
     assert (await installation.replica(SERVING).ready())["ready"]
+
+
+async def test_help_and_version_are_those_of_gasket(installation: Installation) -> None:
+    shown = await _done(installation, "gasket", "--help")
+    assert "Gasket: serve" in shown
+    assert "Litestar CLI" not in shown
+    assert (await _done(installation, "gasket", "version")).split()[-1] == version("gasket")

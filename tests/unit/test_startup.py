@@ -13,7 +13,7 @@ from uvicorn.main import main as uvicorn_command
 from gasket.server.connections import Connections
 from gasket.server.protocol import Connection
 from gasket.settings import read_settings
-from gasket.startup import HTTP_PROTOCOL, Gasket, OneProcess, Startup
+from gasket.startup import HTTP_PROTOCOL, CommandLine, Gasket, Startup
 
 
 async def test_a_forced_end_is_told_in_one_sentence() -> None:
@@ -39,7 +39,7 @@ def test_the_command_line_has_uvicorn_speak_http_as_gasket_does(monkeypatch: pyt
     """In its own process, and in the one that `--reload` starts."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     monkeypatch.setenv("UVICORN_HTTP", "auto")
-    with OneProcess().server_lifespan(Gasket(logging_config=None, openapi_config=None)):
+    with CommandLine().server_lifespan(Gasket(logging_config=None, openapi_config=None)):
         config = Config(Gasket(logging_config=None, openapi_config=None), log_config=None)
         config.load()
         assert config.http_protocol_class is Connection
