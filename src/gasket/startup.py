@@ -181,9 +181,10 @@ class CommandLine(CLIPlugin):
                 f"gasket: a replica is one process, and {workers} were asked for (--web-concurrency, or "
                 "LITESTAR_WEB_CONCURRENCY or WEB_CONCURRENCY); nothing was started. Start more replicas instead."
             )
-        from uvicorn.config import HTTP_PROTOCOLS  # commands that serve nothing do without uvicorn
+        from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS  # commands that serve nothing do without uvicorn
 
         HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOL
+        WS_PROTOCOLS["auto"] = WS_PROTOCOLS["none"]  # it would be loaded, and never used
         os.environ["UVICORN_HTTP"] = HTTP_PROTOCOL  # with --reload, the server is a process of its own
         yield
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from uvicorn.config import HTTP_PROTOCOLS, Config
+from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS, Config
 from uvicorn.main import main as uvicorn_command
 
 from gasket.server.connections import Connections
@@ -38,11 +38,13 @@ async def test_a_forced_end_is_told_in_one_sentence() -> None:
 def test_the_command_line_has_uvicorn_speak_http_as_gasket_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its own process, and in the one that `--reload` starts."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    monkeypatch.setitem(WS_PROTOCOLS, "auto", WS_PROTOCOLS["auto"])
     monkeypatch.setenv("UVICORN_HTTP", "auto")
     with CommandLine().server_lifespan(Gasket(logging_config=None, openapi_config=None)):
         config = Config(Gasket(logging_config=None, openapi_config=None), log_config=None)
         config.load()
         assert config.http_protocol_class is Connection
+        assert config.ws_protocol_class is None
         with uvicorn_command.make_context("uvicorn", ["gasket.app:create_app"]) as context:
             assert context.params["http"] == HTTP_PROTOCOL
 
