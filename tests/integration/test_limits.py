@@ -316,6 +316,27 @@ async def test_with_the_database_away_each_replica_goes_by_what_it_knows(replica
     assert len(await admitted(limiter, limits, 5)) == 1
 
 
+async def test_a_database_that_says_nothing_is_not_asked_for_each_key(
+    replica: MakeLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gasket.limits.store._TIMEOUT", 0.2)
+    asked: list[asyncio.StreamWriter] = []
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer)
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    limiter = replica(f"postgresql://nobody@127.0.0.1:{server.sockets[0].getsockname()[1]}/nothing?sslmode=disable")
+    limits = Limits(requests_per_minute=3, max_concurrency=2)
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(limiter.admit([(f"key:{number}", limits)]) for number in range(20)))
+    assert len(asked) <= 5, "for the first key, and by the exchanges meanwhile"
+    await limiter.close()
+    server.close()
+    for writer in asked:
+        writer.close()
+
+
 async def test_limits_that_change_hold_at_once_and_counts_stay(replica: MakeLimiter) -> None:
     limiter = replica()
     await admitted(limiter, Limits(requests_per_minute=100), 5)

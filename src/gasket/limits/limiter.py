@@ -103,6 +103,7 @@ class Limiter:
         now = self._now()
         for subject in subjects:
             subject.in_use -= 1
+            subject.used_at = time.monotonic()  # or a long request's tokens could be forgotten untold
             subject.full_until = 0.0
             if subject.overbooked:
                 subject.leased = min(subject.leased, subject.in_use)
@@ -137,15 +138,18 @@ class Limiter:
         return subject
 
     async def _load(self, subject: Subject) -> None:
-        """What the others have let pass already: asked for once, before the first request."""
+        """What the others have let pass already: asked for once, before the first request.
+
+        Not of a database that is known to be away: the exchange finds out when it is back, and nobody waits for it.
+        """
         try:
             async with self._turn:
-                if not subject.loaded:
+                if not subject.loaded and not self._away:
                     await self._set_clock()
                     await self._learn([subject])
+                    subject.loaded = True
         except DATABASE_AWAY as error:
             self._note_away(error)
-        subject.loaded = True
 
     async def _set_clock(self) -> None:
         """With each exchange, for the database's clock may step, too, and a machine that sleeps misses time."""
@@ -169,6 +173,9 @@ class Limiter:
             async with self._turn:
                 if subject.in_use < subject.leased:
                     return  # whoever was before us has leased enough
+                if self._away:
+                    subject.leased = limit
+                    return
                 in_use = subject.in_use
                 wanted = min(in_use + max(1, limit // _TOLD_SOONER), limit)
                 subject.leased = await self._store.lease(subject.name, in_use=in_use, wanted=wanted, limit=limit)

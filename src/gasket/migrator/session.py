@@ -286,8 +286,10 @@ async def migration_session(
     try:
         if await leads_through_pooler(connection):
             raise TransactionPoolerError(setting=config.migration_setting)
-        if application and application.database not in (None, await database_identity(connection)):
-            raise DatabasesDifferError(setting=config.migration_setting)
+        if application:
+            identities = {application.database, await database_identity(connection)}
+            if len(identities) == 2 and None not in identities:
+                raise DatabasesDifferError(setting=config.migration_setting)
         await prepare_session(connection, config)
         await connection.execute(f"SET lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
         if not await _primary(connection, config, not_needed):

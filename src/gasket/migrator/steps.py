@@ -265,7 +265,7 @@ class StepRecorder:
             discard=self.options.discard_data,
             strong=copies.strong,
         )
-        if report.archive is not None:
+        if report.archive is not None or report.waiting:
             # A request that has read a row waits for our lock with its UPDATE, and our step for what the request has
             # read: the shorter wait is ours, also in a try that was patient with autovacuum, or it is a deadlock.
             connection_of(context).exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")

@@ -25,6 +25,7 @@ from gasket.migrator.archive.put_back import PutBack, in_order, put_group_back, 
 from gasket.migrator.archive.targets import Target, UnfitError, read_target
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.archive.versions import carry_on, follow, mark_changed
+from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.connection import describe
 from gasket.migrator.sql.render import Rendering
 
@@ -97,6 +98,8 @@ def upgrade_restoring(
         return _reported(RestoreReport(revision, of_another))
     watched = [*waiting, *(entry for entry in entries if entry.keeps_values)]
     marked = mark_changed(connection, schema, watched, strong=strong)
+    if marked:  # as before a downgrade's step: the shorter wait is ours, or it is a deadlock with a request
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
     transaction = _transaction(connection)
     with named():
         run_upgrade()
