@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import uuid4
 
@@ -240,8 +241,11 @@ async def test_commands_that_look_wait_no_longer_than_the_limit(installation: In
     try:
         await somebody.execute(f"BEGIN; LOCK TABLE {table}")
         commands = ["gasket database downgrade --no-prompt", "gasket database rollback --no-prompt"]
-        for command in ["alembic current", *commands] if table == "alembic_version" else commands:
-            done = await installation.run(*command.split(), settings={"GASKET_DATABASE_WAIT": "1"})
+        if table == "alembic_version":
+            commands.append("alembic current")
+        limit = {"GASKET_DATABASE_WAIT": "1"}
+        finished = await asyncio.gather(*(installation.run(*each.split(), settings=limit) for each in commands))
+        for command, done in zip(commands, finished, strict=True):
             assert done.exit_code > 0, command
             assert "Traceback" not in done.output, done.output
             for part in ("'somebody'", f"LOCK TABLE {table}", "GASKET_DATABASE_WAIT"):

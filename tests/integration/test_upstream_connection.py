@@ -520,12 +520,12 @@ class TestTime:
             await peer.request()
             await peer.send(HEAD)
             for _ in range(8):
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(0.25)
                 await peer.send(b"x")
             await peer.reader.read()
 
         async with serving(handler) as (server, client):
-            response = await start(server, client, timeouts=Timeouts(10, 10, 2.5))
+            response = await start(server, client, timeouts=Timeouts(10, 10, 1.5))
             read = b""
             with pytest.raises(AnswerTimeoutError, match="fell silent in the middle of its answer"):  # noqa: PT012
                 while piece := await response.piece():

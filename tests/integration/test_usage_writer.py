@@ -194,7 +194,10 @@ class TestLosingTheDatabase:
         assert away.startswith("usage is not written, up to 50000 records wait: ")
         assert back.startswith("usage is written again")
 
-    async def test_a_full_queue_drops_the_newest_and_counts(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_full_queue_drops_the_newest_and_counts(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gasket.usage.writer.CLOSE_TIMEOUT", 0.5)
         async with writing("postgresql://127.0.0.1:1/none") as writer:
             first = entry()
             for _ in range(MOST_WAITING + 10):
@@ -208,7 +211,11 @@ class TestLosingTheDatabase:
         assert dropping == "usage records are being dropped: 50000 wait for the database already"
         assert lost.startswith("50000 usage records are lost")
 
-    async def test_a_server_that_answers_nothing_does_not_hold_up_the_end(self) -> None:
+    async def test_a_server_that_answers_nothing_does_not_hold_up_the_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gasket.usage.writer.CLOSE_TIMEOUT", 0.5)
+
         async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
             writer.close()
@@ -294,8 +301,9 @@ class TestLastUse:
         return [row["id"] for row in rows]
 
     async def test_it_is_written_once_a_minute(
-        self, usage: asyncpg.Connection, keys: list[int], api_database_url: str
+        self, usage: asyncpg.Connection, keys: list[int], api_database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("gasket.usage.writer.INTERVAL", 0.1)
         seen: list[datetime | None] = []
         async with tapped(api_database_url) as tap, writing(tap.url) as writer:
             for seconds in (0, 59, 60, 61, 121):

@@ -498,8 +498,8 @@ class TestReading:
 
     async def test_a_slow_one_that_is_quick_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The limit between two pieces begins anew with each."""
-        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 2.5)
-        assert await received(told(a_request(*[(b"a", True)] * 8, (b"", False)), pause=0.35)) == b"a" * 8
+        monkeypatch.setattr("gasket.proxy.bodies._PIECE_TIMEOUT", 1.5)
+        assert await received(told(a_request(*[(b"a", True)] * 8, (b"", False)), pause=0.2)) == b"a" * 8
 
 
 class TestRoom:
