@@ -126,8 +126,7 @@ async def serving(application: Any, **limits: float) -> AsyncIterator[Served]:
         yield Served(server.sockets[0].getsockname()[1], connections, state)
     finally:
         server.close()
-        for connection in list(connections.open):
-            connection.cut_off()
+        connections.cut_off()
         await asyncio.gather(*state.tasks, return_exceptions=True)
 
 
@@ -455,7 +454,24 @@ async def test_at_the_end_of_the_server_all_are_cut_off(caplog: pytest.LogCaptur
         served.connections.end()
         assert await client.ended() == b""
         await until(lambda: not served.state.tasks)
-    assert "cut off 1 connection" in caplog.text
+    assert "cut off 1 connections and 1 requests" in caplog.text
+
+
+async def test_at_the_end_of_the_server_what_runs_for_clients_that_have_left_ends_too() -> None:
+    """uvicorn waits without limit for it: as for a database's lock, where nobody listens for the client's leaving."""
+
+    async def script(_application: Application, _scope: Any, _receive: Any, _send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(Application(script)) as served:
+        async with served.connect() as client:
+            await client.send(INNER)
+            await until(lambda: bool(served.state.tasks))
+        await until(lambda: not served.connections.open)
+        assert served.state.tasks
+        served.connections.end()
+        await until(lambda: not served.state.tasks)
+    assert not served.connections.tasks
 
 
 async def test_an_http_1_0_client_gets_no_chunks_and_an_answer_that_breaks_off_does_not_look_whole() -> None:

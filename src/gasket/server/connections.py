@@ -21,7 +21,7 @@ class Open(Limited, Protocol):
     """One connection."""
 
     def cut_off(self) -> None:
-        """End it now, whatever is under way on it."""
+        """End it now, whatever is still to be sent."""
 
 
 class Connections:
@@ -40,6 +40,8 @@ class Connections:
         self.stalled = stalled
         self.deadlines = Deadlines()
         self.open: set[Open] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What runs for requests, also for those whose connection is gone."""
 
     def hand_over(self, lifespan_state: dict[str, Any]) -> None:
         """Let the server have them: the state of the lifespan is what ASGI has for that (Lifespan Protocol, 2.0)."""
@@ -55,12 +57,15 @@ class Connections:
 
     def end(self) -> None:
         """Cut off what is still there in two seconds: time to be told of the end. A client that reads nothing would
-        be waited for as long as it likes.
+        be waited for as long as it likes, and so would be what runs for one that has gone.
         """
-        asyncio.get_running_loop().call_later(_FAREWELL, self._cut_off)
+        asyncio.get_running_loop().call_later(_FAREWELL, self.cut_off)
 
-    def _cut_off(self) -> None:
-        if self.open:
-            log.warning("cut off %d connections that were still open", len(self.open))
+    def cut_off(self) -> None:
+        """End all now, and what runs for them."""
+        if self.open or self.tasks:
+            log.warning("cut off %d connections and %d requests that were still there", len(self.open), len(self.tasks))
         for connection in list(self.open):
             connection.cut_off()
+        for task in self.tasks:
+            task.cancel()

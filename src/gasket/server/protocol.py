@@ -54,7 +54,6 @@ class Connection(asyncio.Protocol):
         self._parser = RequestParser(self)
         self._request: Request | None = None
         """The one whose body is not complete, or whose answer is not."""
-        self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._reading = True
         self._writing = asyncio.Event()
@@ -139,8 +138,6 @@ class Connection(asyncio.Protocol):
     def cut_off(self) -> None:
         """See `Open`."""
         self._transport.abort()
-        if self._task is not None:
-            self._task.cancel()
 
     def _limit_time(self) -> None:
         """For what the connection waits now."""
@@ -191,7 +188,7 @@ class Connection(asyncio.Protocol):
             self._hang_up(still_sending=not request.whole)
             return
         if request.whole:
-            self._request = self._task = None
+            self._request = None
         self._limit_time()
 
     def broken_off(self, *, looks_whole: bool) -> None:
@@ -226,9 +223,10 @@ class Connection(asyncio.Protocol):
             self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue
         )
         self._limit_time()
-        self._task = task = self._loop.create_task(request.run(self._application))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        task = self._loop.create_task(request.run(self._application))
+        for tasks in (self._all.tasks, self._server.tasks):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         """See `Receiver`."""
@@ -243,7 +241,7 @@ class Connection(asyncio.Protocol):
             return
         request.end()
         if request.answered:
-            self._request = self._task = None
+            self._request = None
             self._limit_time()
 
     # The end.
