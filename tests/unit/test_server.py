@@ -424,6 +424,20 @@ async def test_a_client_that_reads_nothing_has_left() -> None:
             await until(lambda: not served.connections.open)
 
 
+async def test_an_answer_that_is_complete_has_as_much_time_to_be_read_as_any() -> None:
+    size = 20_000_000
+
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"x" * size)
+
+    async with serving(Application(script), idle=0.3, stalled=60) as served, served.connect() as client:
+        await client.send(INNER)
+        await until(lambda: bool(served.connections.open))
+        await asyncio.sleep(1)
+        assert len((await client.answer()).body) == size
+        assert await client.ended() == b"", "it is idle now"
+
+
 @pytest.mark.parametrize("keeps", [True, False], ids=["answered", "broken off"])
 async def test_an_end_does_not_wait_for_a_client_that_reads_nothing(
     keeps: bool, caplog: pytest.LogCaptureFixture

@@ -112,8 +112,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing.set()
-        if self._request is not None:
-            self._limit_time()
+        self._limit_time()
 
     # uvicorn's side.
 
@@ -144,10 +143,10 @@ class Connection(asyncio.Protocol):
         request, limits = self._request, self._all
         if self._closing or (request is not None and request.answered):
             limits.deadlines.set(self, limits.hurry)
-        elif request is None:
-            limits.deadlines.set(self, limits.hurry if self._parser.pending else limits.idle)
         elif not self._writing.is_set():
             limits.deadlines.set(self, limits.stalled)
+        elif request is None:
+            limits.deadlines.set(self, limits.hurry if self._parser.pending else limits.idle)
         else:
             limits.deadlines.clear(self)
 
