@@ -321,6 +321,25 @@ async def test_a_body_that_nobody_has_asked_for_is_not_waited_for() -> None:
         assert await client.ended() == b""
 
 
+async def test_once_an_answer_has_begun_nobody_is_asked_to_go_on() -> None:
+    """The client would take the line for a part of the answer."""
+    told = []
+
+    async def script(_application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        reading = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"answer"})
+        told.extend([await reading, await receive()])
+
+    async with serving(Application(script)) as served, served.connect() as client:
+        await client.send(compose("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-continue")]))
+        got = await client.answer()
+        assert (got.status, got.body, got.one("connection")) == (200, b"answer", "close")
+        assert await client.ended() == b""
+    assert told == [{"type": "http.disconnect"}] * 2
+
+
 @pytest.mark.parametrize("pieces", [[INNER * 3], [INNER, INNER], [INNER, b"nonsense"]], ids=["one", "two", "nonsense"])
 async def test_what_is_sent_ahead_is_not_looked_at_and_ends_the_connection(pieces: list[bytes]) -> None:
     go_on = asyncio.Event()
@@ -542,6 +561,18 @@ async def test_a_body_that_is_no_chunks_ends_the_request() -> None:
         await client.send(compose("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
         assert (await client.answer()).status == 400
         await asyncio.wait_for(application.left.wait(), 5)
+
+
+async def test_a_refused_client_that_leaves_is_noticed_also_if_its_body_was_more_than_was_read() -> None:
+    async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
+        await application.wait_for_the_end(receive)
+
+    async with serving(Application(script), hurry=60) as served, served.connect() as client:
+        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        await client.send(head + b"11000\r\n" + b"x" * 0x11000 + b"\r\nnonsense\r\n")
+        assert (await client.answer()).status == 400
+        client.writer.close()
+        await until(lambda: not served.connections.open)
 
 
 @pytest.mark.parametrize(

@@ -182,10 +182,10 @@ class Connection(asyncio.Protocol):
         self._server.total_requests += 1
         request = self._request
         assert request is not None
-        self.resume_reading()
         if not request.keep_alive:
             self._hang_up(still_sending=not request.whole)
             return
+        self.resume_reading()
         if request.whole:
             self._request = None
         self._limit_time()
@@ -255,6 +255,7 @@ class Connection(asyncio.Protocol):
         """As `close`; what a client is still sending is thrown away, for a closed socket would answer it with a reset,
         which could reach the client before our answer (RFC 9112, 9.6).
         """
+        self.resume_reading()
         if still_sending and self._transport.can_write_eof():
             self._closing = True
             self._transport.write_eof()

@@ -126,7 +126,7 @@ class Request:
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's: the next piece of the body; after the last one, wait for the end of the answer or of the client."""
-        if self._expects_continue and not self.disconnected:
+        if self._expects_continue and not (self.started or self.disconnected):
             self._expects_continue = False
             self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self._body or (self.whole and not self._told) or self.disconnected or self.answered):
