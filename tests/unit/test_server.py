@@ -16,13 +16,22 @@ from uvicorn.config import Config
 from uvicorn.importer import import_from_string
 from uvicorn.server import ServerState
 
+from gasket.proxy.errors import BadRequestError, GatewayError
 from gasket.server.connections import LARGEST_HEAD, Connections
+from gasket.server.parser import Head, RequestParser
 from gasket.server.protocol import Connection
 from gasket.startup import HTTP_PROTOCOL
-from tests.acceptance.http11 import Message, compose, read_body, read_head
+from tests.acceptance.http11 import Headers, Message, compose, read_body, read_head
+
+
+def ask(start: str, fields: Headers = (), body: bytes = b"") -> bytes:
+    """A request, with the Host that each has to have."""
+    fields = list(fields)
+    return compose(start, fields if "Host" in dict(fields) else [("Host", "x"), *fields], body)
+
 
 HELLO = b'{"model": "model-a"}'
-INNER = compose("POST /v1/embeddings HTTP/1.1", [("Host", "x"), ("Content-Length", "0")])
+INNER = ask("POST /v1/embeddings HTTP/1.1", [("Host", "x"), ("Content-Length", "0")])
 """A request in the place of a body."""
 UPGRADE = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQ")]
 
@@ -155,7 +164,7 @@ async def test_a_wish_to_upgrade_is_ignored_and_a_body_stays_a_body(
     upgrade: list[tuple[str, str]], chunked: bool, path: str, body: bytes
 ) -> None:
     fields, data = framed(body, chunked=chunked)
-    head = compose(f"POST {path} HTTP/1.1", [("Host", "x"), *upgrade, ("X-Mine", "1"), *fields])
+    head = ask(f"POST {path} HTTP/1.1", [("Host", "x"), *upgrade, ("X-Mine", "1"), *fields])
     every = head + data
     application = Application()
     async with serving(application) as served:
@@ -169,7 +178,7 @@ async def test_a_wish_to_upgrade_is_ignored_and_a_body_stays_a_body(
                         client.writer.write(piece)
                         await asyncio.sleep(0)
                 assert (await client.answer()).body == body
-                await client.send(compose("GET /next HTTP/1.1", [("Host", "x")]))
+                await client.send(ask("GET /next HTTP/1.1", [("Host", "x")]))
                 assert (await client.answer()).body == b""
             assert application.seen == [(f"POST {path}", body), ("GET /next", b"")]
     names = [name for name, _ in application.scopes[0]["headers"]]
@@ -180,7 +189,7 @@ async def test_a_wish_to_upgrade_is_ignored_and_a_body_stays_a_body(
 async def test_a_tunnel_is_not_opened() -> None:
     application = Application()
     async with serving(application) as served, served.connect() as client:
-        await client.send(compose("CONNECT 127.0.0.1:9 HTTP/1.1", [("Host", "x")]) + INNER)
+        await client.send(ask("CONNECT 127.0.0.1:9 HTTP/1.1", [("Host", "x")]) + INNER)
         assert (await client.answer()).status == 400
         assert await client.ended() == b""
     assert application.scopes == []
@@ -189,13 +198,13 @@ async def test_a_tunnel_is_not_opened() -> None:
 async def test_a_head_of_the_largest_size_is_taken_and_a_larger_one_is_431() -> None:
     application = Application()
     start, field = "GET /v1/models HTTP/1.1", "X-Large"
-    room = LARGEST_HEAD - len("/v1/models") - len(field) - 4
+    room = LARGEST_HEAD - len("/v1/models") - len("Host: x\r\n") - len(field) - 4
     async with serving(application) as served:
         async with served.connect() as client:
-            await client.send(compose(start, [(field, "x" * room)]))
+            await client.send(ask(start, [(field, "x" * room)]))
             assert (await client.answer()).status == 200
         async with served.connect() as client:
-            await client.send(compose(start, [(field, "x" * (room + 1))]))
+            await client.send(ask(start, [(field, "x" * (room + 1))]))
             got = await client.answer()
             assert got.error == (431, "headers_too_large")
             assert got.one("connection") == "close"
@@ -232,7 +241,7 @@ async def test_a_trailer_that_never_ends_is_broken_off() -> None:
 
     application = Application(script)
     async with serving(application, hurry=0.3) as served, served.connect() as client:
-        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        head = ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
         pouring = asyncio.create_task(pour(client, head + b"1\r\nx\r\n0\r\nX: ", b"x" * 1000))
         assert (await client.answer()).status == 431
         await asyncio.wait_for(application.left.wait(), 5)
@@ -243,25 +252,38 @@ async def test_many_small_chunks_are_no_trailer() -> None:
     application = Application()
     async with serving(application) as served, served.connect() as client:
         chunks = [b"1;%b\r\nx\r\n" % (b"e" * 20)] * 5000
-        await client.send(
-            compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"".join(chunks), b"0\r\n\r\n"
-        )
+        await client.send(ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"".join(chunks), b"0\r\n\r\n")
         assert (await client.answer()).body == b"x" * 5000
 
 
 async def test_trailer_fields_are_dropped() -> None:
     application = Application()
     async with serving(application) as served, served.connect() as client:
-        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        head = ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
         await client.send(head + b"1\r\nx\r\n0\r\nX-Late: 1\r\n\r\n")
         assert (await client.answer()).body == b"x"
-    assert application.scopes[0]["headers"] == [(b"transfer-encoding", b"chunked")]
+    assert application.scopes[0]["headers"] == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["before the answer", "after it"])
+async def test_a_connection_can_be_ended_in_a_trailer(early: bool) -> None:
+    async def script(_application: Application, _scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, b"" if early else await read_all(receive))
+
+    async with serving(Application(script), idle=60) as served, served.connect() as client:
+        await client.send(ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]) + b"1\r\nx\r\n0\r\n")
+        if early:
+            assert (await client.answer()).all("connection") == []
+        await client.send(b"Connection: close\r\n\r\n")
+        if not early:
+            assert (await client.answer()).one("connection") == "close"
+        assert await client.ended() == b""
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [(b"GET /v1/models HTTP/1.1\r\nX", b"x"), (b"G", b""), (b"\r\n", b"\r\n")],
-    ids=["half a head", "a byte", "empty lines"],
+    [(b"GET /v1/models HTTP/1.1\r\nX", b"x"), (b"G", b"")],
+    ids=["half a head", "a byte"],
 )
 async def test_a_head_has_little_time_however_it_drips(first: bytes, then: bytes) -> None:
     async with serving(Application(), idle=60, hurry=0.3) as served, served.connect() as client:
@@ -273,9 +295,29 @@ async def test_a_head_has_little_time_however_it_drips(first: bytes, then: bytes
         assert await client.ended() == b""
 
 
-async def test_a_connection_on_which_nothing_comes_is_closed() -> None:
-    async with serving(Application(), idle=60, hurry=0.3) as served, served.connect() as client:
+@pytest.mark.parametrize("before", [b"", INNER], ids=["new", "after an answer"])
+@pytest.mark.parametrize("lines", [b"", b"\r\n"], ids=["nothing", "empty lines"])
+async def test_a_connection_on_which_nothing_comes_is_closed(before: bytes, lines: bytes) -> None:
+    """Empty lines are nothing (RFC 9112, 2.2): whoever has not asked gets no answer."""
+    async with serving(Application(), idle=0.3, hurry=0.3) as served, served.connect() as client:
+        if before:
+            await client.send(before)
+            assert (await client.answer()).status == 200
+        dripping = asyncio.create_task(pour(client, lines, lines, pause=0.02))
         assert await client.ended() == b""
+        dripping.cancel()
+
+
+@pytest.mark.parametrize(("rest", "status"), [([], 408), ([b"\r\n", b"\r\n"], 413)], ids=["half a head", "its end"])
+async def test_a_head_may_begin_in_the_same_piece_as_a_body_ends(rest: list[bytes], status: int) -> None:
+    async def script(_application: Application, _scope: Any, _receive: Any, send: Any) -> None:
+        await answer(send, b"", status=413)
+
+    async with serving(Application(script), idle=60, hurry=0.3) as served, served.connect() as client:
+        await client.send(ask("POST / HTTP/1.1", [("Content-Length", "2")]))
+        assert (await client.answer()).status == 413
+        await client.send(b"xxGET / HTTP/1.1\r\nHost: x", *rest)
+        assert (await client.answer()).status == status
 
 
 async def test_between_requests_it_is_kept_for_longer_than_a_head_may_take() -> None:
@@ -296,13 +338,13 @@ async def test_the_rest_of_a_body_that_nobody_wants_has_little_time() -> None:
 
     async with serving(Application(script), idle=60, hurry=0.3) as served:
         async with served.connect() as client:
-            await client.send(compose("POST / HTTP/1.1", [("Content-Length", "1000000")]), b"x")
+            await client.send(ask("POST / HTTP/1.1", [("Content-Length", "1000000")]), b"x")
             assert (await client.answer()).status == 413
             dripping = asyncio.create_task(pour(client, b"x", b"x", pause=0.02))
             assert await client.ended() == b""
             dripping.cancel()
         async with served.connect() as client:
-            await client.send(compose("POST / HTTP/1.1", [("Content-Length", "100000")]), b"x" * 50_000)
+            await client.send(ask("POST / HTTP/1.1", [("Content-Length", "100000")]), b"x" * 50_000)
             assert (await client.answer()).status == 413
             await client.send(b"x" * 50_000 + INNER)
             assert (await client.answer()).status == 413, "the next one, once the rest was thrown away"
@@ -315,7 +357,7 @@ async def test_a_body_that_nobody_has_asked_for_is_not_waited_for() -> None:
         await answer(send, b"", status=413)
 
     async with serving(Application(script)) as served, served.connect() as client:
-        await client.send(compose("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-Continue")]))
+        await client.send(ask("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-Continue")]))
         got = await client.answer()
         assert (got.status, got.one("connection")) == (413, "close")
         assert await client.ended() == b""
@@ -333,7 +375,7 @@ async def test_once_an_answer_has_begun_nobody_is_asked_to_go_on() -> None:
         told.extend([await reading, await receive()])
 
     async with serving(Application(script)) as served, served.connect() as client:
-        await client.send(compose("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-continue")]))
+        await client.send(ask("POST / HTTP/1.1", [("Content-Length", "9"), ("Expect", "100-continue")]))
         got = await client.answer()
         assert (got.status, got.body, got.one("connection")) == (200, b"answer", "close")
         assert await client.ended() == b""
@@ -379,7 +421,7 @@ async def test_an_empty_line_after_a_body_is_forgiven() -> None:
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (compose("POST / HTTP/1.1", [("Content-Length", "5000000"), ("Connection", "close")]), 413),
+        (ask("POST / HTTP/1.1", [("Content-Length", "5000000"), ("Connection", "close")]), 413),
         (b"POST / HTTP/1.1\r\nX: ", 431),
     ],
     ids=["answered early", "refused"],
@@ -407,7 +449,7 @@ async def test_a_server_that_stops_does_not_wait_for_whom_it_has_refused() -> No
         await application.wait_for_the_end(receive)
 
     async with serving(Application(script), hurry=60) as served, served.connect() as client:
-        await client.send(compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
+        await client.send(ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
         assert (await client.answer()).status == 400
         for connection in list(served.state.connections):
             connection.shutdown()
@@ -518,12 +560,12 @@ async def test_an_http_1_0_client_gets_no_chunks_and_an_answer_that_breaks_off_d
 
     async with serving(Application(script)) as served:
         async with served.connect() as client:
-            await client.send(compose("GET / HTTP/1.0", [("Connection", "keep-alive")]))
+            await client.send(ask("GET / HTTP/1.0", [("Connection", "keep-alive")]))
             got = await client.answer()
             assert (got.body, got.all("transfer-encoding"), got.one("connection")) == (b"halfwhole", [], "close")
         broken = True
         async with served.connect() as client:
-            await client.send(compose("GET / HTTP/1.0"))
+            await client.send(ask("GET / HTTP/1.0"))
             with pytest.raises(ConnectionResetError):
                 await client.reader.read()
 
@@ -533,7 +575,20 @@ BAD = [
     ("POST /v1/x HTTP/1.1", [("Content-Length", "5"), ("Content-Length", "5")], "invalid_headers"),
     ("POST /v1/x HTTP/1.1", [("Content-Length", "9" * 25)], "invalid_headers"),
     ("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked, identity")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "gzip")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "gzip")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "Chunked")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Host", "x"), ("Host", "x")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.0", [("Host", "x"), ("Host", "x")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1", [("Content-Length ", "5")], "invalid_headers"),
+    ("POST /v1/x HTTP/1.1\nX: 1", [], "invalid_http"),
+    ("POST /v1/x HTTP/1.1\r\nX: 1\nX: 1", [], "invalid_headers"),
     ("POST /v1/x HTTP/2.0", [], "invalid_http"),
+    ("POST /v1/x HTTP/2.7", [], "invalid_http"),
+    ("POST http://x/v1/x HTTP/2.0", [], "invalid_http"),
+    ("POST /v1/x y HTTP/1.1", [], "invalid_http"),
+    ("POST http:///v1/x HTTP/1.1", [], "invalid_http"),
+    ("POST /x?/v1/x HTTP/2.0", [], None),
     ("GET x HTTP/1.1", [], None),
     ("\x16\x03\x01\x02", [], None),
 ]
@@ -543,7 +598,7 @@ BAD = [
 async def test_what_is_not_http_is_400(start: str, fields: list[tuple[str, str]], code: str | None) -> None:
     application = Application()
     async with serving(application) as served, served.connect() as client:
-        await client.send(compose(start, fields, b"hello"))
+        await client.send(ask(start, fields, b"hello"))
         got = await client.answer()
         assert got.status == 400
         assert got.one("content-type") == ("application/json" if code else "text/plain; charset=utf-8")
@@ -552,14 +607,70 @@ async def test_what_is_not_http_is_400(start: str, fields: list[tuple[str, str]]
     assert application.scopes == []
 
 
+async def test_a_request_names_its_host() -> None:
+    """Once (RFC 9112, 3.2); HTTP/1.0 did not know the field."""
+    async with serving(Application()) as served:
+        async with served.connect() as client:
+            await client.send(compose("GET /v1/models HTTP/1.1"))
+            assert (await client.answer()).error == (400, "invalid_headers")
+        async with served.connect() as client:
+            await client.send(compose("GET /v1/models HTTP/1.0"))
+            assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("values", [["gzip, chunked"], ["gzip", "chunked"]])
+async def test_what_is_coded_as_more_than_chunks_is_not_taken(values: list[str]) -> None:
+    """httptools takes only the chunks apart: what is left would be taken for the body."""
+    application = Application()
+    async with serving(application) as served, served.connect() as client:
+        fields = [("Transfer-Encoding", value) for value in values]
+        await client.send(ask("POST /v1/x HTTP/1.1", fields, b"1\r\nx\r\n0\r\n\r\n"))
+        assert (await client.answer()).error == (415, "unsupported_encoding")
+    assert application.scopes == []
+
+
+class Faulty:
+    """A receiver that raises what httptools could raise, too."""
+
+    busy = False
+
+    def on_head(self, head: Head) -> None:
+        raise ValueError(head.method)
+
+    def on_body(self, _body: bytes) -> None:
+        pass
+
+    def on_end(self, *, keep_alive: bool) -> None:
+        pass
+
+
+def test_a_message_says_what_is_wrong_and_a_fault_of_ours_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BadRequestError, match="the target is no URL"):
+        RequestParser(Faulty()).feed(ask("GET http:///v1/x HTTP/1.1"))
+    assert caplog.records == []
+    with pytest.raises(GatewayError) as caught:
+        RequestParser(Faulty()).feed(ask("GET /v1/x HTTP/1.1"))
+    assert (caught.value.status, caught.value.code) == (500, "internal")
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+async def test_an_error_after_a_request_is_not_about_that_request() -> None:
+    async with serving(Application()) as served, served.connect() as client:
+        await client.send(ask("GET /v1/models HTTP/1.1"))
+        assert (await client.answer()).status == 200
+        await client.send(b"\x16\x03\x01\r\n")
+        got = await client.answer()
+        assert (got.status, got.one("content-type")) == (400, "text/plain; charset=utf-8")
+
+
 async def test_a_body_that_is_no_chunks_ends_the_request() -> None:
     async def script(application: Application, _scope: Any, receive: Any, _send: Any) -> None:
         await application.wait_for_the_end(receive)
 
     application = Application(script)
     async with serving(application) as served, served.connect() as client:
-        await client.send(compose("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
-        assert (await client.answer()).status == 400
+        await client.send(ask("POST /v1/x HTTP/1.1", [("Transfer-Encoding", "chunked")]), b"nonsense\r\n")
+        assert (await client.answer()).error == (400, "invalid_http")
         await asyncio.wait_for(application.left.wait(), 5)
 
 
@@ -568,7 +679,7 @@ async def test_a_refused_client_that_leaves_is_noticed_also_if_its_body_was_more
         await application.wait_for_the_end(receive)
 
     async with serving(Application(script), hurry=60) as served, served.connect() as client:
-        head = compose("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
+        head = ask("POST / HTTP/1.1", [("Transfer-Encoding", "chunked")])
         await client.send(head + b"11000\r\n" + b"x" * 0x11000 + b"\r\nnonsense\r\n")
         assert (await client.answer()).status == 400
         client.writer.close()
@@ -591,7 +702,7 @@ async def test_answers_without_a_body(method: str, status: int, head: dict[str, 
 
     async with serving(Application(script)) as served, served.connect() as client:
         for _ in range(2):
-            await client.send(compose(f"{method} / HTTP/1.1", [("Host", "x")]))
+            await client.send(ask(f"{method} / HTTP/1.1", [("Host", "x")]))
             got = await read_head(client.reader)
             assert (got.status, dict(got.headers)) == (status, head)
             assert await client.reader.readexactly(len(body)) == body
@@ -632,7 +743,7 @@ async def test_a_fault_of_the_application_is_logged_and_never_looks_like_an_answ
 async def test_the_scope_is_asgis() -> None:
     application = Application()
     async with serving(application) as served, served.connect() as client:
-        await client.send(compose("POST http://x/v1/a%20b?c=%20d HTTP/1.1", [("Content-Length", "0"), ("X-A", "\xe4")]))
+        await client.send(ask("POST http://x/v1/a%20b?c=%20d HTTP/1.1", [("Content-Length", "0"), ("X-A", "\xe4")]))
         await client.answer()
         address = client.writer.get_extra_info("sockname")
     [scope] = application.scopes
@@ -650,7 +761,7 @@ async def test_the_scope_is_asgis() -> None:
         "path": "/v1/a b",
         "raw_path": b"/v1/a%20b",
         "query_string": b"c=%20d",
-        "headers": [(b"content-length", b"0"), (b"x-a", b"\xe4")],
+        "headers": [(b"host", b"x"), (b"content-length", b"0"), (b"x-a", b"\xe4")],
     }
 
 
@@ -664,7 +775,7 @@ async def test_a_large_body_is_taken_as_fast_as_it_is_read() -> None:
 
     size = 20_000_000
     async with serving(Application(script)) as served, served.connect() as client:
-        await client.send(compose("POST / HTTP/1.1", [("Content-Length", str(size))]))
+        await client.send(ask("POST / HTTP/1.1", [("Content-Length", str(size))]))
         client.writer.write(b"x" * size)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.writer.drain(), 0.3)

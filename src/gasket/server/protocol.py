@@ -90,10 +90,12 @@ class Connection(asyncio.Protocol):
         request = self._request
         if self._closing:
             return
-        if request is not None and request.whole:
-            if data.strip(b"\r\n"):  # RFC 9112, 2.2: empty lines are forgiven
+        if not self._parser.pending if request is None else request.whole:
+            if not data.strip(b"\r\n"):  # RFC 9112, 2.2: empty lines are forgiven
+                return
+            if request is not None:
                 request.keep_alive = False
-            return
+                return
         begun = self._parser.pending
         try:
             self._parser.feed(data)
@@ -233,15 +235,19 @@ class Connection(asyncio.Protocol):
         if request is not None and not request.answered:
             request.take(body)
 
-    def on_end(self) -> None:
+    def on_end(self, *, keep_alive: bool) -> None:
         """See `Receiver`."""
         request = self._request
         if request is None:
             return
+        request.keep_alive = request.keep_alive and keep_alive
         request.end()
         if request.answered:
             self._request = None
-            self._limit_time()
+            if keep_alive:
+                self._limit_time()
+            else:
+                self.close()
 
     # The end.
 
@@ -274,7 +280,7 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
         log.info("%s from %s: %s", error.status, self._scope["client"], error)
-        if self._parser.url.startswith(b"/v1/"):
+        if self._parser.for_gateway:
             fields, body = error.headers(), error.body()
         else:
             body = f"{error}\n".encode()
