@@ -84,6 +84,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     def announce() -> None:
         migrator.leave()
         gateway.gateway.drain()
+        connections.leaving = True
 
     def stop() -> None:
         gateway.gateway.stop()

@@ -79,6 +79,9 @@ async def test_first_it_says_so_then_it_listens_no_more_and_what_runs_ends_whole
         for _ in range(3):
             got = await tenant.ask()
             assert (got.status, got.body, got.one("connection").lower()) == (200, b'"still served"', "close")
+        async with tenant.wire() as other:
+            await other.send(compose("GET /health HTTP/1.1", [("Host", "gasket.test")]))
+            assert (await other.answer()).one("connection") == "close"
         assert time.monotonic() - told < delay, "too slow to see anything"
 
         async def closed() -> bool:

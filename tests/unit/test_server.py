@@ -549,6 +549,18 @@ async def test_at_the_end_of_the_server_what_runs_for_clients_that_have_left_end
     assert not served.connections.tasks
 
 
+async def test_once_the_replica_leaves_no_connection_is_kept() -> None:
+    async with serving(Application(), idle=60, hurry=60) as served, served.connect() as before:
+        await before.send(INNER)
+        assert (await before.answer()).all("connection") == []
+        served.connections.leaving = True
+        async with served.connect() as silent:
+            await before.send(INNER)
+            assert (await before.answer()).one("connection") == "close"
+            assert await before.ended() == b""
+            assert await silent.ended() == b""
+
+
 async def test_an_http_1_0_client_gets_no_chunks_and_an_answer_that_breaks_off_does_not_look_whole() -> None:
     broken = False
 

@@ -15,6 +15,7 @@ LARGEST_HEAD = 64 * 1024
 
 _STATE_KEY = "gasket_connections"
 _FAREWELL = 2.0
+"""Seconds that a server which ends has for its clients."""
 
 
 class Open(Limited, Protocol):
@@ -42,6 +43,15 @@ class Connections:
         self.open: set[Open] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """What runs for requests, also for those whose connection is gone."""
+        self.leaving = False
+        """Each answer is the last one of its connection, and a new connection is not waited for: uvicorn, when it
+        stops, tells the connections that it has, and does not see one that it is accepting at that very moment.
+        """
+
+    @property
+    def first(self) -> float:
+        """Seconds for a new connection's first byte."""
+        return min(self.hurry, _FAREWELL) if self.leaving else self.hurry
 
     def hand_over(self, lifespan_state: dict[str, Any]) -> None:
         """Let the server have them: the state of the lifespan is what ASGI has for that (Lifespan Protocol, 2.0)."""
@@ -56,7 +66,7 @@ class Connections:
         return found
 
     def end(self) -> None:
-        """Cut off what is still there in two seconds: time to be told of the end. A client that reads nothing would
+        """Cut off what is still there in a moment: time to be told of the end. A client that reads nothing would
         be waited for as long as it likes, and so would be what runs for one that has gone.
         """
         asyncio.get_running_loop().call_later(_FAREWELL, self.cut_off)

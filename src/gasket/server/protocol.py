@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
             "root_path": self._root_path,
         }
-        self._all.deadlines.set(self, self._all.hurry)
+        self._all.deadlines.set(self, self._all.first)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -221,7 +221,10 @@ class Connection(asyncio.Protocol):
             "state": self._state.copy(),
         }
         self._request = request = Request(
-            self, scope, keep_alive=head.keep_alive, expects_continue=head.expects_continue
+            self,
+            scope,
+            keep_alive=head.keep_alive and not self._all.leaving,
+            expects_continue=head.expects_continue,
         )
         self._limit_time()
         task = self._loop.create_task(request.run(self._application))
