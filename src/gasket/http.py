@@ -22,7 +22,12 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.datastructures.secret_values import SecretBytes
 from litestar.enums import ParamType
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import (
+    HTTPException,
+    InternalServerException,
+    MethodNotAllowedException,
+    NotFoundException,
+)
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
@@ -60,6 +65,10 @@ _MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = "2"
 _NO_BODY = "'data'"
 """All that Litestar says where a handler wants a body and there is none: the KeyError of its parameter."""
+_CLIENT_GONE = 499
+"""Read by nobody but the log and the metrics, which have it of `/v1`, too; it is nginx's."""
+_CLIENT_LEFT = "client disconnected prematurely"
+"""What Litestar says, as a fault of the server, where a client leaves before its body is complete."""
 _NOT_LOGGED = ("/health", "/metrics")
 
 _NAMES: dict[type[GasketError], tuple[HTTPStatus, str]] = {
@@ -110,6 +119,8 @@ def describe(error: Exception) -> Problem:
             return _problem(405, "method-not-allowed", "This path does not have this method.")
         case NotFoundException():
             return _problem(404, "not-found", "There is nothing at this path.")
+        case InternalServerException(detail=detail) if detail == _CLIENT_LEFT:
+            return _problem(_CLIENT_GONE, "client-gone", "The client left before its request was complete.")
         case HTTPException() if error.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
             name = _HTTP_NAMES.get(error.status_code, f"http-{error.status_code}")
             errors = _field_errors(error.extra)

@@ -16,10 +16,12 @@ from uvicorn.config import Config
 from uvicorn.importer import import_from_string
 from uvicorn.server import ServerState
 
+from gasket.app import create_app
 from gasket.proxy.errors import BadRequestError, GatewayError
 from gasket.server.connections import LARGEST_HEAD, Connections
 from gasket.server.parser import Head, RequestParser
 from gasket.server.protocol import Connection
+from gasket.settings import read_settings
 from gasket.startup import HTTP_PROTOCOL
 from tests.acceptance.http11 import Headers, Message, compose, read_body, read_head
 
@@ -559,6 +561,25 @@ async def test_once_the_replica_leaves_no_connection_is_kept() -> None:
             assert (await before.answer()).one("connection") == "close"
             assert await before.ended() == b""
             assert await silent.ended() == b""
+
+
+@pytest.mark.parametrize("breaks_off", [b"1\r\n{\r\nnonsense\r\n", b"1\r\n{\r\n"], ids=["bad chunk", "leaves"])
+async def test_a_client_that_leaves_in_its_body_is_no_fault_of_the_administration(
+    breaks_off: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = {
+        "DATABASE_URL": "postgresql://127.0.0.1:1/none",
+        "GASKET_ADMIN_TOKEN": "x" * 20,
+        "GASKET_SECRET_KEY": "A" * 43 + "=",
+    }
+    caplog.set_level("INFO", "gasket.http")
+    async with serving(create_app(read_settings(environment))) as served:
+        async with served.connect() as client:
+            fields = [("Authorization", f"Bearer {'x' * 20}"), ("Transfer-Encoding", "chunked")]
+            await client.send(ask("POST /api/keys HTTP/1.1", fields, breaks_off))
+            await until(lambda: bool(served.connections.open))
+        await until(lambda: bool(caplog.messages) and not served.state.tasks)
+    assert [record.getMessage() for record in caplog.records if record.name == "gasket.http"] == ["POST /api/keys 499"]
 
 
 async def test_an_http_1_0_client_gets_no_chunks_and_an_answer_that_breaks_off_does_not_look_whole() -> None:
