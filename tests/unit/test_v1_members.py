@@ -36,8 +36,9 @@ values = st.recursive(
 def written(value: Any, data: st.DataObject) -> str:
     """As JSON with keys that are escaped here and there, and blanks."""
     blank = data.draw(st.sampled_from(["", " ", "\n\t"]))
-    if isinstance(value, dict):
-        members = (f"{spelt(key, data)}{blank}:{blank}{written(inner, data)}" for key, inner in value.items())
+    if isinstance(value, dict | Pairs):
+        pairs = value.items() if isinstance(value, dict) else value
+        members = (f"{spelt(key, data)}{blank}:{blank}{written(inner, data)}" for key, inner in pairs)
         return "{" + f",{blank}".join(members) + "}"
     if isinstance(value, list):
         return "[" + f"{blank},".join(written(inner, data) for inner in value) + "]"
@@ -72,6 +73,38 @@ def test_a_quote_within_a_string_begins_no_key() -> None:
 
 def test_what_a_parser_of_c_reads_of_a_key_counts() -> None:
     assert found(b'{"model\\u0000x":1,"model\\u0001":2,"modelx":3}') == [("model", False)]
+
+
+@pytest.mark.parametrize(
+    "key", [b'model\\u0000\\" : {', b'model\\u0000\\" : null, {', b'model\\u0000\\\\\\"[', b"model\\u0000\\\\"]
+)
+def test_a_key_ends_at_its_own_quote(key: bytes) -> None:
+    assert found(b'{"%b":1,"model":2,"A_B":null}' % key) == [("model", False), ("model", False), ("a_b", True)]
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The members of an object, as they are written."""
+
+
+hostile = st.lists(
+    st.sampled_from(["model", "Model", "a_b", "\0", '"', "\\", ":", " ", ",", "{", "}", "[", "]", "null", "x", "é"]),
+    max_size=6,
+).map("".join)
+objects = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | hostile,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(hostile, inner), max_size=3).map(Pairs),
+    max_leaves=10,
+)
+
+
+@given(st.lists(st.tuples(hostile, objects), max_size=5).map(Pairs), st.data())
+def test_no_key_or_string_misleads_it(value: Pairs, data: st.DataObject) -> None:
+    text = written(value, data)
+    parsed = json.loads(text, object_pairs_hook=Pairs)
+    cut = [(key.partition("\0")[0].lower(), inner) for key, inner in parsed]
+    assert found(text.encode()) == [
+        (key, inner is None or inner is False) for key, inner in cut if key in ("model", "a_b")
+    ]
 
 
 def test_many_candidates_are_not_looked_at_one_by_one() -> None:

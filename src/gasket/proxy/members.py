@@ -21,7 +21,7 @@ def member(*names: str) -> re.Pattern[bytes]:
     spellings = (rb"(?P<%b>%b)" % (name.encode(), b"".join(map(_spellings, name))) for name in names)
     # A quote behind a backslash is within a string. What is looked for begins with a quote: the engine is quick then.
     return re.compile(
-        rb'"(?<!\\")(?:' + b"|".join(spellings) + rb')(?:\\u0000[^"]*)?"\s*:\s*(?P<nothing>null|false)?',
+        rb'"(?<!\\")(?:' + b"|".join(spellings) + rb')(?:\\u0000(?:[^"\\]++|\\.)*+)?"\s*:\s*(?P<nothing>null|false)?',
         re.IGNORECASE,
     )
 
