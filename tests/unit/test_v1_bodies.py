@@ -409,7 +409,9 @@ def test_usage_is_asked_for_at_the_end_of_what_the_client_wrote() -> None:
     assert ask_for_usage(body, read(body)) == expected
 
 
-@pytest.mark.parametrize("second", [b'"stream_options":{}', b'"Stream_Options":null'])
+@pytest.mark.parametrize(
+    "second", [b'"stream_options":{}', b'"Stream_Options":null', '"\u017ftream_options":{}'.encode()]
+)
 def test_usage_is_not_asked_for_where_it_is_not_clear_how(second: bytes) -> None:
     body = b'{"stream_options":{},%b,"stream":true}' % second
     assert ask_for_usage(body, read(body)) is None
@@ -546,6 +548,10 @@ class TestRoom:
         (b'{"conversation":"conv_1"}', "conversation"),
         (b'{"background":true}', "background"),
         (b'{"background":"true"}', "background"),
+        ('{"previou\u017f_response_id":"resp_1"}'.encode(), "previous_response_id"),
+        (b'{"previou\\u017F_response_id":"resp_1"}', "previous_response_id"),
+        ('{"bac\u212aground":true}'.encode(), "background"),
+        (b'{"bac\\u212aground":true}', "background"),
     ],
 )
 def test_what_a_response_has_to_do_with_what_is_stored(body: bytes, found: str | None) -> None:

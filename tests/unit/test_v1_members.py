@@ -11,6 +11,7 @@ from gasket.proxy.errors import BadRequestError
 from gasket.proxy.members import find_members, member
 
 TWO = member("model", "a_b")
+FOLDED = member("task")
 
 
 def found(body: bytes) -> list[tuple[str | None, bool]]:
@@ -80,6 +81,12 @@ def test_what_a_parser_of_c_reads_of_a_key_counts() -> None:
 )
 def test_a_key_ends_at_its_own_quote(key: bytes) -> None:
     assert found(b'{"%b":1,"model":2,"A_B":null}' % key) == [("model", False), ("model", False), ("a_b", True)]
+
+
+@pytest.mark.parametrize("key", ["ta\u017fk", "TAS\u212a", "ta\\u017F\\u212a", "ta\\u017f\\u006b"])
+def test_letters_that_go_takes_for_ones_of_ascii(key: str) -> None:
+    [match] = find_members(f'{{"{key}":1,"tašk":2}}'.encode(), FOLDED)
+    assert match["task"] == key.encode()
 
 
 class Pairs(list[tuple[str, Any]]):

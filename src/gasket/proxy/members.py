@@ -11,6 +11,10 @@ from gasket.proxy.errors import BadRequestError
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _MOST_OF_ONE_NAME = 1000
+_FOLDED = {"s": rb"|\xc5\xbf|\\u017f", "k": rb"|\xe2\x84\xaa|\\u212a"}
+"""The long s and the sign of the kelvin, which Go (encoding/json, `foldRune`) takes for letters of ASCII."""
+UNUSUAL = (b"\\u00", b"\\u017f", b"\\u212a", b"\xc5\xbf", b"\xe2\x84\xaa")
+"""In lower case: a body without any of these has a member only if it has its name, in lower case or upper."""
 
 
 def member(*names: str) -> re.Pattern[bytes]:
@@ -47,4 +51,5 @@ def find_members(body: bytes, names: re.Pattern[bytes]) -> list[re.Match[bytes]]
 
 def _spellings(char: str) -> bytes:
     """A character of a key, plain or escaped; upper and lower case are 0x20 apart."""
-    return rb"(?:%b|\\u00(?:%02x|%02x))" % (re.escape(char).encode(), ord(char.lower()), ord(char.upper()))
+    codes = ord(char.lower()), ord(char.upper())
+    return rb"(?:%b|\\u00(?:%02x|%02x)%b)" % (re.escape(char).encode(), *codes, _FOLDED.get(char, b""))
