@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -361,6 +362,24 @@ class TestForm:
         error = refused(body, content_type)
         assert error.code == "invalid_body"
         assert str(error).startswith("The body is not a form: ")
+
+    @pytest.mark.parametrize("option", [b"name*" + b" " * 4050 + b"x", b" " * 4000 + b"name*", b"name*;" * 600])
+    @pytest.mark.parametrize("strictly", [False, True])
+    def test_no_header_of_a_part_takes_long(self, option: bytes, strictly: bool) -> None:
+        """As many parts as a form may have, with headers as long as they may be; it took half a minute."""
+        body = form(*[(b"name=a;" + option, b"v")] * 999, MODEL)
+        started = time.process_time()
+        assert read(body, FORM, exactly_one_model=strictly).model == "m"
+        assert time.process_time() - started < 5
+
+    def test_no_content_type_takes_long(self) -> None:
+        """Four times as long as a head may be; it took a minute."""
+        started = time.process_time()
+        for rest in (b";boundary*" + b" " * 250_000 + b"x", b";" + b" " * 250_000, b";boundary*" * 25_000):
+            read(form(MODEL), b"multipart/form-data; boundary=x" + rest)
+            with pytest.raises(MediaTypeError):
+                read(form(MODEL), b"multipart/form-data; boundary=x" + rest, exactly_one_model=True)
+        assert time.process_time() - started < 5
 
     @pytest.mark.parametrize("value", [b"", b"m" * 1001, b"m" * 5_000_000, b"\xff"])
     def test_a_model_that_is_none(self, value: bytes) -> None:

@@ -17,8 +17,9 @@ UNAMBIGUOUS_FORM = re.compile(
     re.IGNORECASE,
 )
 """Content types of which nobody reads another boundary, or other letters."""
-_BOUNDARIES = re.compile(rb";\s*boundary(?:\*[^=;]*)?\s*=", re.IGNORECASE)
-_NAMES = re.compile(r";\s*name(?:\*[^=;]*)?\s*=", re.IGNORECASE)
+# Possessive: where there is no `=`, nothing is tried once more with a blank less.
+_BOUNDARIES = re.compile(rb";\s*boundary(?:\*[^=;]*+)?+\s*=", re.IGNORECASE)
+_NAMES = re.compile(r";\s*name(?:\*[^=;]*+)?+\s*=", re.IGNORECASE)
 _NAME_FIRST = re.compile(r"form-data\s*;\s*name=", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,200}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
