@@ -279,6 +279,11 @@ class TestForm:
     def test_a_part_has_one_name_whoever_reads_it(self, second: bytes) -> None:
         assert refused(form(MODEL, (second, b"other")), FORM, exactly_one_model=True).code == "invalid_body"
 
+    @pytest.mark.parametrize("file", [b"a; name=b.wav", b"a ;name*=b", b'a\\"; name=b.wav', b"\\\\"])
+    def test_a_file_may_have_any_name(self, file: bytes) -> None:
+        assert read(form((b'name="file"; filename="%b"' % file, b"x"), MODEL), FORM).model == "m"
+        assert refused(form((b'name="file"; name="x"; filename="%b"' % file, b"x"), MODEL), FORM).code == "invalid_body"
+
     @pytest.mark.parametrize("name", [b"Model", b"model[]", b"model[0]", b"MODEL.x"])
     def test_what_some_take_for_a_model_is_one(self, name: bytes) -> None:
         second = (b'name="%b"' % name, b"other")
@@ -363,7 +368,9 @@ class TestForm:
         assert error.code == "invalid_body"
         assert str(error).startswith("The body is not a form: ")
 
-    @pytest.mark.parametrize("option", [b"name*" + b" " * 4050 + b"x", b" " * 4000 + b"name*", b"name*;" * 600])
+    @pytest.mark.parametrize(
+        "option", [b"name*" + b" " * 4050 + b"x", b" " * 4000 + b"name*", b"name*;" * 600, b'"' + b'\\"' * 2000]
+    )
     @pytest.mark.parametrize("strictly", [False, True])
     def test_no_header_of_a_part_takes_long(self, option: bytes, strictly: bool) -> None:
         """As many parts as a form may have, with headers as long as they may be; it took half a minute."""

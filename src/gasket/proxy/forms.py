@@ -20,6 +20,7 @@ UNAMBIGUOUS_FORM = re.compile(
 # Possessive: where there is no `=`, nothing is tried once more with a blank less.
 _BOUNDARIES = re.compile(rb";\s*boundary(?:\*[^=;]*+)?+\s*=", re.IGNORECASE)
 _NAMES = re.compile(r";\s*name(?:\*[^=;]*+)?+\s*=", re.IGNORECASE)
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"?')
 _NAME_FIRST = re.compile(r"form-data\s*;\s*name=", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,200}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -55,7 +56,7 @@ def read_form(body: bytes, content_type: bytes, *, strictly: bool) -> tuple[str 
             for part in parser.parse(body):
                 if isinstance(part, MultipartSegment):
                     parts += 1
-                    if _names(part) != 1:
+                    if _names(part, strictly=strictly) != 1:
                         raise _no_form("a part has two names")
                     in_model = (_strictly_named(part) if strictly else part.name) == "model"
                     if in_model:
@@ -80,9 +81,12 @@ def bad_model() -> BadRequestError:
     return BadRequestError("model: must have 1 to 1000 characters.", param="model")
 
 
-def _names(part: MultipartSegment) -> int:
-    """How many names a part has, whoever reads it (RFC 6266, 4.3 has another way to write one)."""
-    return sum(len(_NAMES.findall(value)) for name, value in part.headerlist if name == "Content-Disposition")
+def _names(part: MultipartSegment, *, strictly: bool) -> int:
+    """How many names a part has, whoever reads it (RFC 6266, 4.3 has another way to write one). With `strictly` also in
+    quotes, which not everybody ends at the same place: else a file may have any name.
+    """
+    dispositions = (value for name, value in part.headerlist if name == "Content-Disposition")
+    return sum(len(_NAMES.findall(value if strictly else _QUOTED.sub("", value))) for value in dispositions)
 
 
 def _strictly_named(part: MultipartSegment) -> str:
