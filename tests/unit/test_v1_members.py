@@ -114,6 +114,15 @@ def test_no_key_or_string_misleads_it(value: Pairs, data: st.DataObject) -> None
     ]
 
 
+@pytest.mark.parametrize("deep", range(1, 6))
+def test_strings_that_are_many_are_skipped_like_few(deep: int) -> None:
+    """They are counted in pieces: whether a piece begins within a string is known from the one before."""
+    many = b'["{"],["]\\"{"],' * 60_000
+    body = b'{"x":%b%b0%b,"model":1,"y":[%b{"a_b":1}]}' % (b"[" * deep, many, b"]" * deep, many)
+    json.loads(body)
+    assert found(body) == [("model", False)]
+
+
 def test_many_candidates_are_not_looked_at_one_by_one() -> None:
     inner = b'{"model":1}'
     assert found(b'{"x":[%b],"model":1}' % b",".join([inner] * 999)) == [("model", False)]

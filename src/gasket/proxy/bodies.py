@@ -19,13 +19,13 @@ from gasket.proxy.errors import (
     TooLargeError,
 )
 from gasket.proxy.forms import LONGEST_MODEL, UNAMBIGUOUS_FORM, bad_model, is_form, read_form
-from gasket.proxy.members import UNUSUAL, find_members, member
+from gasket.proxy.members import find_members, member
 
 _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
 _UNAMBIGUOUS_JSON = re.compile(rb'application/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 _LONGEST_OPTIONS = 1000
-_POINTERS = (b'"previous_response_id"', b'"conversation"', b'"background"', *UNUSUAL)
+_POINTERS = (b'"previous_response_id"', b'"conversation"', b'"background"')
 _STORED = member("previous_response_id", "conversation", "background")
 _MODEL = member("model")
 _STREAM_OPTIONS = member("stream_options")
@@ -152,7 +152,7 @@ def find_stored(body: bytes) -> str | None:
     `previous_response_id`, `conversation` or `background` (OpenAI API reference, "Create a model response").
     """
     lowered = body.lower()
-    if not any(name in lowered for name in _POINTERS):
+    if lowered.isascii() and b"\\u" not in lowered and not any(name in lowered for name in _POINTERS):
         return None
     return next((found.lastgroup for found in find_members(body, _STORED) if found["nothing"] is None), None)
 

@@ -9,12 +9,12 @@ import re
 
 from gasket.proxy.errors import BadRequestError
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BRACES = bytes.maketrans(b"[]", b"{}")
+_NEITHER = bytes(set(range(256)) - set(b'"{}[]'))
+_AT_A_TIME = 256 * 1024
 _MOST_OF_ONE_NAME = 1000
 _FOLDED = {"s": rb"|\xc5\xbf|\\u017f", "k": rb"|\xe2\x84\xaa|\\u212a"}
 """The long s and the sign of the kelvin, which Go (encoding/json, `foldRune`) takes for letters of ASCII."""
-UNUSUAL = (b"\\u00", b"\\u017f", b"\\u212a", b"\xc5\xbf", b"\xe2\x84\xaa")
-"""In lower case: a body without any of these has a member only if it has its name, in lower case or upper."""
 
 
 def member(*names: str) -> re.Pattern[bytes]:
@@ -23,9 +23,13 @@ def member(*names: str) -> re.Pattern[bytes]:
     too; any other value begins at the end of the match.
     """
     spellings = (rb"(?P<%b>%b)" % (name.encode(), b"".join(map(_spellings, name))) for name in names)
-    # A quote behind a backslash is within a string. What is looked for begins with a quote: the engine is quick then.
+    first, second = (re.escape("".join(name[at] for name in names)).encode() for at in (0, 1))
     return re.compile(
-        rb'"(?<!\\")(?:' + b"|".join(spellings) + rb')(?:\\u0000(?:[^"\\]++|\\.)*+)?"\s*:\s*(?P<nothing>null|false)?',
+        # The engine is quick where what it looks for begins with a quote, and two bytes say that it is not here.
+        rb'"(?=[%b\\\xc5\xe2][%bu\\\xc5\xe2\xbf\x84])' % (first, second)
+        + rb'(?<!\\")(?:'  # a quote behind a backslash is within a string
+        + b"|".join(spellings)
+        + rb')(?:\\u0000(?:[^"\\]++|\\.)*+)?"\s*:\s*(?P<nothing>null|false)?',
         re.IGNORECASE,
     )
 
@@ -41,12 +45,27 @@ def find_members(body: bytes, names: re.Pattern[bytes]) -> list[re.Match[bytes]]
     for number, match in enumerate(names.finditer(body)):
         if number == _MOST_OF_ONE_NAME:
             raise BadRequestError("The body has one key more than 1000 times.")
-        between = _STRING.sub(b"", body[at : match.start()])
-        depth += between.count(b"{") + between.count(b"[") - between.count(b"}") - between.count(b"]")
+        depth += _opened(body[at : match.start()])
         at = match.end()
         if depth == 1:
             found.append(match)
     return found
+
+
+def _opened(piece: bytes) -> int:
+    """How many more braces and brackets are opened than closed in whole tokens of JSON. A regular expression that skips
+    strings took 2 s for 30 MB of small ones; this takes 0.1 to 0.3 s.
+    """
+    if b"\\" in piece:
+        piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = piece.translate(_BRACES, _NEITHER).replace(b'""', b"")  # two strings in a row are as good as one
+    opened, within = 0, 0
+    for start in range(0, len(marks), _AT_A_TIME):
+        parts = marks[start : start + _AT_A_TIME].split(b'"')
+        outside = b"".join(parts[within::2])
+        opened += outside.count(b"{") - outside.count(b"}")
+        within ^= len(parts) - 1 & 1
+    return opened
 
 
 def _spellings(char: str) -> bytes:
