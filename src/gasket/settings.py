@@ -257,7 +257,8 @@ class Settings:
         "GASKET_MAX_BODIES_SIZE",
         _count(1, 2**40),
         512 * 2**20,
-        meaning="bytes that all requests below `/v1` may have at once, of each replica; more get 503",
+        meaning="bytes that all requests below `/v1` may have at once, of each replica, which may need three times "
+        "the memory; more get 503",
     )
     max_requests: int = _setting(
         "GASKET_MAX_REQUESTS",
