@@ -51,13 +51,15 @@ def server_url(open_folder: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def databases(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """Call it for the URL of one more empty database; the end drops them all, whoever is connected."""
+async def databases(server_url: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Call it for the URL of one more database, empty or a copy of one that nobody is connected to; the end drops them
+    all, whoever is connected.
+    """
     names: list[str] = []
 
-    async def make() -> str:
+    async def make(template: str = "template0") -> str:
         name = f"gasket_test_{uuid4().hex[:16]}"
-        await _execute(server_url, f"CREATE DATABASE {name} TEMPLATE template0")
+        await _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
         names.append(name)
         return rewrite_url(server_url, database=name)
 
@@ -69,7 +71,7 @@ async def databases(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str
 
 
 @pytest.fixture
-async def make_database(server_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+async def make_database(server_url: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
     """`databases` that go away with the test."""
     async with databases(server_url) as make:
         yield make
@@ -83,7 +85,7 @@ async def session_database_url(server_url: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def database_url(make_database: Callable[[], Awaitable[str]]) -> str:
+async def database_url(make_database: Callable[..., Awaitable[str]]) -> str:
     """The URL of an empty database of the test's own."""
     return await make_database()
 

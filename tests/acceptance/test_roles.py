@@ -59,7 +59,7 @@ async def test_limits_and_search_path_of_the_role_do_not_reach_a_migration(
     project.add_pause("slow_statement")
     project.add_revision("idle_session", "import time\ntime.sleep(1.5)")
     project.add_revision("idle_transaction", 'import time\nop.execute("SELECT 1")\ntime.sleep(1.5)')
-    await installation.pause(5)
+    await installation.pause(2)
     replicas = [installation.replica() for _ in range(2)]
     for replica in replicas:
         await replica.ready()

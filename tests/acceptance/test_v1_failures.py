@@ -124,9 +124,9 @@ async def test_a_stream_without_a_length_is_whole_if_it_ends_with_done(tenant: T
 
 async def test_a_stream_that_falls_silent_ends_with_an_event(gateway: Gateway) -> None:
     """Each pause is far from the limit, and all together are longer than it."""
-    tenant = await gateway.tenant(backend={"chunk_timeout": 3})
+    tenant = await gateway.tenant(backend={"chunk_timeout": 2})
     sent = [EVENTS[0], *[EVENTS[1]] * 4]
-    tenant.upstream.plays(stream(*(step for event in sent for step in (event, 0.8)), End.NEVER))
+    tenant.upstream.plays(stream(*(step for event in sent for step in (event, 0.5)), End.NEVER))
     got = await tenant.ask(body=STREAMED)
     assert got.body.startswith(b"".join(sent))
     assert got.last_error["code"] == "upstream_timeout"

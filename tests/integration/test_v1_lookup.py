@@ -22,6 +22,8 @@ from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.errors import BusyError, KeyRefusedError
 from gasket.proxy.listener import ChangeListener
 from gasket.proxy.lookup import CONNECTIONS, KeyLookup
+from tests.acceptance.wire import Server
+from tests.conftest import databases
 
 from .conftest import migrate
 
@@ -62,10 +64,24 @@ async def fill(connection: asyncpg.Connection) -> None:
     await connection.executemany(NEW_KEY, rows)
 
 
+@pytest.fixture(scope="session")
+async def at_head(server_url: str) -> AsyncIterator[str]:
+    """The name of a database at head that nobody is connected to."""
+    async with databases(server_url) as make:
+        url = await make()
+        await migrate(url)
+        yield Server.of(url).database
+
+
+@pytest.fixture
+async def database_url(make_database: Callable[..., Awaitable[str]], at_head: str) -> str:
+    """A database of the test's own, at head: a copy is there sooner than the migrations are applied."""
+    return await make_database(at_head)
+
+
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A database of the test's own, at head, with keys."""
-    await migrate(database_url)
+    """It, with keys in it."""
     connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
     await fill(connection)
     yield connection
