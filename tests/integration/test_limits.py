@@ -337,6 +337,16 @@ async def test_a_database_that_says_nothing_is_not_asked_for_each_key(
         writer.close()
 
 
+async def test_a_request_longer_than_all_windows_is_not_forgotten_at_its_end(replica: MakeLimiter) -> None:
+    """Between its end and the next exchange its tokens are known here alone."""
+    limiter = replica()
+    [grant] = await admitted(limiter, Limits(tokens_per_window=100), 1)
+    [subject] = limiter._subjects.values()
+    subject.used_at -= 3600
+    grant.end(1000)
+    assert not subject.is_over(time.monotonic())
+
+
 async def test_limits_that_change_hold_at_once_and_counts_stay(replica: MakeLimiter) -> None:
     limiter = replica()
     await admitted(limiter, Limits(requests_per_minute=100), 5)

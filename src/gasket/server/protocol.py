@@ -90,12 +90,12 @@ class Connection(asyncio.Protocol):
         request = self._request
         if self._closing:
             return
-        if not self._parser.pending if request is None else request.whole:
-            if not data.strip(b"\r\n"):  # RFC 9112, 2.2: empty lines are forgiven
-                return
-            if request is not None:
-                request.keep_alive = False
-                return
+        between = not self._parser.pending if request is None else request.whole
+        if between and not data.strip(b"\r\n"):  # RFC 9112, 2.2: empty lines are forgiven
+            return
+        if request is not None and request.whole:
+            request.keep_alive = False
+            return
         begun = self._parser.pending
         try:
             self._parser.feed(data)
