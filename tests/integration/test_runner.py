@@ -383,6 +383,17 @@ async def test_a_migration_url_that_leads_elsewhere_is_refused_before_anything_i
     assert await tables(observer) == []
 
 
+async def test_a_role_that_may_not_know_the_server_is_not_taken_to_be_elsewhere(
+    project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
+) -> None:
+    role, url = role_url
+    await observer.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    await observer.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+    project.add()
+    plan = await bring_to_head(project.config(database_url, migration_database_url=url))
+    assert plan.state is SchemaState.AT_HEAD
+
+
 async def test_a_head_that_is_taken_back_while_it_is_looked_for_is_not_served_on(
     project: Project, database_url: str, observer: asyncpg.Connection, role_url: tuple[str, str]
 ) -> None:
