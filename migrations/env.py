@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from gasket.app import migrator_config_from_environment
+from gasket.installation import migrator_config
 from gasket.migrator.runner import run_environment
 
-run_environment(context, migrator_config_from_environment)
+run_environment(context, migrator_config)

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import pkgutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from advanced_alchemy.extensions.litestar import SQLAlchemyPlugin
+from advanced_alchemy.config.asyncio import AlembicAsyncConfig
+from advanced_alchemy.extensions.litestar import SQLAlchemyInitPlugin, SQLAlchemySerializationPlugin
 from litestar import Litestar, Router, get
 from litestar.datastructures import CacheControlHeader, State
 from litestar.datastructures.secret_values import SecretBytes
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import Guard
 
 from gasket import db, http
+from gasket.access.authentication import Authenticator, require_role
+from gasket.access.controller import SessionController, TokenController, me
+from gasket.access.cookies import NAME, PREFIX
+from gasket.access.one_time_code import OneTimeCode
+from gasket.access.people import RoleGroups
+from gasket.access.provider import Provider
+from gasket.access.sign_in import OidcClient, SignIn
+from gasket.access.sign_in_controller import SignInController
+from gasket.audit.controller import AuditController
+from gasket.audit.plugin import AuditPlugin
+from gasket.audit.refusals import RefusedSignIns
+from gasket.audit.schema_controller import SchemaController
 from gasket.backends.breaker import Breakers
 from gasket.backends.cli import BackendsCLI
 from gasket.backends.controller import BackendController, ProfileController
 from gasket.backends.models import key_ring
-from gasket.errors import SettingsError
+from gasket.errors import NotFoundError
 from gasket.inputs import StrictRequest
+from gasket.installation import Installation, installation_or_exit
 from gasket.keys.controller import KeyController
 from gasket.metrics.administration import AdministrationMetrics
 from gasket.metrics.exposition import make_registry, metrics_route
 from gasket.metrics.state import Sources, StateCollector
-from gasket.migrator.connection import MigratorConfig
-from gasket.migrator.controller import migrations_route
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.controller import migrations_routes
+from gasket.migrator.errors import MigratorError
+from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.plugin import MigratorPlugin
-from gasket.migrator.revisions import migrations_directory
-from gasket.models import metadata
+from gasket.migrator.revisions.configuration import configuration_files, read_locations
+from gasket.proxy.backend_figures import BackendFigures
 from gasket.proxy.metrics import GatewayMetrics
 from gasket.proxy.plugin import GatewayPlugin
+from gasket.recorded_commands import recorded
+from gasket.run import CommandLine
 from gasket.server.connections import Connections
-from gasket.settings import Settings, read_settings
+from gasket.settings import Settings
 from gasket.shutdown import Shutdown
-from gasket.startup import CommandLine, Gasket, Startup
+from gasket.startup import Gasket, Startup
+from gasket.ui.door import Door
+from gasket.unready import Unready
 from gasket.upstream.client import UpstreamClient
 from gasket.usage.controller import UsageController
+from gasket.users.cli import UsersCLI
+from gasket.users.controller import UserController
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
     """The application, of the settings given or of the environment's. It touches no database yet."""
-    settings = settings or settings_or_exit()
-    startup = Startup(settings)
-    config = migrator_config(settings, startup)
+    installation = Installation(settings) if settings else installation_or_exit()
+    settings = installation.settings
+    startup = Startup(installation)
+    config = installation.migrator_config()
     engine = db.create_engine(
         config.database_url,
         schema=settings.database_schema,
@@ -52,10 +81,13 @@ def create_app(settings: Settings | None = None) -> Litestar:
         pool_size=settings.database_pool_size,
     )
     sessions = db.create_sessions(engine)
-    connections = Connections(idle=settings.keep_alive)
-    upstream, breakers = UpstreamClient(), Breakers()
+    connections = Connections(idle_timeout=settings.keep_alive)
+    upstream = UpstreamClient(pseudonym=installation.pseudonym, networks=settings.backend_networks)
+    breakers = Breakers(notify=installation.notify)
+    figures = BackendFigures()
     registry = make_registry()
-    migrator = MigratorPlugin(config)
+    sqlalchemy = SQLAlchemyInitPlugin(db.sqlalchemy_config(engine, sessions, alembic_settings_or_exit(config.ini)))
+    migrator = MigratorPlugin(config, lambda: list(sqlalchemy.config), recorded)
     gateway = GatewayPlugin(
         settings,
         database_url=config.database_url,
@@ -63,7 +95,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         client=upstream,
         breakers=breakers,
         decrypt=key_ring.decrypt,
-        observers=[GatewayMetrics(registry)],
+        observers=[GatewayMetrics(registry), figures],
     )
     state = StateCollector(
         Sources(
@@ -72,8 +104,10 @@ def create_app(settings: Settings | None = None) -> Litestar:
             backends=breakers.states,
             keys=lambda: gateway.directory,
             pools=lambda: {"api": db.pool_use(engine), "keys": gateway.lookups},
-            readiness=migrator.monitor.readiness,
+            readiness=lambda: migrator.starting.look() if app.starting else migrator.monitor.readiness(),
             pending=lambda: migrator.monitor.pending,
+            drift=lambda: migrator.drift.count,
+            background=lambda: migrator.monitor.works,
             seconds_at_start=lambda: migrator.seconds_at_start,
             usage=lambda: gateway.usage,
         )
@@ -84,38 +118,69 @@ def create_app(settings: Settings | None = None) -> Litestar:
     def announce() -> None:
         migrator.leave()
         gateway.gateway.drain()
-        connections.leaving = True
+        connections.shutting_down = True
+
+    async def deliver_notices() -> None:
+        """Also at the end of a start that was refused."""
+        await asyncio.to_thread(installation.deliver_notices)
 
     def stop() -> None:
         gateway.gateway.stop()
         connections.end()
 
+    refused = RefusedSignIns()
+    authenticator = Authenticator(sessions.begin, root_peers=settings.admin_token_networks, on_refused=refused.count)
+    authenticator.root_tokens = tuple(SecretBytes(token.encode()) for token in settings.admin_tokens)
+    sign_in = _sign_in(settings, authenticator, sessions.begin)
     app = Gasket(
-        route_handlers=[_api(), health, metrics_route(registry, state, public=settings.metrics_public)],
+        route_handlers=[
+            _api(),
+            SignInController,
+            health,
+            metrics_route(registry, state, guards=[] if settings.metrics_public else [require_role]),
+        ],
         dependencies={
             "db_session": Provide(db.session_provider(sessions)),
             "transaction": Provide(lambda: sessions.begin, sync_to_thread=False),
+            "sign": Provide(lambda: key_ring.sign, sync_to_thread=False),
             "breakers": Provide(lambda: breakers, sync_to_thread=False),
+            "backend_figures": Provide(lambda: figures, sync_to_thread=False),
             "upstream": Provide(lambda: upstream, sync_to_thread=False),
+            "sign_in": Provide(lambda: sign_in, sync_to_thread=False),
         },
-        on_shutdown=[upstream.close],
+        on_shutdown=[upstream.close, sign_in.close, deliver_notices],
         plugins=[
-            SQLAlchemyPlugin(
-                db.sqlalchemy_config(engine, sessions, ini=config.ini, migrations=migrations_directory(config.ini))
-            ),
-            BackendsCLI(engine, config.start_database),
+            sqlalchemy,
+            SQLAlchemySerializationPlugin(),
+            BackendsCLI(engine, startup.database, lambda: _show_target(config)),
+            UsersCLI(engine, settings.database_schema, key_ring.sign, startup.database, lambda: _show_target(config)),
             migrator,
             gateway,
-            CommandLine(),
+            AuditPlugin(sessions.begin, refused, retention_days=settings.audit_retention_days),
+            CommandLine(settings.log_format, check=startup.require_secrets),
         ],
         exception_handlers=http.EXCEPTION_HANDLERS,
         before_send=[http.log_response],
-        openapi_config=_openapi(),
+        openapi_config=_openapi([] if settings.docs_public else [require_role]),
         logging_config=None,
-        state=State({"admin_tokens": tuple(SecretBytes(t.encode()) for t in settings.admin_tokens)}),
+        state=State(
+            {
+                "authenticator": authenticator,
+                "one_time_code": OneTimeCode(),
+                "release": settings.release,
+                "schema": settings.database_schema,
+                "docs_public": settings.docs_public,
+                "has_provider": sign_in.offered,
+            }
+        ),
     )
     app.connections = connections
+    app.trusted_proxies = settings.trusted_proxies
+    app.cors_origins = settings.cors_origins
     app.gateway = gateway.gateway
+    app.pages = Door(app)
+    app.state["openapi"] = cache(lambda: app.openapi_schema.to_schema())
+    app.unready = Unready(migrator.starting.look)
     app.measure = AdministrationMetrics(registry).measure
     startup.install(app)
     Shutdown(delay=settings.drain_delay, timeout=settings.drain_timeout, announce=announce, stop=stop).install(app)
@@ -124,54 +189,48 @@ def create_app(settings: Settings | None = None) -> Litestar:
 
 @get("/health", summary="Whether the process is up", description="Never touches the database.", tags=["health"])
 async def health() -> dict[str, str]:
-    """For liveness probes: to restart a replica because its database is away would help nobody."""
+    """For liveness probes: restarting a replica does not bring its database back."""
     return {"status": "up"}
 
 
-def settings_or_exit() -> Settings:
-    """The environment's settings; a wrong one ends the process with its message and nothing else."""
+def alembic_settings_or_exit(ini: Path) -> AlembicAsyncConfig:
+    """What Advanced Alchemy's commands need; a wrong configuration ends the process with its message alone."""
     try:
-        return read_settings(os.environ)
-    except SettingsError as error:
+        scripts = read_locations(ini).scripts
+        ini_file, pyproject = configuration_files(ini)
+    except MigratorError as error:
         raise SystemExit(f"gasket: {error}") from None
-
-
-def migrator_config(settings: Settings, startup: Startup) -> MigratorConfig:
-    """What the migrator has to know."""
-    return MigratorConfig(
-        database_url=startup.database_url,
-        migration_database_url=settings.migration_database_url,
-        schema=settings.database_schema,
-        release=settings.release,
-        ini=find_ini(),
-        metadata=metadata,
-        database_wait=settings.database_wait,
-        lock_wait=settings.migration_lock_wait,
-        ddl_wait=settings.migration_ddl_wait,
-        scratch_url=settings.scratch_database_url,
-        migrate_on_startup=settings.migrate_on_startup,
-        start_database=startup.database,
+    return AlembicAsyncConfig(
+        script_config=str(ini_file or ""),
+        toml_file=str(pyproject or ""),
+        script_location=str(scripts),
+        version_table_name=VERSION_TABLE,
     )
 
 
-def migrator_config_from_environment() -> MigratorConfig:
-    """For env.py, when a command line runs it."""
-    settings = settings_or_exit()
-    return migrator_config(settings, Startup(settings))
+def _show_target(config: MigratorConfig) -> None:
+    """Print which database DATABASE_URL leads to, as the migrator's commands do."""
+    show: Callable[[MigratorConfig], object] = pkgutil.resolve_name("gasket.migrator.commands.running:show_target")
+    show(replace(config, migration_database_url=None))
 
 
-def find_ini() -> Path:
-    """Alembic's ini: ALEMBIC_CONFIG, else the one in the working directory, else the one that came with Gasket."""
-    if named := os.environ.get("ALEMBIC_CONFIG"):
-        if not Path(named).is_file():
-            raise SystemExit(f"gasket: ALEMBIC_CONFIG names {named}, which is not a file.")
-        return Path(named).resolve()
-    package = Path(__file__).parent
-    candidates = [Path("alembic.ini"), package / "alembic.ini", package.parents[1] / "alembic.ini"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
-    raise SystemExit("gasket: there is no alembic.ini here and none came with Gasket; set ALEMBIC_CONFIG.")
+def _sign_in(settings: Settings, authenticator: Authenticator, transaction: db.Transactions) -> SignIn:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return SignIn(None, None, authenticator=authenticator, transaction=transaction)
+    roles = RoleGroups(
+        admin=settings.oidc_admin_groups,
+        operator=settings.oidc_operator_groups,
+        viewer=settings.oidc_viewer_groups,
+        user=settings.oidc_user_groups,
+    )
+    oidc = OidcClient(
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        scopes=settings.oidc_scopes,
+        groups_claim=settings.oidc_groups_claim,
+        roles=roles,
+    )
+    return SignIn(Provider(settings.oidc_issuer), oidc, authenticator=authenticator, transaction=transaction)
 
 
 def _api() -> Router:
@@ -182,21 +241,35 @@ def _api() -> Router:
             ProfileController,
             KeyController,
             UsageController,
-            migrations_route(http.problems()),
+            AuditController,
+            TokenController,
+            SessionController,
+            UserController,
+            me,
+            *migrations_routes(http.problems(), http.problems(NotFoundError)),
+            SchemaController,
         ],
-        guards=[http.require_admin],
-        security=[{http.SECURITY_SCHEME: []}],
+        guards=[require_role],
+        security=[{http.SECURITY_SCHEME: []}, {http.SESSION_SCHEME: []}],
         cache_control=CacheControlHeader(no_store=True),
         request_class=StrictRequest,
         request_max_body_size=1_000_000,
     )
 
 
-def _openapi() -> OpenAPIConfig:
+def _openapi(guards: list[Guard]) -> OpenAPIConfig:
+    """Its document is at `/schema/openapi.json`, behind these guards; the page made of it is under `/ui`."""
     return OpenAPIConfig(
+        render_plugins=[JsonRenderPlugin()],
+        openapi_router=Router("/schema", route_handlers=[], guards=guards, include_in_schema=False),
         title="Gasket",
         version=version("gasket"),
         description=http.API_DESCRIPTION,
         use_handler_docstrings=True,
-        components=Components(security_schemes={http.SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")}),
+        components=Components(
+            security_schemes={
+                http.SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer"),
+                http.SESSION_SCHEME: SecurityScheme(type="apiKey", name=PREFIX + NAME, security_scheme_in="cookie"),
+            }
+        ),
     )

@@ -1,59 +1,64 @@
-"""The engine, the declarative base, and the one place where a request's transaction is committed."""
+"""The engine, the declarative base, and the only place that commits a request's transaction."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import asyncpg
+import msgspec
 from advanced_alchemy.config.asyncio import AlembicAsyncConfig
 from advanced_alchemy.exceptions import NotFoundError as RepositoryNotFoundError
 from advanced_alchemy.exceptions import RepositoryError
 from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
-from sqlalchemy import DateTime, Identity, MetaData, Text, event, func
+from sqlalchemy import Connection, DateTime, Identity, MetaData, Text, event, func, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.sql.selectable import ForUpdateParameter
 
-from gasket.errors import ConflictError, DatabaseAwayError, DatabaseBusyError, GasketError, NotFoundError
-from gasket.migrator.connection import application_name
+from gasket.errors import (
+    ConflictError,
+    DatabaseAwayError,
+    DatabaseBusyError,
+    GasketError,
+    NotFoundError,
+    SchemaNotReadyError,
+)
+from gasket.origin import current_origin
+from gasket.postgres.connections import open_connection
+from gasket.postgres.errors import DRIVER_ERRORS, is_lost, lacks_object
+from gasket.postgres.sessions import application_name
 
 MAX_ID = 2**31 - 1
 """The largest value of PostgreSQL's type integer (manual, "Numeric Types")."""
 
 FOR_CHANGE: ForUpdateParameter = {"key_share": True}
-"""`FOR NO KEY UPDATE`: changes of the row take turns, rows that merely reference it are not held up."""
+"""`FOR NO KEY UPDATE`: changes of the row take turns; inserting a row that references it does not wait."""
 
 FOR_DELETION: ForUpdateParameter = True
-"""`FOR UPDATE`: waits for whoever is adding a reference to the row, too: a count made after it is final."""
+"""`FOR UPDATE`: also waits for sessions that insert a reference to the row, so a count of references stays true."""
 
-_CONNECT_TIMEOUT = 10.0
 _RECYCLE_AFTER = 1800
 
 # SQLSTATEs (PostgreSQL manual, "PostgreSQL Error Codes"). Busy: serialization failure, deadlock, lock timeout,
-# cancelled by a timeout, no connection slot left, a server that became a standby. Away: it shuts down or starts.
+# cancelled by a timeout, no connection slot left, a server that became a standby.
 _BUSY = frozenset({"40001", "40P01", "55P03", "57014", "53300", "25006"})
-_AWAY = frozenset({"57P01", "57P02", "57P03"})
-_CONNECTION_EXCEPTION = "08"
-
-DATABASE_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What asyncpg raises when the database does not answer, or not as it should; a timeout is an OSError."""
 
 
 class Base(DeclarativeBase):
-    """What every table has: the naming of its constraints, and the types of its columns."""
+    """The base of every table: how its constraints are named, and which types its columns have."""
 
-    # All columns' names, not the first alone as in Advanced Alchemy's convention, or two constraints of one
-    # table that begin with the same column are given the same name.
+    # The names of all columns. With the first one alone, as in Advanced Alchemy's convention, two constraints that
+    # begin with the same column get the same name.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -67,7 +72,7 @@ class Base(DeclarativeBase):
 
 
 class Entity(Base):
-    """A table whose rows have an integer identity `id`, and the time at which they were made."""
+    """A table whose rows have an integer identity `id` and the time of their creation."""
 
     __abstract__ = True
 
@@ -79,23 +84,24 @@ EntityT = TypeVar("EntityT", bound=Entity)
 
 
 class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepository[EntityT]], Generic[EntityT]):
-    """What the services of all rooms share. They flush, and never commit."""
+    """The base of all services. They flush and never commit."""
 
     noun: ClassVar[str]
+    """What an object of this service is called in messages."""
 
-    # The window function says "0 in total" for a page behind the last one.
+    # With the window function the total is 0 for a page after the last one.
     count_with_window_function = False
 
     def __init__(self, session: AsyncSession, **repository: Any) -> None:
-        # Advanced Alchemy would turn a lost connection into its IntegrityError: 409 where 503 is meant.
+        # Otherwise Advanced Alchemy turns a lost connection into its IntegrityError, which would be 409 instead of 503.
         super().__init__(session, **{**repository, "wrap_exceptions": False})
         self.session = session
 
     async def fetch(self, item_id: int, *, lock: ForUpdateParameter = None) -> EntityT:
-        """The row with this id, as it is after whoever held its lock has finished.
+        """The row with this id; with `lock`, locked, and as the session that had the lock before left it.
 
         Raises:
-            NotFoundError: there is none, or the id is not one that PostgreSQL's integer can hold.
+            NotFoundError: there is none, or the id does not fit into PostgreSQL's type integer.
         """
         options = {"populate_existing": True} if lock else None
         if 0 < item_id <= MAX_ID:
@@ -105,7 +111,7 @@ class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepositor
         raise NotFoundError(f"There is no {self.noun} {item_id}.")
 
     async def assign(self, row: EntityT, fields: Mapping[str, Any]) -> EntityT:
-        """Set these attributes and read the row back, with what the database computes."""
+        """Set these attributes and read the row back, with the values that the database computes."""
         for name, value in fields.items():
             setattr(row, name, value)
         await self.session.flush()
@@ -118,37 +124,20 @@ class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepositor
         await self.session.flush()
 
 
-async def open_plain_connection(
-    database_url: str, *, application_name: str, answer_timeout: float | None = None
-) -> asyncpg.Connection:
-    """A connection without SQLAlchemy.
-
-    Statements are not cached: under the DDL of a newer release none goes stale, and a pooler in transaction mode may
-    hand out another server connection for each. `answer_timeout` is in seconds, for each statement.
-
-    Raises:
-        OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the database is away, or refuses.
-    """
-    connection: asyncpg.Connection = await asyncpg.connect(
-        database_url,
-        timeout=_CONNECT_TIMEOUT,
-        command_timeout=answer_timeout,
-        statement_cache_size=0,
-        server_settings={"application_name": application_name},
-    )
-    return connection
-
-
 class PoolUse(NamedTuple):
-    """How a pool of connections is used at the moment: `waiting` is how many ask for one and have not got it yet."""
+    """How many connections a pool may have and has in use, and how many callers wait for one."""
 
     size: int
     in_use: int
     waiting: int
 
 
+# SQLAlchemy names a pool's logger after its class: below `gasket`, it would tell at INFO of each pool that is closed.
+logging.getLogger(f"{__name__}._Pool").setLevel(logging.WARNING)
+
+
 class _Pool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's, which knows how many wait: for a free connection, or for one to be opened."""
+    """SQLAlchemy's pool, which also counts the callers that wait for a connection to become free or to be opened."""
 
     waiting = 0
 
@@ -161,7 +150,7 @@ class _Pool(AsyncAdaptedQueuePool):
 
 
 def pool_use(engine: AsyncEngine) -> PoolUse:
-    """Of an engine that `create_engine` made."""
+    """How the pool of the engine is used; `create_engine` must have created the engine."""
     pool = engine.pool
     assert isinstance(pool, _Pool)
     return PoolUse(pool.size(), pool.checkedout(), pool.waiting)
@@ -178,22 +167,22 @@ def create_engine(
 ) -> AsyncEngine:
     """An engine whose pool starts empty and whose tables are all in `schema`, whatever `search_path` says.
 
-    `database_url` is a libpq URL; asyncpg reads it, because SQLAlchemy's own parser knows neither several
-    hosts nor `sslmode`. Statements are cached nowhere: under the DDL of a newer release nothing goes stale,
-    and a pooler in transaction mode may hand out another server connection for each transaction.
+    `database_url` is a libpq URL; asyncpg reads it, because SQLAlchemy's parser knows neither several hosts nor
+    `sslmode`. No statement is cached: a newer release's DDL would make plans stale, and a pooler in transaction mode
+    may give each transaction another server connection.
 
-    Times are in seconds: to wait for a free connection, and for the answer to one statement.
+    `pool_timeout` (seconds) limits the wait for a free connection, `answer_timeout` the wait for one statement.
     """
 
     async def connect() -> asyncpg.Connection:
-        name = application_name("gasket", release)
+        name = application_name("gasket", release, schema)
         try:
-            return await open_plain_connection(database_url, application_name=name, answer_timeout=answer_timeout)
-        except DATABASE_AWAY as error:
+            return await open_connection(database_url, application_name=name, answer_timeout=answer_timeout)
+        except DRIVER_ERRORS as error:
             raise DatabaseAwayError from error
 
     def creator() -> DBAPIConnection:
-        # `async_creator` has no way to hand over prepared_statement_cache_size; this is what it does inside.
+        # `async_creator` cannot pass prepared_statement_cache_size on, so this does what it does inside.
         dialect: Any = engine.dialect
         connection: DBAPIConnection = dialect.dbapi.connect(async_creator_fn=connect, prepared_statement_cache_size=0)
         return connection
@@ -206,7 +195,8 @@ def create_engine(
         max_overflow=0,
         pool_timeout=pool_timeout,
         pool_recycle=_RECYCLE_AFTER,
-        # Whatever the role's default is: locking a profile and counting its keys needs a fresh look each time.
+        # The role may have another default. Locking a profile and then counting its keys needs a new snapshot for
+        # each statement.
         isolation_level="READ COMMITTED",
         hide_parameters=True,
         execution_options={"schema_translate_map": {None: schema}},
@@ -216,9 +206,9 @@ def create_engine(
 
 
 def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-    """Let the pool replace a connection that the server has closed meanwhile.
+    """Let the pool replace a connection that the server has closed.
 
-    asyncpg knows it without asking, whereas `pool_pre_ping` costs three round trips for each request.
+    asyncpg notices that without a query; `pool_pre_ping` costs three round trips for each request.
     """
     driver: Any = connection
     if driver.driver_connection.is_closed():
@@ -226,25 +216,36 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 
 
 def sqlalchemy_config(
-    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], *, ini: Path, migrations: Path
+    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], alembic: AlembicAsyncConfig
 ) -> SQLAlchemyAsyncConfig:
-    """What Advanced Alchemy's plugin needs: the engine's lifetime and `litestar database ...`."""
+    """The configuration of Advanced Alchemy's plugin, which closes the engine and adds `litestar database ...`."""
     return SQLAlchemyAsyncConfig(
         engine_instance=engine,
         session_maker=sessions,
         metadata=Base.metadata,
-        # Advanced Alchemy's own dependency: nothing would commit such a session, so nobody asks for it.
+        # Advanced Alchemy's own dependency. No handler uses it, because nothing would commit such a session.
         session_dependency_key="uncommitted_session",
         set_default_exception_handler=False,
-        alembic_config=AlembicAsyncConfig(
-            script_config=str(ini), script_location=str(migrations), version_table_name="alembic_version"
-        ),
+        alembic_config=alembic,
     )
 
 
+class _TellingSession(Session):
+    """A session whose transactions begin with saying who acts."""
+
+
+@event.listens_for(_TellingSession, "after_begin")
+def _tell_database(_session: _TellingSession, transaction: SessionTransaction, connection: Connection) -> None:
+    """For this transaction alone, so that a pooler hands nothing on."""
+    origin = current_origin()
+    if origin is not None and not transaction.nested:
+        value = msgspec.json.encode(origin).decode()
+        connection.execute(select(func.set_config("gasket.audit", value, True)))
+
+
 def create_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    """Sessions whose objects stay readable after the commit."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+    """Sessions whose objects stay readable after the commit, and whose transactions say who acts (`origin.acting`)."""
+    return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=_TellingSession)
 
 
 def session_provider(
@@ -252,9 +253,8 @@ def session_provider(
 ) -> Callable[[], AsyncGenerator[AsyncSession, None]]:
     """The dependency `db_session`: one transaction for each request.
 
-    Litestar runs the part after the `yield` before it sends the response: a COMMIT that fails is an error
-    response, never a 201. It must stay the only dependency of its kind, for Litestar ends several of them
-    side by side.
+    Litestar runs the code after the `yield` before it sends the response, so a failed COMMIT becomes an error response
+    and never a 201. It must stay the only generator dependency, because Litestar ends several of them concurrently.
     """
 
     async def db_session() -> AsyncGenerator[AsyncSession, None]:
@@ -265,15 +265,15 @@ def session_provider(
 
 
 Transactions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
-"""`async with transaction() as session`: a short transaction of its own, for a request that then waits for others.
+"""`async with transaction() as session`: a short transaction, for a handler that then waits for another server.
 
-What `db_session` gives lasts, with its connection, until the handler ends.
+The session of `db_session` keeps its connection until the handler ends.
 """
 
 
 @contextmanager
 def refusing(violations: Mapping[str, GasketError]) -> Iterator[None]:
-    """Raise the error that stands for a violated constraint, by the constraint's name."""
+    """Raise the error of a violated constraint instead of IntegrityError; `violations` maps constraint to error."""
     try:
         yield
     except IntegrityError as error:
@@ -285,24 +285,27 @@ def refusing(violations: Mapping[str, GasketError]) -> Iterator[None]:
 
 
 def explain(error: Exception) -> GasketError | None:
-    """What a failed statement means to whoever made the request; None if it can only be a fault of ours."""
+    """The error that the client should see for a failed statement; None if only Gasket can be at fault."""
     match error:
         case RepositoryError(__cause__=SQLAlchemyError() as cause):
             return explain(cause)
         case RepositoryNotFoundError():
             return NotFoundError()
         case PoolTimeoutError():
-            return DatabaseBusyError("This replica's database connections are all in use; nothing was changed.")
+            return DatabaseBusyError("All database connections of this replica are in use; nothing was changed.")
         case TimeoutError():
-            return DatabaseBusyError("The database did not answer in time. Look before you try again.")
+            return DatabaseBusyError(
+                "The database did not answer in time. The change may have been made: look before you try again."
+            )
         case IntegrityError():
             return ConflictError("The change conflicts with another one; nothing was changed.")
         case DBAPIError():
-            state = getattr(error.orig, "sqlstate", None) or ""
-            # The driver's own state is upset when a connection goes while another statement is under way on it.
-            upset = isinstance(getattr(error.orig, "__cause__", None), asyncpg.InternalClientError)
-            if error.connection_invalidated or upset or state in _AWAY or state.startswith(_CONNECTION_EXCEPTION):
-                return DatabaseAwayError("The connection to the database was lost. Look before you try again.")
-            if state in _BUSY:
+            if is_lost(error):
+                return DatabaseAwayError(
+                    "The connection to the database was lost. The change may have been made: look before you try again."
+                )
+            if lacks_object(error):
+                return SchemaNotReadyError()
+            if getattr(error.orig, "sqlstate", None) in _BUSY:
                 return DatabaseBusyError()
     return None

@@ -33,7 +33,8 @@ from types import TracebackType
 from typing import IO
 
 from gasket.errors import EmbeddedDatabaseError
-from gasket.postgres_programs import (
+from gasket.postgres.errors import describe
+from gasket.postgres.programs import (
     ELSEWHERE,
     MAJOR,
     Account,
@@ -142,7 +143,7 @@ class EmbeddedDatabase:
             yield
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EmbeddedDatabaseError(
-                f"The embedded PostgreSQL cannot use {self._folder}: {error}. "
+                f"The embedded PostgreSQL cannot use {self._folder}: {describe(error)}. "
                 f"Set GASKET_DATA_DIR to a folder that this account can write to, {ELSEWHERE}."
             ) from error
 
@@ -315,12 +316,15 @@ def read_or_make_secret(path: Path, make: Callable[[], str]) -> str:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             secret = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise EmbeddedDatabaseError(f"The secret in {path} cannot be read or made: {error}.") from error
+        raise EmbeddedDatabaseError(
+            f"The secret in {path} cannot be read or made: {describe(error)}. Let this account read it, or set "
+            "GASKET_DATA_DIR to a folder that this account can write to."
+        ) from error
     if mode & 0o077:
-        # To close it without a word would hide that somebody may know the secret.
+        # To correct the mode silently would hide that others may know the secret.
         raise EmbeddedDatabaseError(
             f"The secret in {path} can be read by other accounts (mode {mode:04o}). "
-            f"Run `chmod 600 {path}`, and replace the secret if somebody may have seen it."
+            f"Run `chmod 600 {path}`, and replace the secret if others may have read it."
         )
     if not secret:
         raise EmbeddedDatabaseError(f"{path} should hold a secret and is empty. Remove it to have one made.")

@@ -1,12 +1,15 @@
-"""The errors that a start and `/api` raise on purpose; the migrator and the gateway have trees of their own.
+"""The errors of a start and of `/api`; the migrator and the gateway have error trees of their own.
 
-An exception's docstring is its message where none is given. The numbers are the HTTP status that
-`gasket.http` answers with.
+An exception's docstring is its default message. The numbers are the HTTP status with which `gasket.http` answers.
 
 GasketError
 ├── SettingsError            a setting is missing or wrong: the process does not start
 ├── EmbeddedDatabaseError    the embedded PostgreSQL cannot run here
 ├── UnauthorizedError        401
+├── ForbiddenError           403
+├── CsrfError                403
+├── GuessingError            429
+├── SignInError              400
 ├── InvalidInputError        400
 ├── NotFoundError            404
 ├── ConflictError            409
@@ -14,16 +17,20 @@ GasketError
 │   ├── InUseError
 │   ├── KeyStateError
 │   └── KeyLimitError
-└── UnavailableError         503, worth trying again
+└── UnavailableError         503, the client should try again
     ├── DatabaseAwayError
-    └── DatabaseBusyError
+    ├── DatabaseBusyError
+    ├── SchemaNotReadyError
+    └── IdentityProviderAwayError
 """
 
 from __future__ import annotations
 
+import math
+
 
 class GasketError(Exception):
-    """Gasket could not do what was asked."""
+    """Gasket could not do this."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or type(self).__doc__)
@@ -38,7 +45,27 @@ class EmbeddedDatabaseError(GasketError):
 
 
 class UnauthorizedError(GasketError):
-    """This needs `Authorization: Bearer <admin token>` with a valid admin token."""
+    """This needs `Authorization: Bearer <token>` with a valid token, or a session."""
+
+
+class ForbiddenError(GasketError):
+    """This role may not do this."""
+
+
+class CsrfError(GasketError):
+    """A session needs its CSRF token to change something: load the page again, and send the form from there."""
+
+
+class GuessingError(GasketError):
+    """Too many wrong credentials came from this address. A right one is taken at any time."""
+
+    def __init__(self, wait: float = 60.0) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(math.ceil(wait))}
+
+
+class SignInError(GasketError):
+    """The sign-in did not succeed; begin it again."""
 
 
 class InvalidInputError(GasketError):
@@ -54,7 +81,7 @@ class NotFoundError(GasketError):
 
 
 class ConflictError(GasketError):
-    """The request conflicts with the state that things are in."""
+    """The request conflicts with the present state."""
 
 
 class NameTakenError(ConflictError):
@@ -74,7 +101,7 @@ class KeyLimitError(ConflictError):
 
 
 class UnavailableError(GasketError):
-    """Gasket cannot answer at this moment; try again soon."""
+    """Gasket cannot answer now; try again soon."""
 
 
 class DatabaseAwayError(UnavailableError):
@@ -83,3 +110,11 @@ class DatabaseAwayError(UnavailableError):
 
 class DatabaseBusyError(UnavailableError):
     """The database is too busy to answer; nothing was changed, try again soon."""
+
+
+class SchemaNotReadyError(UnavailableError):
+    """The schema is being changed, or was taken back, and lacks what this release needs; nothing was changed."""
+
+
+class IdentityProviderAwayError(UnavailableError):
+    """The identity provider cannot be asked; try again soon."""

@@ -1,15 +1,13 @@
-"""Errors as `application/problem+json` (RFC 9457), their documentation, and the bearer guard of `/api`.
+"""Errors as `application/problem+json` (RFC 9457), and their documentation.
 
-Every problem has a `type` that never changes, `urn:gasket:problem:<name>`; `title` and `detail` are for
-people. Where single values are at fault, `errors` names them.
-
-The guard reads `app.state.admin_tokens`, a tuple of `SecretBytes`.
+Every problem has a `type` that never changes, `urn:gasket:problem:<name>`; `title` and `detail` are for people.
+`errors` names the values that are wrong.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +18,6 @@ from advanced_alchemy.utils.text import camelize
 from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.datastructures.secret_values import SecretBytes
 from litestar.enums import ParamType
 from litestar.exceptions import (
     HTTPException,
@@ -28,7 +25,6 @@ from litestar.exceptions import (
     MethodNotAllowedException,
     NotFoundException,
 )
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.types import ExceptionHandlersMap, Message, Scope
@@ -37,42 +33,59 @@ from litestar.utils import normalize_path
 from gasket import db
 from gasket.errors import (
     ConflictError,
+    CsrfError,
     DatabaseAwayError,
     DatabaseBusyError,
+    ForbiddenError,
     GasketError,
+    GuessingError,
+    IdentityProviderAwayError,
     InUseError,
     InvalidInputError,
     KeyLimitError,
     KeyStateError,
     NameTakenError,
     NotFoundError,
+    SchemaNotReadyError,
+    SignInError,
     UnauthorizedError,
     UnavailableError,
 )
+from gasket.postgres import errors as postgres_errors
+from gasket.request_ids import checked_request_id, new_request_id
 
 API_PREFIX = "/api"
 SECURITY_SCHEME = "adminToken"
+SESSION_SCHEME = "session"
+REFUSAL = "gasket_refusal"
+"""In a request's state: the error that says why it is not known who sends it."""
 
 API_DESCRIPTION = """\
-The administration of the gateway. Every request bears an admin token: `Authorization: Bearer <token>`.
+The administration of the gateway. Every request needs a token whose role may do this: `Authorization: Bearer <token>`.
+A browser that is signed in sends its session's cookie instead, and with a change the session's CSRF token.
 
-Errors are `application/problem+json` (RFC 9457). `type` tells them apart and never changes; `title` and
-`detail` are for people; where single values are at fault, `errors` names them. A 503 bears `Retry-After`.
+Errors are `application/problem+json` (RFC 9457). `type` identifies the kind of error and never changes; `title` and
+`detail` are for people; `errors` names the values that are wrong. A 503 has `Retry-After`.
 """
 
 _log = logging.getLogger("gasket.http")
 _MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = "2"
-_NO_BODY = "'data'"
-"""All that Litestar says where a handler wants a body and there is none: the KeyError of its parameter."""
+_MISSING_BODY_MESSAGE = "'data'"
+"""Litestar's message for a missing body: the KeyError of the handler's parameter."""
 _CLIENT_GONE = 499
-"""Read by nobody but the log and the metrics, which have it of `/v1`, too; it is nginx's."""
-_CLIENT_LEFT = "client disconnected prematurely"
-"""What Litestar says, as a fault of the server, where a client leaves before its body is complete."""
+"""nginx's status for a client that left. Only the log and the metrics see it, as with `/v1`."""
+_CLIENT_LEFT_MESSAGE = "client disconnected prematurely"
+"""Litestar's message, with status 500, for a client that leaves before its body is complete."""
+_REQUEST_ID = "gasket_request_id"
 _NOT_LOGGED = ("/health", "/metrics")
 
 _NAMES: dict[type[GasketError], tuple[HTTPStatus, str]] = {
     UnauthorizedError: (HTTPStatus.UNAUTHORIZED, "unauthorized"),
+    ForbiddenError: (HTTPStatus.FORBIDDEN, "forbidden"),
+    CsrfError: (HTTPStatus.FORBIDDEN, "csrf"),
+    GuessingError: (HTTPStatus.TOO_MANY_REQUESTS, "guessing"),
+    SignInError: (HTTPStatus.BAD_REQUEST, "sign-in"),
     InvalidInputError: (HTTPStatus.BAD_REQUEST, "invalid-input"),
     NotFoundError: (HTTPStatus.NOT_FOUND, "not-found"),
     ConflictError: (HTTPStatus.CONFLICT, "conflict"),
@@ -83,21 +96,30 @@ _NAMES: dict[type[GasketError], tuple[HTTPStatus, str]] = {
     UnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     DatabaseAwayError: (HTTPStatus.SERVICE_UNAVAILABLE, "database-away"),
     DatabaseBusyError: (HTTPStatus.SERVICE_UNAVAILABLE, "database-busy"),
+    SchemaNotReadyError: (HTTPStatus.SERVICE_UNAVAILABLE, "schema-not-ready"),
+    IdentityProviderAwayError: (HTTPStatus.SERVICE_UNAVAILABLE, "identity-provider-away"),
 }
-"""The public names of our errors. They outlive the classes' names: never change one."""
+"""The public names of the errors. Clients rely on them: never change one."""
 
-_HTTP_NAMES = {400: "invalid-input", 401: "unauthorized", 413: "too-large", 503: "unavailable"}
+_HTTP_NAMES = {
+    400: "invalid-input",
+    401: "unauthorized",
+    404: "not-found",
+    409: "conflict",
+    413: "too-large",
+    503: "unavailable",
+}
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One value that is at fault: a field of the body, or a parameter."""
+    """A value that is wrong: a field of the body, or a parameter."""
 
     field: str
     message: str
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong, as RFC 9457 has it."""
+    """An error in the form of RFC 9457."""
 
     type: str
     title: str
@@ -107,7 +129,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def describe(error: Exception) -> Problem:
-    """The problem that an error of any kind is to the client. What is our own fault has no detail."""
+    """The problem that the client gets for an error of any kind. A fault of Gasket's own has no detail."""
     match error:
         case InvalidInputError(field=str(field)):
             return _problem(400, "invalid-input", str(error), (FieldError(field, str(error)),))
@@ -119,20 +141,20 @@ def describe(error: Exception) -> Problem:
             return _problem(405, "method-not-allowed", "This path does not have this method.")
         case NotFoundException():
             return _problem(404, "not-found", "There is nothing at this path.")
-        case InternalServerException(detail=detail) if detail == _CLIENT_LEFT:
+        case InternalServerException(detail=detail) if detail == _CLIENT_LEFT_MESSAGE:
             return _problem(_CLIENT_GONE, "client-gone", "The client left before its request was complete.")
         case HTTPException() if error.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
             name = _HTTP_NAMES.get(error.status_code, f"http-{error.status_code}")
             errors = _field_errors(error.extra)
             detail = "; ".join(f"{entry.field}: {entry.message}" for entry in errors) or error.detail
             return _problem(error.status_code, name, detail, errors)
-        case RecursionError():  # JSON's decoder gives up so
+        case RecursionError():  # msgspec's decoder raises it
             return _problem(400, "invalid-input", "The request is nested too deeply.")
         case ExceptionGroup(exceptions=(Exception() as inner,)):
             return describe(inner)
     if meaning := db.explain(error):
         return describe(meaning)
-    return _problem(500, "internal", "Something went wrong on our side; the log of this replica says what.")
+    return _problem(500, "internal", "Gasket failed to handle this request; the log of this replica says why.")
 
 
 def _problem(status: int, name: str, detail: str, errors: tuple[FieldError, ...] = ()) -> Problem:
@@ -141,7 +163,7 @@ def _problem(status: int, name: str, detail: str, errors: tuple[FieldError, ...]
 
 
 def _field_errors(extra: object) -> tuple[FieldError, ...]:
-    """Litestar's list of failed validations, under the names that clients know."""
+    """Litestar's list of failed validations, with the public names of the fields."""
     if not isinstance(extra, list):
         return ()
     return tuple(FieldError(_public_name(entry), _public_message(entry)) for entry in extra)
@@ -150,44 +172,69 @@ def _field_errors(extra: object) -> tuple[FieldError, ...]:
 def _public_name(entry: Mapping[str, Any]) -> str:
     key = str(entry.get("key", ""))
     if entry.get("source") == ParamType.QUERY:
-        return camelize(key)  # the function's name for it; Advanced Alchemy's convention makes it public
+        return camelize(key)  # `key` is the name of the handler's parameter
     return "body" if key == "data" else key
 
 
 def _public_message(entry: Mapping[str, Any]) -> str:
     message = str(entry.get("message", ""))
-    return "A JSON body is needed." if message == _NO_BODY else message
+    return "A JSON body is needed." if message == _MISSING_BODY_MESSAGE else message
 
 
 def respond(request: Request[Any, Any, State], error: Exception) -> Response[Problem]:
-    """The response to an error; what is our own fault is logged."""
+    """The response to an error. A fault of Gasket's own is logged with its stack trace."""
     unrouted = isinstance(error, NotFoundException | MethodNotAllowedException)
-    if unrouted and _is_api(request) and not is_admin(request):
-        error = UnauthorizedError()  # routing comes before the guard: a stranger must not learn what is there
+    if unrouted and _is_api(request):
+        # Routing comes before the guard, and which paths exist is not public.
+        error = request.scope["state"].get(REFUSAL, error)
     problem = describe(error)
     headers = dict(getattr(error, "headers", None) or {})
+    shown = f"{request.method} {_shown(request.scope)}"
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     elif problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = _RETRY_AFTER_SECONDS
-        _log.warning("%s %s: %s %s", request.method, _shown(request.scope), problem.detail, error.__cause__ or "")
+        cause = postgres_errors.describe(error.__cause__) if error.__cause__ else ""
+        _log.warning("%s (request id %s): %s %s", shown, request_id(request.scope), problem.detail, cause)
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("%s %s failed", request.method, _shown(request.scope), exc_info=error)
+        _log.error("%s failed (request id %s)", shown, request_id(request.scope), exc_info=error)
     return Response(problem, status_code=problem.status, media_type=_MEDIA_TYPE, headers=headers)
 
 
 async def log_response(message: Message, scope: Scope) -> None:
-    """Litestar's hook before each message of a response: one line for each request, except those of probes."""
-    if message["type"] == "http.response.start" and not scope["path"].startswith(_NOT_LOGGED):
-        _log.info("%s %s %d", scope.get("method"), _shown(scope), message["status"])
+    """Litestar's hook before each message of a response.
+
+    Each response gets an `x-request-id`, and each request a log line with the same id, unless it is a probe's.
+    """
+    if message["type"] == "http.response.start":
+        this = request_id(scope)
+        message["headers"] = [*message["headers"], (b"x-request-id", this.encode())]
+        if not scope["path"].startswith(_NOT_LOGGED):
+            client = scope.get("client")
+            sender = client[0] if client else "a Unix socket"
+            words = "%s %s %d from %s (request id %s)"
+            _log.info(words, scope.get("method"), _shown(scope), message["status"], sender, this)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's own, if it has one that can be shown, else ours; the same whenever it is asked for."""
+    state = scope.setdefault("state", {})
+    if _REQUEST_ID not in state:
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        state[_REQUEST_ID] = checked_request_id(given) or new_request_id()
+    found: str = state[_REQUEST_ID]
+    return found
 
 
 def _shown(scope: Scope) -> str:
-    """The path, for the log. The server has decoded it: a stranger's words must not end the line, nor reach a terminal
-    as control sequences.
-    """
-    return quote(scope["path"])
+    """The path, encoded for the log: decoded, it could contain line ends and control sequences of a terminal.
 
+    Without the address of a person who is erased.
+    """
+    return quote(_ADDRESS.sub(r"\1...", scope["path"]))
+
+
+_ADDRESS = re.compile(rf"^({API_PREFIX}/users/)[^/]+", re.IGNORECASE)
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond}
 
@@ -196,25 +243,27 @@ def _is_api(request: Request[Any, Any, State]) -> bool:
     return f"{normalize_path(request.scope['path'])}/".startswith(f"{API_PREFIX}/")
 
 
-def is_admin(connection: ASGIConnection[Any, Any, Any, State]) -> bool:
-    """Whether the request bears one of the admin tokens, compared as bytes and in constant time (RFC 6750)."""
-    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
-    token = given.strip().encode()
-    known: tuple[SecretBytes, ...] = connection.app.state.admin_tokens
-    matches = [hmac.compare_digest(token, secret.get_secret()) for secret in known]
-    return scheme.lower() == "bearer" and any(matches)
-
-
-def require_admin(connection: ASGIConnection[Any, Any, Any, State], _handler: BaseRouteHandler) -> None:
-    """Litestar's guard for everything below `/api`."""
-    if not is_admin(connection):
-        raise UnauthorizedError
+def refusal(connection: ASGIConnection[Any, Any, Any, State]) -> Exception:
+    """Why it is not known who sends the request."""
+    error: Exception = connection.scope["state"].get(REFUSAL) or UnauthorizedError()
+    return error
 
 
 def problems(*errors: type[GasketError]) -> Mapping[int, ResponseSpec]:
-    """The documentation of what a route may answer instead: these errors, and those that any route may have."""
+    """The documentation of a route's error responses: these errors, and those that every route may have."""
     by_status: dict[int, list[Problem]] = {}
-    for error in (*errors, InvalidInputError, UnauthorizedError, DatabaseAwayError, DatabaseBusyError, Exception):
+    of_any_route = (
+        InvalidInputError,
+        UnauthorizedError,
+        ForbiddenError,
+        CsrfError,
+        GuessingError,
+        DatabaseAwayError,
+        DatabaseBusyError,
+        SchemaNotReadyError,
+        Exception,
+    )
+    for error in (*errors, *of_any_route):
         problem = describe(error())
         by_status.setdefault(problem.status, []).append(problem)
     return {status: _response_spec(by_status[status]) for status in sorted(by_status)}

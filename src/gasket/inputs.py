@@ -1,9 +1,10 @@
-"""What clients may send: bodies in which a typo is an error, and the query parameters of lists."""
+"""What clients of `/api` may send: strict bodies, and the query parameters of lists."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -26,17 +27,18 @@ _SearchString = Annotated[
     str | None, QueryParameter(name="searchString", max_length=200, description="Items that contain this text")
 ]
 _SearchIgnoreCase = Annotated[bool, QueryParameter(name="searchIgnoreCase", description="Whether `a` finds `A`")]
-
-
+Moment = Annotated[datetime, msgspec.Meta(tz=True, description="With a UTC offset", examples=["2030-01-01T00:00:00Z"])]
+_WithOffset = Annotated[datetime, msgspec.Meta(tz=True)]
 # Unicode's categories of control characters, surrogates, and line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 class Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A request's body. Text is one printable line, unless the field is listed as `multiline`.
+    """A request's body. Text is one printable line; in the fields of `multiline` it may have several lines.
 
     Raises:
-        InvalidInputError: a text is not that, or bears what PostgreSQL cannot store (U+0000, lone surrogates).
+        InvalidInputError: a text is not that, or has a character that PostgreSQL cannot store (U+0000, lone
+            surrogates).
     """
 
     multiline: ClassVar[frozenset[str]] = frozenset()
@@ -49,7 +51,7 @@ class Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                     _check_text(field, text, multiline=field in self.multiline)
 
     def given(self) -> dict[str, Any]:
-        """The fields that the client sent: in a PATCH, those that are to change."""
+        """The fields that the client sent; in a PATCH, the fields to change."""
         return {
             field: value for field in self.__struct_fields__ if (value := getattr(self, field)) is not msgspec.UNSET
         }
@@ -64,13 +66,13 @@ def _check_text(field: str, text: str, *, multiline: bool) -> None:
 
 
 class StrictRequest(Request[Any, Any, State]):
-    """A request whose body is taken by the types that JSON has: `"1"` is no number, and a number is no date.
+    """A request whose body is converted strictly: `"1"` is not a number, and a number is not a date.
 
-    Litestar by itself converts leniently, as query parameters need it.
+    Litestar converts leniently, which query parameters need.
     """
 
     async def json(self) -> Any:
-        """The body as the handler's `data` wants it.
+        """The body, converted to the type of the handler's parameter `data`.
 
         Raises:
             InvalidInputError: it is not JSON, or not of that type.
@@ -93,10 +95,10 @@ def list_filters(
 ) -> Callable[..., list[StatementFilter]]:
     """A dependency: the page, the order and the search of a list, as Advanced Alchemy's filters.
 
-    The parameters' names are those of Advanced Alchemy's own dependencies. Theirs know no largest page, take
-    any attribute's name for an order, and pass over a parameter that is misspelt; hence these.
+    The parameters have the names of Advanced Alchemy's own dependencies. Those have no largest page, sort by any
+    attribute, and ignore a misspelt parameter.
 
-    `search` names the attributes that are searched, `more` the other query parameters that the list takes.
+    `search` names the attributes that are searched, `more` further query parameters of the list.
     """
     parameters = _LIST_PARAMETERS | more
 
@@ -113,7 +115,7 @@ def list_filters(
         chosen: list[StatementFilter] = [
             LimitOffset(limit=page_size, offset=page_size * (current_page - 1)),
             OrderBy(order_by, sort_order, nulls="last"),
-            OrderBy("id"),  # rows that are alike keep their order from page to page
+            OrderBy("id"),  # equal rows keep their order from page to page
         ]
         if search_string:
             chosen.append(
@@ -128,10 +130,10 @@ def list_filters(
 
 
 def check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -> None:
-    """Refuse a query parameter that is none of these: a misspelt one must not be passed over.
+    """Refuse unknown query parameters: a misspelt one must not be ignored.
 
     Raises:
-        InvalidInputError: as said, or a value holds what PostgreSQL cannot store.
+        InvalidInputError: a parameter is unknown, or its value has a character that PostgreSQL cannot store.
     """
     for name, value in request.query_params.multi_items():
         if name not in parameters:
@@ -139,3 +141,22 @@ def check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -
             raise InvalidInputError(f"{name!r} is not a parameter of this list; it takes {known}.", field=name)
         if "\0" in value:
             raise InvalidInputError(f"{name} must not contain control characters.", field=name)
+
+
+def read_moment(name: str, text: str | None) -> datetime | None:
+    """The query parameter of this name as a time in UTC; None where it is not given.
+
+    Raises:
+        InvalidInputError: it is no timestamp with an offset (RFC 3339), or out of range.
+    """
+    if text is None:
+        return None
+    try:
+        return msgspec.convert(text, _WithOffset).astimezone(UTC)
+    except msgspec.ValidationError:
+        raise InvalidInputError(
+            f"{name} must be a timestamp with an offset, such as 2026-11-25T00:00:00Z (the + of another: %2B).",
+            field=name,
+        ) from None
+    except OverflowError:
+        raise InvalidInputError(f"{name} is out of range.", field=name) from None

@@ -19,7 +19,8 @@ class Shutdown:
     """Stands in front of the server's own handler of SIGTERM and SIGINT, once the replica serves.
 
     On SIGTERM: `announce`; after `delay` seconds the server's handler, which closes the port and waits for what runs;
-    after `timeout` more, `stop`. SIGINT is somebody at a terminal: no delay. A second signal goes straight through.
+    after `timeout` more, `stop`. SIGINT has no delay: it comes from a terminal. A second signal goes to the
+    server at once.
     """
 
     def __init__(self, *, delay: float, timeout: float, announce: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -54,7 +55,11 @@ class Shutdown:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
         delay = self._delay if number == signal.SIGTERM else 0.0
-        log.info("leaving: no new requests after %.1f s, an end to running ones %.1f s later", delay, self._timeout)
+        log.info(
+            "shutting down: accepting requests for %.1f s more, then running requests have %.1f s to end",
+            delay,
+            self._timeout,
+        )
         self._announce()
         loop.call_later(delay, self._before[number], number, None)
         loop.call_later(delay + self._timeout, self._stop)

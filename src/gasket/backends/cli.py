@@ -7,24 +7,34 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import click
+from alembic.util import CommandError
 from litestar.plugins import CLIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gasket.backends.models import key_ring
 from gasket.backends.service import BackendService
-from gasket.db import create_sessions, explain
+from gasket.db import create_sessions
 from gasket.errors import GasketError, SettingsError
+from gasket.origin import acting, origin_of_command
+from gasket.postgres.errors import describe
 
 
 class BackendsCLI(CLIPlugin):
-    """Adds `backends` to Litestar's command line. `start_database` is entered around each command."""
+    """Adds `backends` to Litestar's command line.
+
+    `start_database` is entered around each command; `show_target` says first, in one line, which database it changes.
+    """
 
     def __init__(
-        self, engine: AsyncEngine, start_database: Callable[[], AbstractContextManager[object]] = nullcontext
+        self,
+        engine: AsyncEngine,
+        start_database: Callable[[], AbstractContextManager[object]] = nullcontext,
+        show_target: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine = engine
         self._start_database = start_database
+        self._show_target = show_target
 
     def on_cli_init(self, cli: click.Group) -> None:
         """Register the commands."""
@@ -34,15 +44,18 @@ class BackendsCLI(CLIPlugin):
 
     def _reencrypt(self) -> None:
         try:
+            self._show_target()
             with self._start_database():
                 if not key_ring.loaded:
                     raise SettingsError("GASKET_SECRET_KEY is not set; without its keys no credential can be opened.")
                 rewritten, unreadable = asyncio.run(_reencrypt(self._engine))
-        except GasketError as error:
+        except (GasketError, CommandError) as error:  # the latter of the migrator, which looks at the database first
             raise click.ClickException(str(error)) from None
         except SQLAlchemyError as error:
-            meaning = explain(error) or getattr(error, "orig", None) or error
-            raise click.ClickException(f"{meaning}; no credential was rewritten.") from None
+            driver = getattr(error, "orig", None) or error
+            raise click.ClickException(
+                f"{describe(driver.__cause__ or driver)}; no credential was rewritten."
+            ) from None
         click.echo(f"{rewritten} credentials are now encrypted with the first key of GASKET_SECRET_KEY.")
         if unreadable:
             click.echo(f"{len(unreadable)} could be opened with none of the keys, and stay as they are:", err=True)
@@ -55,12 +68,13 @@ _HELP = """Rewrite every stored credential with the first key of GASKET_SECRET_K
 
 To replace a key: put the new one first ("new,old") on every replica, run this, then take the old one away.
 It is one transaction: should it fail, nothing was rewritten. Credentials that none of the keys opens are named
-and left as they are, and the command ends with 1; set those anew."""
+and left as they are, and the command ends with 1; set those anew. The headers of a backend are a credential, too."""
 
 
 async def _reencrypt(engine: AsyncEngine) -> tuple[int, list[str]]:
     try:
-        async with create_sessions(engine).begin() as session:
-            return await BackendService(session).reencrypt()
+        with acting(origin_of_command()):
+            async with create_sessions(engine).begin() as session:
+                return await BackendService(session).reencrypt()
     finally:
         await engine.dispose()

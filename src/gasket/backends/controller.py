@@ -32,6 +32,8 @@ Filters = NamedDependency[SkipValidation[list[StatementFilter]]]
 Backends = NamedDependency[SkipValidation[BackendService]]
 Profiles = NamedDependency[SkipValidation[ProfileService]]
 States = NamedDependency[SkipValidation[Breakers]]
+_SEEN = frozenset({"state", "state_since", "models_set_aside"})
+"""What the replica has seen of a backend; the rest of `BackendOut` is stored."""
 
 
 def provide_backends(db_session: NamedDependency[SkipValidation[AsyncSession]]) -> BackendService:
@@ -73,31 +75,45 @@ class BackendController(Controller):
         """A page of the backends; `searchString` looks into names and URLs."""
         rows, total = await backends.get_many_and_count(*list_filters)
         page = backends.to_schema(rows, total, filters=list_filters)
-        items = [_shown(row, breakers) for row in page.items]
+        items = [show_backend(row, breakers) for row in page.items]
         return OffsetPagination(items=items, limit=page.limit, offset=page.offset, total=page.total)
 
     @post(summary="Add a backend", responses=problems(NameTakenError))
     async def add_backend(self, backends: Backends, breakers: States, data: JSONBody[BackendCreate]) -> BackendOut:
         """The credential is stored encrypted and never shown again."""
-        return _shown(await backends.add(data), breakers)
+        return show_backend(await backends.add(data), breakers)
 
     @get("/{backend_id:int}", summary="Show a backend", responses=problems(NotFoundError))
-    async def show_backend(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> BackendOut:
+    async def get_backend(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> BackendOut:
         """One backend."""
-        return _shown(await backends.fetch(backend_id), breakers)
+        return show_backend(await backends.fetch(backend_id), breakers)
 
     @patch("/{backend_id:int}", summary="Change a backend", responses=problems(NotFoundError, NameTakenError))
     async def change_backend(
         self, backends: Backends, breakers: States, backend_id: FromPath[int], data: JSONBody[BackendUpdate]
     ) -> BackendOut:
-        """What is not given stays as it is; `api_key: null` forgets the credential."""
-        return _shown(await backends.change(backend_id, data), breakers)
+        """Fields that are not given keep their value; `api_key: null` deletes the credential."""
+        return show_backend(await backends.change(backend_id, data), breakers)
 
     @delete("/{backend_id:int}", summary="Delete a backend", responses=problems(NotFoundError, InUseError))
     async def delete_backend(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> None:
         """Only a backend that is in no profile can be deleted."""
         await backends.remove(backend_id)
         breakers.forget(backend_id)
+
+    @post(
+        "/{backend_id:int}/set-aside", status_code=200, summary="Set a backend aside", responses=problems(NotFoundError)
+    )
+    async def set_backend_aside(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> BackendOut:
+        """No replica sends it requests any more, within seconds. Those under way go on."""
+        return show_backend(await backends.set_aside(backend_id), breakers)
+
+    @post(
+        "/{backend_id:int}/take-back", status_code=200, summary="Take a backend back", responses=problems(NotFoundError)
+    )
+    async def take_backend_back(self, backends: Backends, breakers: States, backend_id: FromPath[int]) -> BackendOut:
+        """Requests go to it again."""
+        return show_backend(await backends.take_back(backend_id), breakers)
 
     @post("/{backend_id:int}/test", status_code=200, summary="Test a backend", responses=problems(NotFoundError))
     async def test_backend(
@@ -112,13 +128,20 @@ class BackendController(Controller):
         return await probe(backend, upstream)
 
 
-def _shown(backend: OpenAIBackend, breakers: Breakers) -> BackendOut:
-    stored = {name: getattr(backend, name) for name in BackendOut.__struct_fields__ if name != "state"}
-    return BackendOut(state=breakers.state(backend.id), **stored)
+def show_backend(backend: OpenAIBackend, breakers: Breakers) -> BackendOut:
+    """A backend as the API shows it, with what this replica has seen of it."""
+    stored = {name: getattr(backend, name) for name in BackendOut.__struct_fields__ if name not in _SEEN}
+    by_operator = backend.set_aside_at is not None
+    return BackendOut(
+        state="set_aside" if by_operator else breakers.state(backend.id),
+        state_since=backend.set_aside_at if by_operator else breakers.since(backend.id),
+        models_set_aside=breakers.models_set_aside(backend.id),
+        **stored,
+    )
 
 
 class ProfileController(Controller):
-    """What keys of one kind may use."""
+    """Profiles: what their keys may use."""
 
     path = "/profiles"
     tags = ("profiles",)
@@ -144,7 +167,7 @@ class ProfileController(Controller):
     async def change_profile(
         self, profiles: Profiles, profile_id: FromPath[int], data: JSONBody[ProfileUpdate]
     ) -> ProfileOut:
-        """What is not given stays as it is; a list replaces the one before. Keys that exist keep their expiry."""
+        """Fields that are not given keep their value; a list replaces the old one. Existing keys keep their expiry."""
         return profiles.to_schema(await profiles.change(profile_id, data), schema_type=ProfileOut)
 
     @delete("/{profile_id:int}", summary="Delete a profile", responses=problems(NotFoundError, InUseError))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
+from base64 import urlsafe_b64decode
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from advanced_alchemy.types import EncryptedText
@@ -26,7 +29,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from gasket.backends.headers import decode_headers
+from gasket.backends.schemas import ModelRow, Routing
 from gasket.db import Base, Entity
+from gasket.upstream.routes import proxy_of
 
 
 class KeyRing:
@@ -34,10 +40,12 @@ class KeyRing:
 
     def __init__(self) -> None:
         self._fernet: MultiFernet | None = None
+        self._signing: tuple[bytes, ...] = ()
 
     def load(self, keys: Sequence[str]) -> None:
         """Take these keys in place of those before; none means that nothing is encrypted or opened."""
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+        self._signing = tuple(urlsafe_b64decode(key) for key in keys)
 
     @property
     def loaded(self) -> bool:
@@ -56,6 +64,10 @@ class KeyRing:
             return self._fernet.decrypt(token.encode()).decode() if self._fernet else None
         except InvalidToken:
             return None
+
+    def sign(self, text: str) -> list[str]:
+        """Hex HMAC-SHA-256 under each key, the first key's first; none where the ring is empty."""
+        return [hmac.digest(key, text.encode(), "sha256").hex() for key in self._signing]
 
     def reencrypt(self, token: str) -> str | None:
         """The same secret under the first key, or None when no key opens the token."""
@@ -103,6 +115,10 @@ class EncryptedCredential(EncryptedText):
         return Text()
 
 
+SECRETS = ("api_key", "headers", "proxy_url", "client_certificate")
+"""A backend's encrypted columns."""
+
+
 class OpenAIBackend(Entity):
     """A server that speaks the OpenAI API."""
 
@@ -120,11 +136,46 @@ class OpenAIBackend(Entity):
         EncryptedCredential(),
         comment="Fernet token under GASKET_SECRET_KEY; never the credential itself",
     )
+    headers: Mapped[str | None] = mapped_column(
+        EncryptedCredential(),
+        comment="A JSON object, as a Fernet token under GASKET_SECRET_KEY; never the values themselves",
+    )
+    credential_header: Mapped[str] = mapped_column(server_default=text("'Authorization'"))
+    credential_scheme: Mapped[str] = mapped_column(
+        server_default=text("'Bearer'"), comment="Stands before the credential; empty: nothing does"
+    )
+    proxy_url: Mapped[str | None] = mapped_column(
+        EncryptedCredential(), comment="Fernet token under GASKET_SECRET_KEY; the URL may have credentials"
+    )
+    client_certificate: Mapped[str | None] = mapped_column(
+        EncryptedCredential(), comment="PEM with its key, as a Fernet token under GASKET_SECRET_KEY"
+    )
+    response_headers: Mapped[list[str]] = mapped_column(
+        ARRAY(Text()),
+        server_default=text("'{}'"),
+        comment="Names of headers that pass to clients beside the usual ones",
+    )
+    base_url_before: Mapped[str | None] = mapped_column(
+        comment="What base_url was before a migration wrote /v1 out in it; null: it did not"
+    )
     skip_tls_verify: Mapped[bool] = mapped_column(server_default=false())
+    set_aside_at: Mapped[datetime | None] = mapped_column(
+        comment="Since when an operator lets no request go to it; null: requests go to it"
+    )
     max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once of a replica; null: unlimited")
     connect_timeout: Mapped[float] = mapped_column(Double(), server_default=text("5"), comment="Seconds")
-    first_byte_timeout: Mapped[float] = mapped_column(Double(), server_default=text("300"), comment="Seconds")
-    chunk_timeout: Mapped[float] = mapped_column(Double(), server_default=text("60"), comment="Seconds")
+    first_byte_timeout: Mapped[float] = mapped_column(Double(), server_default=text("600"), comment="Seconds")
+    chunk_timeout: Mapped[float] = mapped_column(Double(), server_default=text("300"), comment="Seconds")
+
+    model_rows: Mapped[list[BackendModel]] = relationship(
+        order_by="BackendModel.position", lazy="selectin", viewonly=True
+    )
+
+    @property
+    def models(self) -> list[ModelRow] | None:
+        """The models that it serves, in the order in which they were given; None: it is asked."""
+        fields = ModelRow.__struct_fields__
+        return [ModelRow(**{name: getattr(row, name) for name in fields}) for row in self.model_rows] or None
 
     @property
     def has_api_key(self) -> bool:
@@ -132,9 +183,41 @@ class OpenAIBackend(Entity):
         return self.api_key is not None
 
     @property
+    def header_names(self) -> list[str]:
+        """The names of the headers that it is sent; none where they cannot be read."""
+        return list(decode_headers(self.headers))
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy's URL without credentials, if there is one that can be read."""
+        if not self.proxy_url:
+            return None
+        host, port, _ = proxy_of(self.proxy_url)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def has_client_certificate(self) -> bool:
+        """Whether one is stored, readable or not."""
+        return self.client_certificate is not None
+
+    @property
     def credential_unreadable(self) -> bool:
-        """Whether a credential is stored that no key of the ring opens."""
-        return self.api_key is UNREADABLE
+        """Whether a secret is stored that no key of the ring opens."""
+        return any(getattr(self, name) is UNREADABLE for name in SECRETS)
+
+
+class BackendModel(Base):
+    """A model that a backend serves, under the name that clients know."""
+
+    __tablename__ = "backend_models"
+    __table_args__ = (CheckConstraint("weight > 0", name="weight_positive"),)
+
+    backend_id: Mapped[int] = mapped_column(ForeignKey("openai_backends.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(comment="What clients ask for")
+    backend_model: Mapped[str] = mapped_column(comment="What the backend calls it")
+    weight: Mapped[int | None] = mapped_column(comment="Share within one priority; null: none is given")
+    priority: Mapped[int] = mapped_column(comment="A lower one is asked first")
 
 
 class BackendProfile(Entity):
@@ -156,6 +239,8 @@ class BackendProfile(Entity):
     enforce_expiry: Mapped[bool] = mapped_column(server_default=false())
     max_keys_per_user: Mapped[int | None] = mapped_column(comment="Null: unlimited")
     allow_stateful_endpoints: Mapped[bool] = mapped_column(server_default=false())
+    routing: Mapped[Routing] = mapped_column(Text(), server_default=text("'ordered'"))
+    user_header: Mapped[str | None] = mapped_column(comment="The header that names the end user")
 
     requests_per_minute: Mapped[int | None] = mapped_column(comment="Null: unlimited")
     tokens_per_window: Mapped[int | None] = mapped_column(BigInteger(), comment="Null: unlimited")

@@ -1,15 +1,20 @@
-"""What can be done with backends and profiles. Nothing here commits."""
+"""Operations on backends and profiles. Nothing here commits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
-from sqlalchemy import delete, func, insert, select, type_coerce, update
+from msgspec import UNSET
+from sqlalchemy import delete, func, insert, or_, select, type_coerce, update
 from sqlalchemy.types import Text
 
+from gasket.backends.headers import check_no_conflict, decode_headers, encode_headers
 from gasket.backends.models import (
+    SECRETS,
+    BackendModel,
     BackendProfile,
     OpenAIBackend,
     ProfileBackend,
@@ -20,11 +25,13 @@ from gasket.backends.schemas import (
     BackendCreate,
     BackendUpdate,
     KeyRules,
+    ModelRow,
     ProfileCreate,
     ProfileUpdate,
 )
 from gasket.db import FOR_CHANGE, FOR_DELETION, MAX_ID, Service, refusing
 from gasket.errors import InUseError, InvalidInputError, NameTakenError
+from gasket.upstream.address import address_of
 
 
 class BackendService(Service[OpenAIBackend]):
@@ -41,9 +48,14 @@ class BackendService(Service[OpenAIBackend]):
 
         Raises:
             NameTakenError: another one has this name.
+            InvalidInputError: a header would be sent beside the credential under one name.
         """
+        check_no_conflict(data.credential_header, data.headers or {})
+        fields = _stored(data.given())
+        models = fields.pop("models")
         with _unique_name("uq_openai_backends_name", "backend", data.name):
-            return await self.repository.add(OpenAIBackend(**data.given()))
+            backend = await self.repository.add(OpenAIBackend(**fields))
+        return await self._list(backend, models)
 
     async def change(self, backend_id: int, data: BackendUpdate) -> OpenAIBackend:
         """Change the given fields.
@@ -51,10 +63,40 @@ class BackendService(Service[OpenAIBackend]):
         Raises:
             NotFoundError: there is no such backend.
             NameTakenError: another one has the new name.
+            InvalidInputError: it leads to another server, and a secret is not given again; or a header would be sent
+                beside the credential under one name.
+        """
+        fields = _stored(data.given())
+        models = fields.pop("models", UNSET)
+        backend = await self.fetch(backend_id, lock=FOR_CHANGE)
+        _require_secrets(backend, fields)
+        check_no_conflict(
+            str(fields.get("credential_header", backend.credential_header)),
+            decode_headers(fields.get("headers", backend.headers)),
+        )
+        with _unique_name("uq_openai_backends_name", "backend", data.name):
+            backend = await self.assign(backend, fields)
+        return backend if models is UNSET else await self._list(backend, models)
+
+    async def set_aside(self, backend_id: int) -> OpenAIBackend:
+        """Let no request go to it from now on, until `take_back`. Those under way go on; a second call changes nothing.
+
+        Raises:
+            NotFoundError: there is no such backend.
         """
         backend = await self.fetch(backend_id, lock=FOR_CHANGE)
-        with _unique_name("uq_openai_backends_name", "backend", data.name):
-            return await self.assign(backend, data.given())
+        if backend.set_aside_at is not None:
+            return backend
+        now = (await self.session.execute(select(func.now()))).scalar_one()
+        return await self.assign(backend, {"set_aside_at": now})
+
+    async def take_back(self, backend_id: int) -> OpenAIBackend:
+        """Let requests go to it again.
+
+        Raises:
+            NotFoundError: there is no such backend.
+        """
+        return await self.assign(await self.fetch(backend_id, lock=FOR_CHANGE), {"set_aside_at": None})
 
     async def remove(self, backend_id: int) -> None:
         """Delete a backend.
@@ -75,31 +117,53 @@ class BackendService(Service[OpenAIBackend]):
             raise InUseError(f"Backend {backend.name!r} is in {where} ({_some(names)}); take it out of them first.")
         await self.discard(backend)
 
-    async def reencrypt(self) -> tuple[int, list[str]]:
-        """Rewrite every credential with the first key: how many were, and the backends whose none opens.
+    async def _list(self, backend: OpenAIBackend, models: Sequence[ModelRow] | None) -> OpenAIBackend:
+        """Replace the backend's list of models."""
+        await self.session.execute(delete(BackendModel).where(BackendModel.backend_id == backend.id))
+        if models:
+            rows = [
+                {
+                    "backend_id": backend.id,
+                    "position": position,
+                    "name": row.name,
+                    "backend_model": row.backend_model or row.name,
+                    "weight": row.weight,
+                    "priority": row.priority,
+                }
+                for position, row in enumerate(models)
+            ]
+            await self.session.execute(insert(BackendModel), rows)
+        await self.session.refresh(backend, ["model_rows"])
+        return backend
 
-        The rows stay locked until the transaction ends, so that no change of a credential is lost.
+    async def reencrypt(self) -> tuple[int, list[str]]:
+        """Rewrite every credential, and all headers, with the first key.
+
+        Returns how many of both were rewritten, and the backends of which no key opens one. The rows stay locked until
+        the transaction ends, so that no change of a credential is lost.
         """
-        stored = type_coerce(OpenAIBackend.api_key, Text)
+        columns = [type_coerce(getattr(OpenAIBackend, name), Text) for name in SECRETS]
         rows = await self.session.execute(
-            select(OpenAIBackend.id, OpenAIBackend.name, stored)
-            .where(stored.is_not(None))
+            select(OpenAIBackend.id, OpenAIBackend.name, *columns)
+            .where(or_(*(column.is_not(None) for column in columns)))
             .order_by(OpenAIBackend.id)
             .with_for_update(key_share=True)
         )
         rewritten, unreadable = 0, list[str]()
-        for backend_id, name, token in rows.all():
-            fresh = key_ring.reencrypt(token)
-            if fresh is None:
+        for backend_id, name, *tokens in rows.all():
+            stored = {column: token for column, token in zip(SECRETS, tokens, strict=True) if token is not None}
+            fresh = {column: key_ring.reencrypt(token) for column, token in stored.items()}
+            opened = {column: type_coerce(token, Text) for column, token in fresh.items() if token is not None}
+            if len(opened) < len(stored):
                 unreadable.append(name)
-                continue
-            await self.session.execute(
-                update(OpenAIBackend)
-                .where(OpenAIBackend.id == backend_id)
-                .values(api_key=type_coerce(fresh, Text))
-                .execution_options(synchronize_session=False)
-            )
-            rewritten += 1
+            if opened:
+                await self.session.execute(
+                    update(OpenAIBackend)
+                    .where(OpenAIBackend.id == backend_id)
+                    .values(opened)
+                    .execution_options(synchronize_session=False)
+                )
+            rewritten += len(opened)
         return rewritten, unreadable
 
 
@@ -161,7 +225,7 @@ class ProfileService(Service[BackendProfile]):
         await self.discard(profile)
 
     async def key_rules(self, profile_id: int) -> KeyRules:
-        """What the profile demands of its keys; until the transaction ends, nobody else changes or counts them.
+        """What the profile demands of its keys; no other transaction changes or counts them until this one ends.
 
         Raises:
             NotFoundError: there is no such profile.
@@ -194,6 +258,34 @@ class ProfileService(Service[BackendProfile]):
             await self.session.execute(insert(ProfileBackend), places)
         await self.session.refresh(profile, ["links"])
         return profile
+
+
+def _stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a backend as its row has them."""
+    return fields | {"headers": encode_headers(fields["headers"] or {})} if "headers" in fields else fields
+
+
+def _require_secrets(backend: OpenAIBackend, fields: Mapping[str, object]) -> None:
+    """Raise InvalidInputError if a secret that was meant for one server would go to another one, or through one."""
+    moved = "base_url" in fields and _leads_to(backend.base_url) != _leads_to(str(fields["base_url"]))
+    rerouted = fields.get("proxy_url") is not None and fields["proxy_url"] != backend.proxy_url
+    if not moved and not rerouted:
+        return
+    changed = "base_url" if moved else "proxy_url"
+    for name in ("api_key", "headers", "client_certificate"):
+        if getattr(backend, name) is not None and name not in fields:
+            raise InvalidInputError(
+                f"{changed} leads to another server, for which the stored {name} may not be meant. "
+                f"Nothing was changed; give {name} together with {changed}, or null to forget it.",
+                field=name,
+            )
+
+
+def _leads_to(base_url: str) -> object:
+    try:
+        return address_of(base_url).origin
+    except ValueError:  # it was not stored through this API
+        return base_url
 
 
 def _check_expiry_rule(enforce: bool, days: int | None) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Any
 
 from advanced_alchemy.filters import StatementFilter
 from advanced_alchemy.service import OffsetPagination
-from litestar import Controller, delete, get, patch, post
+from litestar import Controller, Request, delete, get, patch, post
+from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter, SkipValidation
 from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gasket.access.authentication import identity_of
 from gasket.backends.service import ProfileService
 from gasket.db import MAX_ID
 from gasket.errors import KeyLimitError, KeyStateError, NotFoundError
 from gasket.http import problems
 from gasket.inputs import list_filters
 from gasket.keys.models import ApiKey, KeyState
-from gasket.keys.schemas import KeyCreate, KeyIssued, KeyOut, KeyRevoke, KeyUpdate
+from gasket.keys.schemas import KeyCreate, KeyIssued, KeyOut, KeyRevoke, KeyRotate, KeyUpdate
 from gasket.keys.service import KeyService, of_user
 
 Keys = NamedDependency[SkipValidation[KeyService]]
@@ -94,7 +97,7 @@ class KeyController(Controller):
 
     @patch("/{key_id:int}", summary="Change a key", responses=problems(NotFoundError, KeyLimitError))
     async def change_key(self, keys: Keys, key_id: FromPath[int], data: JSONBody[KeyUpdate]) -> KeyOut:
-        """What is not given stays as it is. A later expiry revives an expired key, if the limit has room."""
+        """Fields that are not given keep their value. A later expiry revives an expired key, if the limit has room."""
         return keys.to_schema(await keys.change(key_id, data), schema_type=KeyOut)
 
     @delete("/{key_id:int}", summary="Delete a key", responses=problems(NotFoundError))
@@ -103,9 +106,16 @@ class KeyController(Controller):
         await keys.remove(key_id)
 
     @post("/{key_id:int}/revoke", status_code=200, summary="Revoke a key", responses=problems(NotFoundError))
-    async def revoke_key(self, keys: Keys, key_id: FromPath[int], data: JSONBody[KeyRevoke | None] = None) -> KeyOut:
-        """The key is void at once. The body may be left out; of several calls the first is kept on record."""
-        return keys.to_schema(await keys.revoke(key_id, data.revoked_by if data else None), schema_type=KeyOut)
+    async def revoke_key(
+        self,
+        request: Request[Any, Any, State],
+        keys: Keys,
+        key_id: FromPath[int],
+        data: JSONBody[KeyRevoke | None] = None,
+    ) -> KeyOut:
+        """The key is void at once. `revoked_by` is whose token the request bears; of several calls the first is kept on
+        record."""
+        return keys.to_schema(await keys.revoke(key_id, identity_of(request).name), schema_type=KeyOut)
 
     @post(
         "/{key_id:int}/restore",
@@ -123,9 +133,10 @@ class KeyController(Controller):
         summary="Rotate a key",
         responses=problems(NotFoundError, KeyStateError),
     )
-    async def rotate_key(self, keys: Keys, key_id: FromPath[int]) -> KeyIssued:
-        """The old key is void at once; the new one is in this response and nowhere else."""
-        return _issued(*await keys.rotate(key_id))
+    async def rotate_key(self, keys: Keys, key_id: FromPath[int], data: JSONBody[KeyRotate | None] = None) -> KeyIssued:
+        """The new key is in this response and nowhere else. The old key is void at once, or works for `grace_seconds`
+        more; a second rotation ends it before."""
+        return _issued(*await keys.rotate(key_id, timedelta(seconds=data.grace_seconds if data else 0)))
 
 
 def _issued(row: ApiKey, key: str) -> KeyIssued:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import BigInteger, ForeignKey, Index, case, func, text
+from sqlalchemy import BigInteger, ForeignKey, Index, case, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
-from gasket.db import Entity
+from gasket.db import Base, Entity
 
 KeyState = Literal["active", "revoked", "expired"]
+
+
+class PreviousApiKey(Base):
+    """The key that a rotation with a grace has replaced: at most one for each row of `api_keys`."""
+
+    __tablename__ = "previous_api_keys"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), primary_key=True)
+    digest: Mapped[str] = mapped_column("key_value", unique=True, comment="Hex SHA-256 of the key before the rotation")
+    expires_at: Mapped[datetime] = mapped_column(comment="The end of its grace")
+    last_used_at: Mapped[datetime | None] = mapped_column()
 
 
 class ApiKey(Entity):
@@ -48,3 +59,8 @@ class ApiKey(Entity):
             else_="active",
         )
     )
+
+
+_PREVIOUS = PreviousApiKey.key_id == ApiKey.id
+ApiKey.previous_expires_at = column_property(select(PreviousApiKey.expires_at).where(_PREVIOUS).scalar_subquery())
+ApiKey.previous_last_used_at = column_property(select(PreviousApiKey.last_used_at).where(_PREVIOUS).scalar_subquery())

@@ -1,4 +1,4 @@
-"""What the API takes and gives: API keys."""
+"""Request and response bodies: API keys."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
-from gasket.inputs import Input
+from gasket.inputs import Input, Moment
 from gasket.keys.models import KeyState
 from gasket.limits.schemas import RequestsAtOnce, RequestsPerMinute, TokensPerWindow, TokenWindow
 
 KeyName = Annotated[str, Meta(min_length=1, max_length=100, examples=["laptop"])]
 # An address of at most 254 characters (RFC 5321, 4.5.3.1.3). Whether it exists is not ours to know.
 Email = Annotated[str, Meta(min_length=3, max_length=254, examples=["ada@example.com"])]
-Moment = Annotated[datetime, Meta(tz=True, description="With a UTC offset", examples=["2030-01-01T00:00:00Z"])]
 
 
 class _KeyInput(Input):
-    """What holds for a key whether it is made or changed."""
+    """The rules for a new and for a changed key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,9 +58,18 @@ class KeyUpdate(_KeyInput):
 
 
 class KeyRevoke(Input):
-    """Who revokes the key, for the record."""
+    """Earlier clients say here who revokes the key. It is ignored: the request's token says that."""
 
-    revoked_by: Annotated[str, Meta(min_length=1, max_length=254, examples=["security@example.com"])] | None = None
+    # Litestar's form of `deprecated`: of msgspec's own it takes no notice.
+    revoked_by: Annotated[str, Meta(max_length=254, extra_json_schema={"extra": {"deprecated": True}})] | None = None
+
+
+class KeyRotate(Input):
+    """How a key is rotated: the one before works for so many seconds more."""
+
+    grace_seconds: Annotated[
+        int, Meta(ge=0, le=2_592_000, description="Seconds; 0: the key before is void at once", examples=[3600])
+    ] = 0
 
 
 class KeyOut(msgspec.Struct, kw_only=True):
@@ -81,6 +89,12 @@ class KeyOut(msgspec.Struct, kw_only=True):
     token_window: Annotated[int, Meta(description="Seconds")]
     max_concurrency: Annotated[int | None, Meta(description="Requests at once; null: unlimited")]
     last_used_at: Annotated[datetime | None, Meta(description="Of the last request; it may lag two minutes behind")]
+    previous_expires_at: Annotated[
+        datetime | None, Meta(description="Until when the key before the last rotation works or has worked; null: none")
+    ]
+    previous_last_used_at: Annotated[
+        datetime | None, Meta(description="Of its last request since the rotation; it may lag two minutes behind")
+    ]
     created_at: datetime
 
 

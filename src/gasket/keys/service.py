@@ -1,4 +1,4 @@
-"""What can be done with API keys. Nothing here commits."""
+"""Operations on API keys. Nothing here commits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from hashlib import sha256
 
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET, UnsetType
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, delete, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.backends.schemas import KeyRules
 from gasket.backends.service import ProfileService
 from gasket.db import FOR_CHANGE, FOR_DELETION, Service
 from gasket.errors import InvalidInputError, KeyLimitError, KeyStateError
-from gasket.keys.models import ApiKey
+from gasket.keys.models import ApiKey, PreviousApiKey
 from gasket.keys.schemas import KeyCreate, KeyUpdate
 
 
 class KeyService(Service[ApiKey]):
     """API keys and their lifecycle.
 
-    Whatever can raise the number of active keys takes the profile's lock first (`ProfileService.key_rules`)
-    and the key's after it: limits hold across replicas, and nobody waits in a circle.
+    Every change that can raise the number of active keys locks the profile first (`ProfileService.key_rules`), then
+    the key. So limits hold across replicas, and there is no deadlock.
     """
 
     class Repository(SQLAlchemyAsyncRepository[ApiKey]):
@@ -88,8 +88,8 @@ class KeyService(Service[ApiKey]):
         """
         await self.discard(await self.fetch(key_id, lock=FOR_DELETION))
 
-    async def revoke(self, key_id: int, revoked_by: str | None) -> ApiKey:
-        """Revoke a key. Of several calls the first is kept on record.
+    async def revoke(self, key_id: int, revoked_by: str) -> ApiKey:
+        """Revoke a key, and the one before it. Of several calls the first is kept on record.
 
         Raises:
             NotFoundError: there is no such key.
@@ -97,6 +97,7 @@ class KeyService(Service[ApiKey]):
         key = await self.fetch(key_id, lock=FOR_CHANGE)
         if key.revoked_at is not None:
             return key
+        await self._end_previous(key)
         return await self.assign(key, {"revoked_at": func.now(), "revoked_by": revoked_by})
 
     async def restore(self, key_id: int) -> ApiKey:
@@ -115,8 +116,9 @@ class KeyService(Service[ApiKey]):
         await self._check_limit(rules, key.user_email)
         return await self.assign(key, {"revoked_at": None, "revoked_by": None})
 
-    async def rotate(self, key_id: int) -> tuple[ApiKey, str]:
-        """Replace the key itself at once; the row keeps its id and its expiry.
+    async def rotate(self, key_id: int, grace: timedelta) -> tuple[ApiKey, str]:
+        """Replace the key itself; the row keeps its id and its expiry. The key before works as long as `grace`, and the
+        one before that ends at once.
 
         Raises:
             NotFoundError: there is no such key.
@@ -125,8 +127,15 @@ class KeyService(Service[ApiKey]):
         key = await self.fetch(key_id, lock=FOR_CHANGE)
         if key.state != "active":
             raise KeyStateError(f"Key {key_id} is {key.state}; only an active key can be rotated.")
+        await self._end_previous(key)
+        if grace:
+            self.session.add(PreviousApiKey(key_id=key.id, digest=key.digest, expires_at=func.now() + grace))
         secret = new_key()
         return await self.assign(key, {"digest": digest(secret), "key_preview": preview(secret)}), secret
+
+    async def _end_previous(self, key: ApiKey) -> None:
+        """The key before the last rotation works no more."""
+        await self.session.execute(delete(PreviousApiKey).where(PreviousApiKey.key_id == key.id))
 
     async def _fetch_with_rules(self, key_id: int) -> tuple[ApiKey, KeyRules]:
         rules = await self._profiles.key_rules((await self.fetch(key_id)).profile_id)
@@ -150,7 +159,7 @@ def of_user(email: str) -> ColumnElement[bool]:
 
 
 def new_key() -> str:
-    """A key that nobody has: 192 random bits."""
+    """A new key: 192 random bits."""
     return f"gsk_{secrets.token_hex(24)}"
 
 
@@ -160,7 +169,7 @@ def digest(key: str) -> str:
 
 
 def preview(key: str) -> str:
-    """What people tell keys apart by."""
+    """A shortened form, by which people recognise the key."""
     return f"gsk_...{key[-4:]}"
 
 

@@ -8,23 +8,22 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from gasket.db import DATABASE_AWAY
 from gasket.errors import GasketError
 from gasket.limits.store import Count, Lease, LimitStore
-from gasket.limits.subjects import Fields, Limits, Refusal, Subject, told_fields
-from gasket.migrator.connection import describe
+from gasket.limits.subjects import Fields, Limits, Refusal, Subject, limit_fields
+from gasket.postgres.errors import DRIVER_ERRORS, describe
 
 log = logging.getLogger("gasket.limits")
 
 SYNC_EVERY = 1.0
 """Seconds from the begin of one exchange to that of the next, at the latest; what it takes itself comes on top."""
 
-_SOONEST = 0.05
-_TOLD_SOONER = 10
-"""The part of a limit, one tenth, that is told at once."""
+_SHORTEST_SYNC_PAUSE = 0.05
+_REPORTED_SHARE = 10
+"""The part of a limit, one tenth, that is reported at once."""
 _CLEAN_EVERY = 60.0
 _FULL_FOR = 0.25
-_FAREWELL = 2.0
+_CLOSE_TIMEOUT = 2.0
 
 
 class LimitReachedError(GasketError):
@@ -42,7 +41,7 @@ class Grant:
 
     def __init__(self, limiter: Limiter, subjects: Sequence[Subject], fields: Fields) -> None:
         self.fields = fields
-        """What the client is told of its limits (OpenAI API reference, "Rate limits in headers")."""
+        """The header fields that show the client its limits (OpenAI API reference, "Rate limits in headers")."""
         self._limiter = limiter
         self._subjects = subjects
 
@@ -54,9 +53,9 @@ class Grant:
 class Limiter:
     """The limits of all keys and profiles on this replica.
 
-    Requests and tokens are counted here and told to the others every SYNC_EVERY, or as soon as a tenth of the limit is
-    used: what replicas let pass meanwhile may exceed the limit. Places for requests at once are leased, so that limit
-    holds exactly. With the database away each replica goes by what it knows.
+    Requests and tokens are counted here and reported to the others every SYNC_EVERY, or as soon as a tenth of the limit
+    is used: what replicas let pass meanwhile may exceed the limit. Places for concurrent requests are leased, so that
+    limit holds exactly. Without the database each replica uses what it knows.
     """
 
     def __init__(self, store: LimitStore) -> None:
@@ -89,37 +88,37 @@ class Limiter:
             for subject in subjects:
                 refusals += subject.used_up(now)
             if refusals:
-                raise LimitReachedError(max(refusals, key=lambda refusal: refusal.wait), told_fields(subjects, now))
+                raise LimitReachedError(max(refusals, key=lambda refusal: refusal.wait), limit_fields(subjects, now))
         except BaseException:
             for subject in taken:
                 subject.in_use -= 1
             raise
         for subject in subjects:
             self._count(subject, "requests", 1, now)
-        return Grant(self, subjects, told_fields(subjects, now))
+        return Grant(self, subjects, limit_fields(subjects, now))
 
     def end(self, subjects: Sequence[Subject], tokens: int) -> None:
         """See `Grant.end`."""
         now = self._now()
         for subject in subjects:
             subject.in_use -= 1
-            subject.used_at = time.monotonic()  # or a long request's tokens could be forgotten untold
+            subject.used_at = time.monotonic()  # a long request's tokens stay until they are reported
             subject.full_until = 0.0
             if subject.overbooked:
                 subject.leased = min(subject.leased, subject.in_use)
             self._count(subject, "tokens", tokens, now)
 
     async def close(self) -> None:
-        """Tell what is untold, and give all places back."""
+        """Report what is not reported yet, and give all places back."""
         if self._syncing is None:
             return
         self._syncing.cancel()
         with suppress(asyncio.CancelledError):
             await self._syncing
-        with suppress(*DATABASE_AWAY):
-            async with asyncio.timeout(_FAREWELL):
-                await self._tell()
-                await self._store.give_back(subject.name for subject in self._subjects.values() if subject.leased)
+        with suppress(*DRIVER_ERRORS):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self._report()
+                await self._store.give_back(s.name for s in self._subjects.values() if s.leased or s.booked)
         await self._store.close()
 
     def _now(self) -> float:
@@ -138,9 +137,9 @@ class Limiter:
         return subject
 
     async def _load(self, subject: Subject) -> None:
-        """What the others have let pass already: asked for once, before the first request.
+        """Load what the other replicas have let pass: once, before the first request.
 
-        Not of a database that is known to be away: the exchange finds out when it is back, and nobody waits for it.
+        Not of a database that is known to be away: the exchange finds out when it is back, and no request waits for it.
         """
         try:
             async with self._turn:
@@ -148,7 +147,7 @@ class Limiter:
                     await self._set_clock()
                     await self._learn([subject])
                     subject.loaded = True
-        except DATABASE_AWAY as error:
+        except DRIVER_ERRORS as error:
             self._note_away(error)
 
     async def _set_clock(self) -> None:
@@ -172,14 +171,15 @@ class Limiter:
         try:
             async with self._turn:
                 if subject.in_use < subject.leased:
-                    return  # whoever was before us has leased enough
+                    return  # the task before this one has leased enough
                 if self._away:
                     subject.leased = limit
                     return
                 in_use = subject.in_use
-                wanted = min(in_use + max(1, limit // _TOLD_SOONER), limit)
+                wanted = min(in_use + max(1, limit // _REPORTED_SHARE), limit)
                 subject.leased = await self._store.lease(subject.name, in_use=in_use, wanted=wanted, limit=limit)
-        except DATABASE_AWAY as error:
+                subject.booked = subject.leased
+        except DRIVER_ERRORS as error:
             self._note_away(error)
             subject.leased = limit
             return
@@ -190,7 +190,7 @@ class Limiter:
         window = subject.windows.get(kind)
         if window is not None and amount:
             window.count(amount, now)
-            if window.untold * _TOLD_SOONER >= subject.limit(kind):
+            if window.unreported * _REPORTED_SHARE >= subject.limit(kind):
                 self._soon.set()
 
     async def _sync_for_ever(self) -> None:
@@ -214,10 +214,10 @@ class Limiter:
                 await asyncio.sleep(SYNC_EVERY)
             else:
                 self._note_back()
-            await asyncio.sleep(_SOONEST)
+            await asyncio.sleep(_SHORTEST_SYNC_PAUSE)
 
     async def _sync(self) -> None:
-        await self._tell()
+        await self._report()
         await self._set_clock()
         now = time.monotonic()
         for subject in [subject for subject in self._subjects.values() if subject.is_over(now)]:
@@ -226,7 +226,7 @@ class Limiter:
         await self._learn([subject for subject in self._subjects.values() if subject.windows])
 
     async def _renew(self) -> None:
-        """Keep the places that are needed, and no more.
+        """Keep only the places that are needed.
 
         Where all replicas together have more than the limit, for it was lowered or the database was away, a place that
         gets free is given up: without that, replicas with steady traffic would keep what they have for ever.
@@ -234,25 +234,27 @@ class Limiter:
         leases = []
         for subject in self._subjects.values():
             places = subject.places()
-            if places or subject.leased:
+            if places or subject.leased or subject.booked:
                 leases.append(Lease(subject.name, places, subject.limits.max_concurrency or 0))
             subject.leased, subject.peak = places, subject.in_use
         overbooked = await self._store.renew(leases)
+        for lease in leases:
+            self._subjects[lease.subject].booked = lease.slots
         for subject in self._subjects.values():
             subject.overbooked = subject.name in overbooked
             if subject.overbooked:
                 subject.leased = min(subject.leased, subject.in_use)
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         windows = [(s, kind, window) for s in self._subjects.values() for kind, window in s.windows.items()]
         counts = [
             Count(subject.name, kind, start, window.seconds, used)
             for subject, kind, window in windows
-            for start, used in window.tell().items()
+            for start, used in window.to_report().items()
         ]
         await self._store.tell(counts)
         for _, _, window in windows:
-            window.told()
+            window.reported()
 
     async def _learn(self, subjects: Sequence[Subject]) -> None:
         now = self._now()

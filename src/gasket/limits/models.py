@@ -1,4 +1,4 @@
-"""What the replicas tell each other, through the database, of what they have let pass."""
+"""The tables through which replicas share their counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gasket.db import Base
 
 
 class LimitWindow(Base):
-    """What all replicas together have counted in one window of time, for one subject (`key:5`, `profile:2`)."""
+    """The count of all replicas in one window of time, for one subject (`key:5`, `profile:2`)."""
 
     __tablename__ = "limit_windows"
     __table_args__ = (Index("ix_limit_windows_ends_at", "ends_at"),)

@@ -1,4 +1,4 @@
-"""What the API takes: limits, of keys and of profiles alike."""
+"""The limits in the bodies of `/api`, the same for keys and profiles."""
 
 from __future__ import annotations
 

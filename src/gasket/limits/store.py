@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from gasket.db import open_plain_connection
-from gasket.migrator.connection import quote_identifier
+from gasket.postgres.connections import open_connection
+from gasket.postgres.quoting import quote_identifier
 
 LEASE_SECONDS = 10
 """A replica that was killed has its places for so long."""
@@ -88,7 +88,7 @@ class Count(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """So many places of a subject, of which all replicas together may have `limit`."""
+    """Places of a subject for one replica. All replicas together may have `limit`."""
 
     subject: str
     slots: int
@@ -126,7 +126,7 @@ class LimitStore:
             await self._run(lambda c: c.execute(self._sql["tell"], *columns))
 
     async def learn(self, counts: Sequence[Count]) -> list[Count]:
-        """What all replicas have counted in these windows, where they have counted anything."""
+        """The counts of all replicas in these windows; windows without a count are left out."""
         subjects, kinds, starts, lengths = (list(c) for c in zip(*(count[:4] for count in counts), strict=True))
         seconds = dict(zip(zip(subjects, kinds, starts, strict=True), lengths, strict=True))
         rows = await self._run(lambda c: c.fetch(self._sql["learn"], subjects, kinds, starts))
@@ -186,7 +186,7 @@ class LimitStore:
     async def _run(self, work: Any) -> Any:
         async with asyncio.timeout(_TIMEOUT), self._turn:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await open_plain_connection(self._url, application_name=self._application_name)
+                self._connection = await open_connection(self._url, application_name=self._application_name)
             try:
                 return await work(self._connection)
             except BaseException:

@@ -1,4 +1,4 @@
-"""What keys and profiles may do, and what one replica knows of what they do. Pure."""
+"""The limits of keys and profiles, and how much of them one replica knows to be used. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gasket.limits.windows import SlidingWindow, remaining
 
 _MINUTE = 60
 _PLACE_WAIT = 1.0
-"""Seconds: nobody knows when one of the requests under way ends."""
+"""Seconds; when one of the running requests ends is not known."""
 _FORGOTTEN_AFTER = 3
 """Windows in which nothing came."""
 
@@ -19,7 +19,7 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key or a profile may do; None: as much as it likes. `token_window` is in seconds."""
+    """The limits of a key or a profile; None is unlimited. `token_window` is in seconds."""
 
     requests_per_minute: int | None = None
     tokens_per_window: int | None = None
@@ -36,7 +36,7 @@ NO_LIMITS = Limits()
 
 
 class Refusal(NamedTuple):
-    """What a limit says to a request: `kind` is requests, tokens or concurrency; `wait` is in seconds."""
+    """A limit that refuses a request: `kind` is requests, tokens or concurrency; `wait` is in seconds."""
 
     kind: str
     message: str
@@ -44,7 +44,7 @@ class Refusal(NamedTuple):
 
 
 class Subject:
-    """What this replica knows of one key or profile (`key:5`, `profile:2`)."""
+    """One key or profile (`key:5`, `profile:2`), as this replica knows it."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
@@ -52,12 +52,14 @@ class Subject:
         """Requests under way."""
         self.leased = 0
         """Places that the replica has: as many requests may be under way without asking the database."""
+        self.booked = 0
+        """Places that the database has for this replica; one that is given up stays there until the next exchange."""
         self.peak = 0
         """The most requests under way since the last exchange."""
         self.overbooked = False
         """Whether all replicas together have more places than the limit."""
         self.full_until = 0.0
-        """By the monotonic clock: until then nobody asks the database for places again."""
+        """By the monotonic clock: until then the database is not asked for places again."""
         self.used_at = 0.0
         """By the monotonic clock."""
         self.loaded = False
@@ -80,9 +82,14 @@ class Subject:
                 self.loaded = False
 
     def places(self) -> int:
-        """How many it keeps: those in use, and what it lately had in use beside them and still may."""
+        """How many it keeps: those in use, and what it lately had in use beside them and still may.
+
+        Where all replicas together have too many, those in use alone.
+        """
         limit = self.limits.max_concurrency
-        return 0 if limit is None else max(self.in_use, min(self.peak, limit))
+        if limit is None:
+            return 0
+        return self.in_use if self.overbooked else max(self.in_use, min(self.peak, limit))
 
     def limit(self, kind: str) -> int:
         """Of requests a minute, or of tokens in a window."""
@@ -91,12 +98,12 @@ class Subject:
         return limit
 
     def no_place(self) -> Refusal:
-        """What a request is told when all places are in use."""
+        """The refusal of a request when all places are in use."""
         message = f"{self._whose} may have {self.limits.max_concurrency} requests at once."
         return Refusal("concurrency", message, _PLACE_WAIT)
 
     def used_up(self, now: float) -> list[Refusal]:
-        """What a request is told of each limit of which nothing is left."""
+        """The refusals of a request, one for each limit that is used up."""
         refusals = []
         for kind, window in self.windows.items():
             limit = self.limit(kind)
@@ -107,16 +114,16 @@ class Subject:
         return refusals
 
     def is_over(self, now: float) -> bool:
-        """Whether nobody has asked for it for so long that nothing of it counts any more; by the monotonic clock."""
+        """Whether its last request was so long ago that nothing of it counts any more; by the monotonic clock."""
         longest = max((window.seconds for window in self.windows.values()), default=_MINUTE)
-        return not self.in_use and not self.leased and now - self.used_at > _FORGOTTEN_AFTER * longest
+        return not (self.in_use or self.leased or self.booked) and now - self.used_at > _FORGOTTEN_AFTER * longest
 
     @property
     def _whose(self) -> str:
         return "This key" if self.name.startswith("key:") else "The keys of this profile together"
 
 
-def told_fields(subjects: Sequence[Subject], now: float) -> Fields:
+def limit_fields(subjects: Sequence[Subject], now: float) -> Fields:
     """Of each kind the limit of which least is left; of several that are used up, the one with the longest wait."""
     fields: Fields = []
     for kind in ("requests", "tokens"):

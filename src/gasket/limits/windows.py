@@ -13,7 +13,7 @@ from collections import defaultdict
 
 
 class SlidingWindow:
-    """What was used of a limit in the last `seconds`: by all replicas, as far as they have told, and by this one.
+    """What was used of a limit in the last `seconds`: by all replicas, as far as it is reported, and by this one.
 
     Times are seconds since 1970, by the database's clock.
     """
@@ -22,20 +22,20 @@ class SlidingWindow:
         self.seconds = seconds
         self._shared: dict[int, int] = {}
         self._own: defaultdict[int, int] = defaultdict(int)
-        self._being_told: dict[int, int] = {}
+        self._being_reported: dict[int, int] = {}
 
     def count(self, amount: int, now: float) -> None:
-        """This replica has used so much more."""
+        """Add what this replica has used."""
         self._own[self._index(now)] += amount
 
     def used(self, now: float) -> float:
-        """In the last `seconds`, about."""
+        """The use in the last `seconds`, approximately."""
         index = self._index(now)
         return self._total(index) + self._total(index - 1) * self._weight_of_last(now)
 
     @property
-    def untold(self) -> int:
-        """What the other replicas do not know yet."""
+    def unreported(self) -> int:
+        """The use that the other replicas do not know yet."""
         return sum(self._own.values())
 
     def wait(self, limit: int, now: float) -> float:
@@ -47,27 +47,27 @@ class SlidingWindow:
             return _until_small(last, limit - current, left, self.seconds)
         return left + _until_small(current, limit, self.seconds, self.seconds)
 
-    def tell(self) -> dict[int, int]:
-        """What is to be told, by the start of its window; to be followed by `told` or `not_told`."""
+    def to_report(self) -> dict[int, int]:
+        """What to report, by the start of its window. Call `reported` once it is written, or this again."""
         for index, amount in self._own.items():
-            self._being_told[index] = self._being_told.get(index, 0) + amount
+            self._being_reported[index] = self._being_reported.get(index, 0) + amount
         self._own.clear()
-        return {index * self.seconds: amount for index, amount in self._being_told.items()}
+        return {index * self.seconds: amount for index, amount in self._being_reported.items()}
 
-    def told(self) -> None:
-        """It was; until `learn` brings the sum that contains it, it counts beside what is known already."""
-        for index, amount in self._being_told.items():
+    def reported(self) -> None:
+        """It is written. It counts beside the known sum until `learn` brings one that contains it."""
+        for index, amount in self._being_reported.items():
             self._shared[index] = self._shared.get(index, 0) + amount
-        self._being_told.clear()
+        self._being_reported.clear()
 
     def learn(self, start: int, used: int) -> None:
-        """What all replicas have used in the window that starts there."""
+        """Take over what all replicas have used in the window that starts at `start`."""
         self._shared[start // self.seconds] = used
 
     def forget_old(self, now: float) -> None:
         """Drop what no longer counts."""
         oldest = self._index(now) - 1
-        for counts in (self._shared, self._own, self._being_told):
+        for counts in (self._shared, self._own, self._being_reported):
             for index in [index for index in counts if index < oldest]:
                 del counts[index]
 
@@ -83,7 +83,7 @@ class SlidingWindow:
         return 1 - (now % self.seconds) / self.seconds
 
     def _total(self, index: int) -> int:
-        return self._shared.get(index, 0) + self._own.get(index, 0) + self._being_told.get(index, 0)
+        return self._shared.get(index, 0) + self._own.get(index, 0) + self._being_reported.get(index, 0)
 
 
 def _until_small(amount: int, room: int, left: float, seconds: int) -> float:
@@ -94,5 +94,5 @@ def _until_small(amount: int, room: int, left: float, seconds: int) -> float:
 
 
 def remaining(limit: int, used: float) -> int:
-    """So many may come now, one by one."""
+    """How many requests may come now, one after the other."""
     return max(0, limit - math.floor(used))

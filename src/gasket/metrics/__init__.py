@@ -1,1 +1,1 @@
-"""`/metrics`: what Prometheus is told of this replica."""
+"""`/metrics`: the metrics of this replica, for Prometheus."""

@@ -1,4 +1,4 @@
-"""What `/metrics` tells of the requests that Litestar answers: `/api`, health, documentation."""
+"""The metrics of requests that Litestar answers: `/api`, health, documentation."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.datastructures import CacheControlHeader
 from litestar.handlers import HTTPRouteHandler
+from litestar.types import Guard
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
     CollectorRegistry,
@@ -19,7 +20,6 @@ from prometheus_client import (
 )
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from gasket import http
 from gasket.metrics.state import StateCollector
 
 PATH = "/metrics"
@@ -39,8 +39,8 @@ def make_registry() -> CollectorRegistry:
     return registry
 
 
-def metrics_route(registry: CollectorRegistry, state: StateCollector, *, public: bool) -> HTTPRouteHandler:
-    """`GET /metrics`. Unless `public`, for those who have an admin token.
+def metrics_route(registry: CollectorRegistry, state: StateCollector, guards: list[Guard]) -> HTTPRouteHandler:
+    """`GET /metrics`, behind these guards.
 
     Text exposition format 0.0.4, or OpenMetrics 1.0.0 where the Accept header prefers that. prometheus-client's own
     choice between the two raises TypeError for a version that is no number, and repeats whatever was asked for.
@@ -48,7 +48,7 @@ def metrics_route(registry: CollectorRegistry, state: StateCollector, *, public:
 
     @get(
         PATH,
-        guards=[] if public else [http.require_admin],
+        guards=guards,
         include_in_schema=False,
         cache_control=CacheControlHeader(no_store=True),
     )

@@ -1,21 +1,24 @@
-"""What `/metrics` tells of this replica's state: nothing is kept, all of it is asked for at each scrape."""
+"""The metrics of this replica's state. Nothing is kept: each scrape reads the current state."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol, get_args
 
+import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gasket.backends.schemas import BackendState
 from gasket.db import PoolUse
-from gasket.migrator.plan import SchemaState
-from gasket.migrator.status import DATABASE_AWAY, LEAVING, Readiness
+from gasket.metrics.start import start_metrics
+from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.ledger.background import UNFINISHED, Work
+from gasket.migrator.monitor import DATABASE_AWAY, LEAVING, Readiness
+from gasket.migrator.starting import MIGRATING, WAITING, StartReport
 
-_SCHEMA_STATES = (*SchemaState, DATABASE_AWAY, LEAVING)
+_SCHEMA_STATES = (*SchemaState, DATABASE_AWAY, LEAVING, MIGRATING, WAITING)
 
 
 class KeyCache(Protocol):
@@ -39,8 +42,7 @@ class UsageQueue(Protocol):
     def dropped(self) -> int: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """Whom to ask. All but `readiness` are asked in a thread beside the loop's: they look, and change nothing."""
 
     release: str
@@ -48,8 +50,10 @@ class Sources:
     backends: Callable[[], Mapping[str, BackendState]]
     keys: Callable[[], KeyCache]
     pools: Callable[[], Mapping[str, PoolUse]]
-    readiness: Callable[[], Awaitable[Readiness]]
+    readiness: Callable[[], Awaitable[Readiness | StartReport]]
     pending: Callable[[], int | None]
+    drift: Callable[[], int | None]
+    background: Callable[[], Sequence[Work]]
     seconds_at_start: Callable[[], float]
     usage: Callable[[], UsageQueue]
 
@@ -59,14 +63,14 @@ class StateCollector(Collector):
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._schema: Readiness | None = None
+        self._schema: Readiness | StartReport | None = None
 
     async def look(self) -> None:
         """Ask how the schema stands; with the database away this takes about two seconds, and says so."""
         self._schema = await self._sources.readiness()
 
     def collect(self) -> Iterable[Metric]:
-        """What prometheus-client asks for at each scrape."""
+        """prometheus-client calls this at each scrape."""
         yield _gauge("gasket_gateway_requests_in_flight", "Requests under way now", self._sources.under_way())
         yield _one_of(
             "gasket_backend_state",
@@ -107,12 +111,15 @@ class StateCollector(Collector):
 
     def _migrations(self) -> Iterable[Metric]:
         schema, pending = self._schema, self._sources.pending()
-        if schema is not None:
+        if isinstance(schema, StartReport):
+            yield from start_metrics(schema)
+        elif schema is not None:
             yield InfoMetricFamily(
                 "gasket_schema",
                 "This release, the newest revision that it has, and the one that is applied",
                 {"release": self._sources.release, "head": schema.head or "", "revision": schema.revision or ""},
             )
+        if schema is not None:
             yield _one_of(
                 "gasket_schema_state",
                 "1 for the state that `/health/ready` tells",
@@ -120,13 +127,39 @@ class StateCollector(Collector):
                 _SCHEMA_STATES,
                 {"": schema.state},
             )
+        yield from self._background()
         if pending is not None:
             yield _gauge("gasket_schema_pending_revisions", "Revisions of this release that are not applied", pending)
+        if (drift := self._sources.drift()) is not None:
+            yield _gauge(
+                "gasket_schema_drift",
+                "Points in which the live database is not what the revisions left; only of the replica that looks",
+                drift,
+            )
         yield _gauge(
             "gasket_schema_startup_seconds",
             "What this start took until the schema was right: looking, waiting for others, migrating",
             self._sources.seconds_at_start(),
         )
+
+    def _background(self) -> Iterable[Metric]:
+        works = self._sources.background()
+        states = GaugeMetricFamily(
+            "gasket_background_works", "Background work that is not complete, by its state", labels=["state"]
+        )
+        for state in sorted(UNFINISHED):
+            states.add_metric([state], sum(work.state is state for work in works))
+        yield states
+        for name, meaning in (
+            ("done", "Rows that background work has changed"),
+            ("estimated", "Rows that background work has to change, as estimated when it began"),
+        ):
+            family = GaugeMetricFamily(f"gasket_background_rows_{name}", meaning, labels=["work", "revision", "table"])
+            for work in works:
+                rows = getattr(work, f"rows_{name}")
+                if rows is not None:
+                    family.add_metric([str(work.id), work.revision, work.table_name], rows)
+            yield family
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -24,10 +24,24 @@ def command_that_writes(environment: Any) -> str | None:
     return _COMMANDS.get(proxied.context_opts["fn"].__name__)
 
 
-def destination(environment: Any) -> str:
-    """Where the command is to lead, as it was typed."""
+def compares_with_models(environment: Any) -> bool:
+    """Whether the command is `check` or `revision`."""
     proxied: EnvironmentContext = environment._proxy
-    return str(proxied.context_opts.get("destination_rev"))
+    return bool(proxied.context_opts["fn"].__name__ == "retrieve_migrations")
+
+
+def destinations(environment: Any) -> tuple[str, ...]:
+    """Where the command is to lead, as it was typed: several for a stamp, none for `ensure-version`."""
+    proxied: EnvironmentContext = environment._proxy
+    named = proxied.context_opts.get("destination_rev") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def starting_point(environment: Any) -> tuple[str, ...]:
+    """Where the SQL that is printed starts from, as it was typed (`from:to`); empty where nothing was."""
+    proxied: EnvironmentContext = environment._proxy
+    named = proxied.context_opts.get("starting_rev")
+    return (named,) if named else ()
 
 
 def counts_from_here(target: str) -> bool:

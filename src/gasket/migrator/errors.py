@@ -1,38 +1,18 @@
 """Every refusal of the migrator. Each says what happened, what state things are in, and what to do.
 
-MigratorError
-├── DatabaseUnavailableError     the server is away, or the database does not exist, for longer than the wait
-├── DatabaseRefusedError         the server answers and will not let this role in, or the URL cannot be used
-├── TransactionPoolerError       something is pending and the way to the server is a pooler
-├── DatabasesDifferError         what is migrated is not what is served from
-├── ReadOnlyServerError          something is pending and the server takes no writes
-├── MissingPrivilegeError        the migration role may not do what is needed
-├── RevisionFileError            a file in migrations/versions cannot be what Alembic needs
-├── RuleBrokenError              a pending file breaks a rule that every migration keeps
-├── MultipleHeadsError           the files have more than one head
-├── SchemaAheadError             the database has revisions that this release lacks and cannot run on
-├── LockTimeoutError             another process holds the migration lock for longer than the wait
-├── LockLostError                the connection that held the lock is gone
-├── LocksNotGrantedError         a revision did not get its table locks in time, or our own tables were locked
-├── InvalidIndexError            an INVALID index stands where one is to be built, and may be somebody's
-├── EditedRevisionError          an applied file was edited or is gone, and something is pending
-├── HeldRevisionError            this release's head was taken back; a start does not apply it again
-├── NotReplayableError           a revision cannot be taken back without its file
-├── AdoptionError                tables of ours without a version table, or different; or nothing to adopt
-├── NotConfirmedError            something that may lose data was not confirmed
-├── NotArchivedError             what a downgrade would take away could not be put into the archive first
-├── UnknownArchiveError          the archive has nothing under that number
-├── ScratchDatabaseError         there is no scratch database to try the revisions out on
-├── NotMigratedError             told not to migrate, and nobody else did in time
-├── MigrationFailedError         a revision failed; what came before it stays
-└── MigrationInterruptedError    SIGTERM or SIGINT came while waiting or migrating
+All are below MigratorError. docs/refusals.md says of each when it comes and what to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from alembic.util import CommandError
+
+from gasket.migrator.command_line import database_command
+
+NO_REVISION = "no revision"
 
 
 class MigratorError(CommandError):
@@ -46,19 +26,19 @@ class MigratorError(CommandError):
 class DatabaseUnavailableError(MigratorError):
     """The server is away, or the database does not exist, for longer than the wait."""
 
-    def __init__(self, *, setting: str, waited: float, reason: str) -> None:
+    def __init__(self, *, address: str, waited: float, reason: str) -> None:
         super().__init__(
-            f"The database of {setting} could not be reached within {waited:.0f} s ({reason}); nothing was "
-            f"changed. Start the server, create the database, or raise GASKET_DATABASE_WAIT."
+            f"The database {address} could not be reached within {waited:.0f} s: {reason}; nothing was changed. "
+            f"Start the server, create the database, or raise GASKET_DATABASE_WAIT."
         )
 
 
 class DatabaseRefusedError(MigratorError):
     """The server answers and will not let this role in, or the URL cannot be used."""
 
-    def __init__(self, *, setting: str, reason: str) -> None:
+    def __init__(self, *, address: str, setting: str, reason: str) -> None:
         super().__init__(
-            f"There is no connection to the database of {setting}: {reason}; nothing was changed. Correct {setting}."
+            f"The database {address} does not let Gasket in: {reason}; nothing was changed. Correct {setting}."
         )
 
 
@@ -114,29 +94,29 @@ class MissingPrivilegeError(MigratorError):
         super().__init__(f"Role {role} may not {need}; nothing was changed. As an administrator run: {statement};")
 
 
+class AlembicConfigurationError(MigratorError):
+    """alembic.ini or pyproject.toml cannot be used, or leads to no migrations."""
+
+    def __init__(self, *, configuration: Path, problem: str, mend: str) -> None:
+        super().__init__(f"Alembic's configuration {configuration} {problem}; nothing was changed. {mend}.")
+
+
 class RevisionFileError(MigratorError):
-    """A file in migrations/versions cannot be what Alembic needs."""
+    """A file in migrations/versions cannot be what Alembic needs, or breaks a rule that every migration keeps."""
 
     def __init__(self, *, file: str, problem: str, mend: str = "Correct the file.") -> None:
         super().__init__(f"Migration file {file} {problem}; nothing was changed. {mend}")
 
 
-class RuleBrokenError(MigratorError):
-    """A pending file breaks a rule that every migration keeps."""
+class TargetError(MigratorError):
+    """The revision or the archive that was named is not there, or the revision does not say where to go."""
 
-    def __init__(self, *, file: str, finding: str) -> None:
-        super().__init__(f"Migration file {file} is not applied, and nothing was changed. {finding}")
+    def __init__(self, *, problem: str, mend: str) -> None:
+        super().__init__(f"{problem}; nothing was changed. {mend}")
 
 
-class MultipleHeadsError(MigratorError):
-    """The files have more than one head."""
-
-    def __init__(self, *, heads: Sequence[str]) -> None:
-        super().__init__(
-            f"The migration files have {len(heads)} heads ({', '.join(heads)}), so there is no one schema to "
-            f'bring the database to; nothing was changed. Run: alembic merge -m "merge heads" '
-            f"{' '.join(heads)}"
-        )
+class NotThereError(TargetError):
+    """There is no archive, or no background work, of the number that was named."""
 
 
 class SchemaAheadError(MigratorError):
@@ -148,32 +128,65 @@ class SchemaAheadError(MigratorError):
             f"The database has revision {revision}, {origin}; this release {release} does not have it, and "
             f"{why}; nothing was changed. Deploy "
             f"{f'release {applied_by}' if applied_by else 'the release that has it'} or a later one, or "
-            f"roll the schema back to this one: litestar database rollback"
+            f"roll the schema back to this one: {database_command('rollback')}"
         )
 
 
 class LockTimeoutError(MigratorError):
-    """Another process holds the migration lock for longer than the wait."""
+    """Another process holds the migration lock, and has made no progress for longer than the wait.
 
-    def __init__(self, *, waited: float, holder: str) -> None:
+    `idle` is how many of the `waited` seconds have passed since its last progress.
+    """
+
+    def __init__(self, *, waited: float, idle: float | None = None, holder: str) -> None:
+        still = "" if idle is None else f", and its holder made no progress for {idle:.0f} s"
         super().__init__(
-            f"The migration lock was not free within {waited:.0f} s: {holder}; this process changed nothing. "
+            f"The migration lock was not free within {waited:.0f} s{still}: {holder}; this process changed nothing. "
             f"Wait for the holder, end it with pg_terminate_backend(pid), or raise GASKET_MIGRATION_LOCK_WAIT."
         )
 
 
 class LockLostError(MigratorError):
-    """The connection that held the lock is gone."""
+    """The connection that held the lock is gone. `partly`: the revision under way had committed a part."""
 
-    def __init__(self, *, reason: str, applied: Sequence[str]) -> None:
+    def __init__(self, *, reason: str, applied: Sequence[str], partly: bool = False) -> None:
+        kept = "what the revision under way committed with an autocommit block stays, the rest"
         super().__init__(
-            f"The connection that held the migration lock was lost ({reason}); the revision under way was "
-            f"rolled back, {_stays(applied)}. Start again to go on from there."
+            f"The connection that held the migration lock was lost ({reason}); "
+            f"{kept if partly else 'the revision under way'} was rolled back, {_stays(applied)}. "
+            "Start again to go on from there."
+        )
+
+
+class LockGivenAwayError(MigratorError):
+    """A revision gave the migration lock away: the connection is well, and holds the lock no longer."""
+
+    def __init__(self, *, revision: str, applied: Sequence[str], partly: bool) -> None:
+        super().__init__(
+            f"Revision {revision} gave the migration lock away, so this session no longer holds it; "
+            f"{_rolled_back(partly)}, {_stays(applied)}. A revision must not do that: take "
+            "pg_advisory_unlock_all(), pg_advisory_unlock() or DISCARD ALL out of it, then start again."
+        )
+
+
+class LedgerSequenceError(MigratorError):
+    """The sequence of one of the migrator's own tables, or of the archive's manifest, lies behind the table's rows.
+
+    `table` is its name as SQL, with the schema; `mend` is the statement that sets the sequence.
+    """
+
+    def __init__(self, *, table: str, mend: str, revision: str, applied: Sequence[str], partly: bool) -> None:
+        super().__init__(
+            f"Revision {revision} could not be recorded, because the sequence of {table}.id lies behind the ids of the "
+            f"rows; {_rolled_back(partly)}, {_stays(applied)}. Run, then start again: {mend}"
         )
 
 
 class LocksNotGrantedError(MigratorError):
-    """A revision did not get its table locks in time, or the migrator's own tables were locked."""
+    """A revision or `archive restore` did not get its table locks in time, or the migrator's own tables were locked.
+
+    `only_prepared`: all blockers are prepared transactions, which have no session. Each says what ends it.
+    """
 
     def __init__(
         self,
@@ -183,54 +196,104 @@ class LocksNotGrantedError(MigratorError):
         tries: int,
         blockers: Sequence[str],
         limit: str = "GASKET_MIGRATION_DDL_WAIT",
+        archive: int | None = None,
+        partly: bool = False,
+        only_prepared: bool = False,
     ) -> None:
-        if revision is None:
+        if archive is not None:
+            what = (
+                f"Archive {archive} could not be put back: in {tries} tries over {waited:.0f} s a table was locked; "
+                "nothing was changed, the rows are in the archive"
+            )
+        elif revision is None:
             what = f"The migrator's own tables stayed locked for {waited:.0f} s; nothing was changed"
         else:
             what = (
-                f"Revision {revision} did not get its locks in {tries} tries over {waited:.0f} s; it was rolled back, "
-                f"what came before it stays"
+                f"Revision {revision} did not get its locks in {tries} tries over {waited:.0f} s; "
+                + ("what its autocommit block had done stays" if partly else "it was rolled back")
+                + ", what came before it stays"
             )
+        how = "" if only_prepared else " with pg_terminate_backend(pid)"
         super().__init__(
             f"{what}. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
-            f"Let those finish or end them with pg_terminate_backend(pid), then start again, or raise {limit}."
+            f"Let those finish or end them{how}, then start again, or raise {limit}."
         )
 
 
 class InvalidIndexError(MigratorError):
-    """An INVALID index stands where one is to be built, and may be somebody's."""
+    """Another index, or an INVALID one that Gasket did not leave behind, stands where one is to be built."""
 
-    def __init__(self, *, revision: str, index: str, doubt: str) -> None:
+    def __init__(self, *, revision: str, index: str, doubt: str, invalid: bool = True) -> None:
+        what = "an INVALID index" if invalid else "an index"
+        state = "nothing of the revision was changed" if invalid else "it was not touched"
         super().__init__(
-            f"Revision {revision} is to build index {index}, and an INVALID index of that name is there that this "
-            f"release did not leave behind ({doubt}); nothing of the revision was changed. Look at it, drop it if it "
-            f"is of no use, and start again."
+            f"Revision {revision} is to build index {index}, and {what} of that name is there that this "
+            f"release did not leave behind ({doubt}); {state}. Look at it, drop it if it is of no use, and start again."
         )
 
 
 class EditedRevisionError(MigratorError):
-    """An applied file was edited or is gone, and something is pending."""
+    """An applied file was edited or is gone, and something is to be built on it, or it is to be taken back.
+
+    `pending` is what would be applied on top; with none, its own `downgrade()` would run.
+    """
 
     def __init__(
         self, *, revision: str, gone: bool, applied_at: str, applied_by: str | None, pending: Sequence[str]
     ) -> None:
-        mend = "" if gone else f", or, if the edit was reviewed, run: litestar database accept {revision}"
+        mend = "." if gone else f", or, if the edit was reviewed, run: {database_command(f'accept {revision}')}"
+        harm = f"{', '.join(pending)} would be applied on top" if pending else "its downgrade() is not what was applied"
         super().__init__(
             f"The file of revision {revision} {'is gone' if gone else 'was edited'} since release "
-            f"{applied_by or '(unknown)'} applied it at {applied_at}, and {', '.join(pending)} would be applied on "
-            f"top; nothing was changed. Put the file back as it was{mend}"
+            f"{applied_by or '(unknown)'} applied it at {applied_at}, and {harm}; nothing was changed. "
+            f"Put the file back as it was{mend}"
         )
 
 
 class HeldRevisionError(MigratorError):
-    """This release's head was taken back; a start does not apply it again."""
+    """A revision of this release was taken back; a start does not apply it again."""
 
-    def __init__(self, *, revision: str, at: str, by: str, release: str, applied_by: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        revision: str,
+        is_head: bool,
+        at: str,
+        by: str,
+        command: str | None,
+        release: str,
+        applied_by: str | None,
+    ) -> None:
+        whose = f"the head of this release {release}" if is_head else f"which this release {release} has"
+        how = f" with: {command}" if command else ""
         super().__init__(
-            f"Revision {revision}, the head of this release {release}, was taken back at {at} by {by} "
+            f"Revision {revision}, {whose}, was taken back at {at} by {by}{how} "
             f"(release {applied_by or '(unknown)'} had applied it), so a start does not apply it again; nothing was "
-            f"changed. Start the release that goes with the schema, or, to apply it again, run: "
-            f"litestar database upgrade"
+            f"changed. Start a release whose head is the schema's revision, or, to apply it again, run: "
+            f"{database_command('upgrade')}"
+        )
+
+
+class PartlyDoneError(MigratorError):
+    """A step was cut short, and it is not certain what is left of it to do. `reason` is a clause."""
+
+    def __init__(self, *, revision: str, direction: str, reason: str) -> None:
+        super().__init__(
+            f"The {direction} of revision {revision} was cut short, and does not go on by itself: {reason}; what it "
+            "had committed stays. Finish it or undo it by hand, then record the revision that the schema is at: "
+            f"{database_command('stamp REVISION')}"
+        )
+
+
+class HalfTakenBackError(MigratorError):
+    """A downgrade has committed a part, and was not finished. `last` is the statement that it came to."""
+
+    def __init__(self, *, revision: str, target: str, at: str, by: str, command: str, last: str) -> None:
+        super().__init__(
+            f"The downgrade of revision {revision} was cut short (begun at {at} by {by} with: {command}; it came to: "
+            f"{last}), so the schema is neither at {revision} nor at {target}; nothing was changed. Finish it: "
+            f"{database_command(f'downgrade {target}')}. Then start the release before, or run: "
+            f"{database_command('upgrade')}"
         )
 
 
@@ -240,7 +303,7 @@ class NotReplayableError(MigratorError):
     def __init__(self, *, revision: str, applied_by: str | None, reason: str) -> None:
         super().__init__(
             f"Revision {revision} cannot be taken back from the ledger: {reason}; nothing was changed. "
-            f"Downgrade with release {applied_by or 'that has its file'}."
+            f"Downgrade with {f'release {applied_by}' if applied_by else 'the release that has its file'}."
         )
 
 
@@ -252,13 +315,13 @@ class AdoptionError(MigratorError):
             what = (
                 f"alembic_version says already that the schema is at {', '.join(recorded)}: there is nothing to adopt"
             )
-            mend = "How it stands says: litestar database status. To record another revision all the same, add --force"
+            mend = f"To see its state run: {database_command('status')}. To record another revision anyway, add --force"
         elif revision is None:
             what = (
                 f"There is no alembic_version, but {', '.join(found)}, which the revisions would make, "
                 f"{'is' if len(found) == 1 else 'are'} there already: which revision that is would be a guess"
             )
-            mend = "To take it over, find out which revision it equals: litestar database adopt REVISION"
+            mend = f"To take it over, find out which revision it equals: {database_command('adopt REVISION')}"
         else:
             what = f"The live schema is not what revision {revision} builds"
             mend = "Mend what is missing or different, name another revision, or add --force"
@@ -270,9 +333,9 @@ class NotConfirmedError(MigratorError):
 
 
 class NotArchivedError(MigratorError):
-    """What a downgrade would take away could not be put into the archive first.
+    """Rows that a downgrade would drop could not be archived first.
 
-    `without_archive` is the command that does without; whoever knows which one is in use changes it.
+    `without_archive` is the same command without the archive; the session sets the form that the user has typed.
     """
 
     def __init__(self, *, revision: str, reason: str, mend: str) -> None:
@@ -280,69 +343,123 @@ class NotArchivedError(MigratorError):
             f"The downgrade of revision {revision} would lose data that could not be archived: {reason}; it was rolled "
             f"back whole, the steps before it stay. {mend}"
         )
-        self.without_archive = "litestar database downgrade --no-archive"
+        self.without_archive = database_command("downgrade --no-archive")
 
     def __str__(self) -> str:
         return f"{super().__str__()} Or let the data go: {self.without_archive}"
 
 
-class UnknownArchiveError(MigratorError):
-    """The archive has nothing under that number."""
+class NotRestoredError(MigratorError):
+    """Archived rows could not be put back, for a reason that is not about them."""
 
-    def __init__(self, *, number: int, known: Sequence[int]) -> None:
-        there = f"there are {', '.join(map(str, known))}" if known else "the archive is empty"
+    def __init__(self, *, number: int, error: str) -> None:
         super().__init__(
-            f"There is no archive {number}: {there}; nothing was changed. Run: litestar database archive list"
+            f"Archive {number} was not put back: {error}; nothing was changed, the rows are in the archive. Mend the "
+            f"cause and run again: {database_command(f'archive restore {number}')}"
+        )
+
+
+class BackgroundFailedError(MigratorError):
+    """Background work that was to be done here and now has failed. `error` is a sentence."""
+
+    def __init__(self, *, work: str, number: int, error: str) -> None:
+        super().__init__(
+            f"The {work} has failed; what it has done stays. {error} Mend the cause and run again: "
+            f"{database_command(f'background run {number}')}"
+        )
+
+
+class BackgroundUnfinishedError(MigratorError):
+    """A revision needs background work that is not complete. `state` is a clause that says why."""
+
+    def __init__(self, *, revision: str, work: str, state: str, mend: str) -> None:
+        super().__init__(
+            f"Revision {revision} needs the {work}, which {state}; the revision was not applied, and what came before "
+            f"it stays. {mend}, then start again."
         )
 
 
 class ScratchDatabaseError(MigratorError):
-    """There is no scratch database to try the revisions out on.
+    """There is no scratch database to try the revisions out on, or, where it was `made`, they fail on it.
 
     `reason` is a clause without the full stop; `mend` is a sentence of what to do, with its own.
     """
 
-    def __init__(self, *, reason: str, mend: str) -> None:
-        super().__init__(
-            f"There is no scratch database to try the revisions out on: {reason}; nothing was changed. {mend}"
-        )
+    def __init__(self, *, reason: str, mend: str, made: bool = False) -> None:
+        if made:
+            what = f"The revisions cannot be tried out on the scratch database: {reason}; the live one was not changed"
+        else:
+            what = f"There is no scratch database to try the revisions out on: {reason}; nothing was changed"
+        super().__init__(f"{what}. {mend}")
 
 
 class NotMigratedError(MigratorError):
-    """Told not to migrate, and nobody else did in time."""
+    """GASKET_MIGRATE_ON_STARTUP is false, and nobody else migrated the schema in time."""
 
-    def __init__(self, *, waited: float, current: Sequence[str], head: str) -> None:
+    def __init__(self, *, waited: float, current: Sequence[str], head: str, holder: str | None = None) -> None:
+        if holder is None:
+            mend = f"Run: {database_command('upgrade')}"
+        else:
+            mend = f"The migration lock is {holder}. If that session hangs, end it with pg_terminate_backend(pid)."
         super().__init__(
             f"The schema is at {', '.join(current) or 'no revision'} and not at {head} after {waited:.0f} s, "
-            f"and GASKET_MIGRATE_ON_STARTUP is false, so this replica does not migrate. "
-            f"Run: litestar database upgrade"
+            f"and GASKET_MIGRATE_ON_STARTUP is false, so this replica does not migrate. {mend}"
         )
 
 
 class MigrationFailedError(MigratorError):
-    """A revision failed; what came before it stays."""
+    """A revision failed; what came before it stays.
 
-    def __init__(self, *, revision: str, direction: str, error: str, applied: Sequence[str], partly: bool) -> None:
-        state = (
-            "its statements up to its last autocommit block are committed, the rest was rolled back"
-            if partly
-            else "it was rolled back whole"
-        )
-        super().__init__(
-            f"The {direction} of revision {revision} failed: {error}; {state}, {_stays(applied)}. "
-            f"Correct the cause and start again to go on from there."
-        )
+    `still_at` is the revision before the step. `server_fault`: neither the rows nor the migration are to blame.
+    """
+
+    def __init__(
+        self,
+        *,
+        revision: str,
+        direction: str,
+        error: str,
+        applied: Sequence[str],
+        partly: bool,
+        still_at: str,
+        committed: bool = False,
+        server_fault: bool = False,
+    ) -> None:
+        self.what = f"The {direction} of revision {revision} failed: {error}"
+        """The failure alone, for a place where the database is not the live one."""
+        if committed:
+            state = "it has committed by itself: what it did before that stays, the rest was rolled back"
+        elif partly:
+            state = "its statements up to its last autocommit block are committed, the rest was rolled back"
+        elif applied:
+            state = f"it was rolled back whole, {_stays(applied)}; the schema is at {still_at}"
+        else:
+            runs = ", and the release before runs on it" if direction == "upgrade" and still_at != NO_REVISION else ""
+            state = f"nothing was changed; the schema is still at {still_at}{runs}"
+        if partly or committed:
+            state = f"{state}, {_stays(applied)}"
+        at_fault = "fault of the server" if server_fault else "rows or the migration"
+        super().__init__(f"{self.what}; {state}. Mend the {at_fault}, then start again.")
 
 
 class MigrationInterruptedError(MigratorError):
-    """SIGTERM or SIGINT came while waiting or migrating: at a start, or in a command."""
+    """SIGTERM or SIGINT, `number`, came while waiting or migrating: at a start, or in a command."""
 
-    def __init__(self, *, start: bool) -> None:
+    def __init__(self, *, start: bool, number: int, complete: bool = True) -> None:
+        self.number = number
+        let_go = "" if complete else " once the server has noticed"
         dropped, again = (", which the next start drops", "Start") if start else ("", "Run it")
         super().__init__(
-            "Stopped by SIGTERM or SIGINT: a revision under way was rolled back (an interrupted CONCURRENTLY may leave "
-            f"an INVALID index{dropped}) and the lock is free. {again} again to go on."
+            "Stopped by SIGTERM or SIGINT: a revision under way here was rolled back, except for what its autocommit "
+            f"blocks committed (an interrupted CONCURRENTLY may leave an INVALID index{dropped}). This process does "
+            f"not hold the migration lock any more{let_go}. {again} again to go on."
         )
+
+
+def _rolled_back(partly: bool) -> str:
+    return (
+        "what it committed with an autocommit block stays, the rest was rolled back" if partly else "it was rolled back"
+    )
 
 
 def _stays(applied: Sequence[str]) -> str:

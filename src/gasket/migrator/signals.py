@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
         MigrationInterruptedError: a signal came first.
     """
     with _signal_event(pass_on=pass_on) as signalled:
-        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(signalled.wait())
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(signalled.event.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -40,23 +41,49 @@ async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
             await asyncio.wait({working}, timeout=_CLEANUP_LIMIT)
             if working.done() and not working.cancelled() and working.exception() is None:
                 return working.result()  # it was complete before the signal could stop it
-            raise MigrationInterruptedError(start=pass_on)
+            raise MigrationInterruptedError(
+                start=pass_on, complete=working.done(), number=signalled.number or signal.SIGTERM
+            )
         finally:
             stopping.cancel()
             working.cancel()
 
 
 @contextmanager
-def _signal_event(*, pass_on: bool) -> Iterator[asyncio.Event]:
-    event = asyncio.Event()
+def exiting_on_signals() -> Iterator[None]:
+    """Around a whole command: a signal ends the process with one line, and 128 and its number as exit code."""
+    try:
+        yield
+    except MigrationInterruptedError as stopped:
+        line, number = str(stopped), stopped.number
+    except KeyboardInterrupt:  # where nothing was waited for
+        line, number = "Stopped by SIGINT.", signal.SIGINT
+    else:
+        return
+    sys.stderr.write(f"Error: {line}\n")
+    sys.exit(128 + number)
+
+
+class _Signalled:
+    """Whether a signal has come, and which."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.number: int | None = None
+
+
+@contextmanager
+def _signal_event(*, pass_on: bool) -> Iterator[_Signalled]:
+    signalled = _Signalled()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # Python delivers signals to the main thread only
+        yield signalled  # Python delivers signals to the main thread only
         return
     loop = asyncio.get_running_loop()
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def handler(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(event.set)
+        signalled.number = number
+        loop.call_soon_threadsafe(signalled.event.set)
         before = previous[signal.Signals(number)]
         if pass_on and callable(before):
             before(number, frame)
@@ -64,7 +91,7 @@ def _signal_event(*, pass_on: bool) -> Iterator[asyncio.Event]:
     for number in _SIGNALS:
         signal.signal(number, handler)
     try:
-        yield event
+        yield signalled
     finally:
         for number, before in previous.items():
             signal.signal(number, before)

@@ -1,4 +1,4 @@
-"""One line for each request below `/v1`: JSON, or words where a person sits at the terminal."""
+"""One line for each request below `/v1`: JSON, or words for people, as `GASKET_LOG_FORMAT` has it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from gasket import logs
+from gasket.log_lines import TEXT, chosen
 from gasket.proxy.exchange import Exchange
 
 _WRITTEN_EVERY = 0.1
 
 
-class AccessLine(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What is logged of a request; what does not apply is left out. Milliseconds and bytes."""
+class AccessLine(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="logger", tag="gasket.requests"):
+    """The log entry of a request, without fields that do not apply. Units are milliseconds and bytes."""
 
     time: datetime
+    level: str
     request_id: str
     client_request_id: str | None = None
+    client: str | None = None
     method: str
     path: str
     status: int
@@ -37,6 +42,9 @@ class AccessLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     bytes_out: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
     estimated: bool = False
     retries: int
     error: str | None = None
@@ -48,15 +56,18 @@ class AccessLog:
     takes twice as long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_format: str | None) -> None:
+        self._log_format = log_format
         self._encode = msgspec.json.Encoder().encode
         self._ended: list[Exchange] = []
         self._writing: asyncio.TimerHandle | None = None
         self._as_words = False
+        self._write: Callable[[str], object] = lambda text: sys.stderr.write(text)
 
     def configure(self) -> None:
         """Take the place of uvicorn's access log, whose lines would say the same, in part, for more time."""
-        self._as_words = sys.stderr.isatty()
+        self._as_words = chosen(self._log_format) == TEXT
+        self._write = logs.write
         theirs = logging.getLogger("uvicorn.access")
         theirs.handlers.clear()
         theirs.propagate = False
@@ -74,8 +85,7 @@ class AccessLog:
             epoch = time.time() - time.monotonic()
             lines = [_line(exchange, epoch) for exchange in ended]
             text = "\n".join(map(_words, lines)) if self._as_words else b"\n".join(map(self._encode, lines)).decode()
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            self._write(text + "\n")
 
 
 def _line(exchange: Exchange, epoch: float) -> AccessLine:
@@ -84,8 +94,10 @@ def _line(exchange: Exchange, epoch: float) -> AccessLine:
     first_byte = None if exchange.first_byte is None else _milliseconds(exchange.first_byte - exchange.started)
     return AccessLine(
         time=datetime.fromtimestamp(epoch + exchange.ended, UTC),
+        level="info",
         request_id=exchange.request_id,
         client_request_id=exchange.client_request_id,
+        client=exchange.client,
         method=exchange.method,
         path=f"/v1{exchange.path}",
         status=exchange.status,
@@ -101,6 +113,9 @@ def _line(exchange: Exchange, epoch: float) -> AccessLine:
         bytes_out=exchange.bytes_out,
         prompt_tokens=exchange.prompt_tokens,
         completion_tokens=exchange.completion_tokens,
+        cached_tokens=exchange.cached_tokens,
+        reasoning_tokens=exchange.reasoning_tokens,
+        audio_tokens=exchange.audio_tokens,
         estimated=exchange.estimated,
         retries=exchange.retries,
         error=exchange.error,
@@ -114,9 +129,11 @@ def _milliseconds(seconds: float) -> float:
 def _words(line: AccessLine) -> str:
     fields: dict[str, Any] = msgspec.to_builtins(line)
     first = [_shown(fields.pop(name)) for name in ("method", "path", "status", "outcome")]
-    del fields["time"]
+    del fields["time"], fields["level"]
+    logger = fields.pop("logger")
     rest = [f"{name}={_shown(value)}" for name, value in fields.items()]
-    return " ".join([f"{line.time.astimezone():%H:%M:%S}", *first, *rest])
+    time = line.time.astimezone().replace(tzinfo=None).isoformat(" ", "milliseconds").replace(".", ",")
+    return " ".join([time, line.level.upper(), str(logger), *first, *rest])
 
 
 def _shown(value: object) -> str:

@@ -10,16 +10,18 @@ import msgspec
 from litestar.types import Receive
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.errors import (
-    BadRequestError,
-    BusyError,
-    ClientGoneError,
-    MediaTypeError,
-    SlowRequestError,
-    TooLargeError,
+from gasket.proxy.errors import ClientGoneError, MediaTypeError
+from gasket.proxy.forms import (
+    LONGEST_MODEL,
+    UNAMBIGUOUS_FORM,
+    bad_model,
+    is_form,
+    read_form,
+    replace_model_in_form,
 )
-from gasket.proxy.forms import LONGEST_MODEL, UNAMBIGUOUS_FORM, bad_model, is_form, read_form
 from gasket.proxy.members import find_members, member
+from gasket.proxy.shares import Room, Share
+from gasket.server.errors import BadRequestError, SlowRequestError, TooLargeError
 
 _PIECE_TIMEOUT = 30.0
 _BODY_TIMEOUT = 300.0
@@ -29,11 +31,13 @@ _POINTERS = (b'"previous_response_id"', b'"conversation"', b'"background"')
 _STORED = member("previous_response_id", "conversation", "background")
 _MODEL = member("model")
 _STREAM_OPTIONS = member("stream_options")
+_NAMED = re.compile(rb'"model"\s*:\s*(?=")')
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NOT_ASKED = (b"false", b"null")
 
 
 class Naming(Enum):
-    """How a request may name its model. Where that matters, whoever reads it, and however, must find the same one."""
+    """How a request may name its model. Where that matters, every parser must find the same one."""
 
     AS_IT_LIKES = 0
     AT_MOST_ONCE = 1
@@ -41,12 +45,12 @@ class Naming(Enum):
 
 
 class Wanted(msgspec.Struct):
-    """What a request says about itself; of a form the model alone. `model` is None where it names none."""
+    """The fields of a request that Gasket reads; of a form only the model. `model` is None where none is named."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: msgspec.Raw = msgspec.Raw()
-    """As they are written; empty where there are none."""
+    """As they are written; empty if there are none."""
 
     @property
     def tells_usage(self) -> bool:
@@ -64,37 +68,20 @@ _OPTIONS = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 NOTHING = Wanted()
 
 
-class Room:
-    """The bytes of bodies that a replica may have at once. Whoever has read a body gives its place back."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    def take(self, size: int) -> None:
-        """Raises BusyError if there is not as much left."""
-        if size > self._left:
-            raise BusyError("This replica has as many bytes of requests as it may have at once.")
-        self._left -= size
-
-    def give_back(self, size: int) -> None:
-        """So many bytes are no longer there."""
-        self._left += size
-
-
-async def read_body(receive: Receive, deadlines: Deadlines, room: Room, *, length: int | None, limit: int) -> bytes:
+async def read_body(
+    receive: Receive, deadlines: Deadlines, room: Room | Share, *, length: int | None, limit: int
+) -> bytes:
     """The whole body, at most `limit` bytes; `length` is its Content-Length, if it has one. It has its place in `room`.
 
     Raises:
         TooLargeError: it is longer.
-        BusyError: there is no room for it.
+        BusyError, LimitedError: there is no room for it.
         SlowRequestError: a piece took more than 30 s, or all of it more than 300 s.
         ClientGoneError: the client left.
     """
     if length is not None and length > limit:
         raise _too_large(limit)
-    pieces: list[bytes] = []
+    body: bytes | bytearray = b""
     size, more = 0, True
     ends = time.monotonic() + _BODY_TIMEOUT
     try:
@@ -112,11 +99,15 @@ async def read_body(receive: Receive, deadlines: Deadlines, room: Room, *, lengt
                 raise _too_large(limit)
             room.take(len(piece))
             size += len(piece)
-            pieces.append(piece)
+            if not body:
+                body = piece
+            else:  # a list of pieces of two bytes would take thirty times their size
+                body = body if isinstance(body, bytearray) else bytearray(body)
+                body += piece
     except BaseException:
         room.give_back(size)
         raise
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return bytes(body)
 
 
 def read_wanted(body: bytes, content_type: bytes, naming: Naming) -> Wanted:
@@ -140,7 +131,7 @@ def read_wanted(body: bytes, content_type: bytes, naming: Naming) -> Wanted:
         raise bad_model()
     if matters and (named != (wanted.model is not None) or (naming is Naming.ONCE and wanted.model is None)):
         raise BadRequestError(
-            "This key may use certain models only: the request has to name one model, once.",
+            "The model decides where a request of this key goes: the body has to name one, once, as `model`.",
             code="model_required",
             param="model",
         )
@@ -170,6 +161,20 @@ def ask_for_usage(body: bytes, wanted: Wanted) -> bytes | None:
     start = place.end() if place["nothing"] is None else place.start("nothing")
     options = msgspec.json.encode({**wanted.options(), "include_usage": True})
     return body[:start] + options + body[start + len(memoryview(wanted.stream_options)) :]
+
+
+def replace_model(body: bytes, content_type: bytes, model: str) -> bytes:
+    """The same request for another model. `read_wanted` has found that it names one, once."""
+    if is_form(content_type):
+        return replace_model_in_form(body, content_type, model)
+    # Where the name stands nowhere else, and is not spelt in another way, it need not be looked for in all objects.
+    at = body.find(b'"model"')
+    plain = at >= 0 and body.find(b'"model"', at + 1) < 0 and b"\\u00" not in body
+    place = _NAMED.match(body, at) if plain else find_members(body, _MODEL)[0]
+    value = None if place is None else _STRING.match(body, place.end())
+    if value is None:
+        raise bad_model()
+    return body[: value.start()] + msgspec.json.encode(model) + body[value.end() :]
 
 
 def _is_unambiguous(content_type: bytes) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,10 +12,10 @@ from typing import NamedTuple, TypeVar
 
 from gasket.proxy.access import Access
 from gasket.proxy.errors import KeyRefusedError
+from gasket.proxy.headers import KEY_SHAPE
 
 T = TypeVar("T")
 
-_SHAPE = re.compile(rb"gsk_[0-9a-f]{48}")
 _MOST_KEYS = 20_000
 _MOST_REFUSALS = 10_000
 _REFUSAL_TTL = 5.0
@@ -49,12 +48,12 @@ class KeyDirectory:
         return len(self._kept)
 
     def recall(self, key: bytes) -> Access | None:
-        """What is known of a key without asking anybody; None: ask `look_up`.
+        """The rights of a key that is in memory; None: ask `look_up`.
 
         Raises:
             KeyRefusedError: it is missing, or has not the form of a key, or has expired.
         """
-        if not _SHAPE.fullmatch(key):
+        if not KEY_SHAPE.fullmatch(key):
             raise _misshapen(key)
         kept = self._kept.get(sha256(key).hexdigest())
         now = time.monotonic()
@@ -67,7 +66,7 @@ class KeyDirectory:
         return kept.access
 
     async def look_up(self, key: bytes) -> Access:
-        """What the database says of a key of the right form; many that ask at once ask once.
+        """The rights of a key, from the database. Concurrent calls for one key share one query.
 
         Raises:
             KeyRefusedError, BusyError: as they say.
@@ -148,5 +147,8 @@ def _keep(entries: dict[str, T], digest: str, entry: T, *, most: int) -> None:
 
 def _misshapen(key: bytes) -> KeyRefusedError:
     if not key:
-        return KeyRefusedError("There is no API key: send `Authorization: Bearer gsk_...`.", code="missing_api_key")
+        return KeyRefusedError(
+            "There is no API key: send `Authorization: Bearer gsk_...`, or `x-api-key: gsk_...`.",
+            code="missing_api_key",
+        )
     return KeyRefusedError("This is not an API key of this gateway: gsk_ and 48 hex digits.", code="malformed_api_key")

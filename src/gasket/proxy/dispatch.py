@@ -2,92 +2,63 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+from weakref import WeakSet
 
-from gasket.backends.breaker import Admission, Breakers
+from gasket.backends.breaker import BackendAdmission, Breakers, SetAside
 from gasket.proxy.access import Backend
-from gasket.proxy.errors import BusyError, GatewayError, UpstreamFailedError, UpstreamTimeoutError
+from gasket.proxy.answer import SIGNS_OF_FAILURE, Answer, Places, explain, judge
+from gasket.proxy.bodies import replace_model
+from gasket.proxy.errors import BusyError, UpstreamFailedError
 from gasket.proxy.exchange import Exchange
-from gasket.upstream.client import Response, UpstreamClient, WholeResponse
+from gasket.proxy.headers import accepts
+from gasket.proxy.routing import Route
+from gasket.proxy.usage_refusals import UsageRefusals
+from gasket.server.errors import GatewayError
+from gasket.upstream.client import Response, UpstreamClient
 from gasket.upstream.connection import Fields
-from gasket.upstream.failures import AnswerTimeoutError, NotConnectedError, UpstreamError
+from gasket.upstream.failures import BackendDeniedError, NameNotResolvedError, UpstreamError
 
+log = logging.getLogger("gasket.gateway")
+
+_NOT_FOUND = 404
 _RATE_LIMITED = 429
-_WORTH_ANOTHER_BACKEND = frozenset({_RATE_LIMITED, 502, 503, 504})
-_SIGNS_OF_FAILURE = frozenset({502, 503, 504})
+_WORTH_ANOTHER_BACKEND = SIGNS_OF_FAILURE | {_RATE_LIMITED}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# A backend that does not know `stream_options` says so with any of 400 to 501; the two are about the credential and its
+# limits.
+_REFUSES_OPTIONS = frozenset(range(400, 502)) - {401, _RATE_LIMITED}
+_WITHOUT_CONTENT = frozenset({204, 304})
+_NO_CONNECTION = frozenset({"upstream_unreachable", "backend_denied"})
 _TRIES = 2
-_LARGEST_SPARE = 64 * 1024
-_SPARE_WITHIN = 1.0
-"""Of an answer that is kept while another backend is asked: bytes of its body, and seconds for which that may take."""
+_NO_FAULT_OF_ITS = (NameNotResolvedError, BackendDeniedError)
+"""They set no backend aside. So they use up no try: two such backends would hide the next one for ever."""
 
 
-class Answer:
-    """A backend's answer that has begun. Close it in every case: it holds one of the backend's places, until `keep`."""
+class Outgoing(NamedTuple):
+    """A request to any backend. `target` is what follows `/v1`, with the query."""
 
-    __slots__ = ("_admission", "_closed", "_failed", "_places", "backend", "response")
+    target: str
+    fields: Fields
+    body: bytes
+    asking: bytes | None = None
+    """The body that also asks for the usage of its stream, where the client's does not."""
+    stateful: bool = False
+    """It is about what one backend keeps: another cannot answer it, and any answer is passed on as it is."""
+    content_type: bytes = b""
+    accepted_codings: bytes = b""
+    """The client's Accept-Encoding."""
 
-    def __init__(self, backend: Backend, response: Response, admission: Admission, places: Places) -> None:
-        self.backend = backend
-        self.response = response
-        self._admission = admission
-        self._places = places
-        self._failed = response.status in _SIGNS_OF_FAILURE
-        self._closed = False
-
-    def broke_off(self) -> None:
-        """The backend did not finish it."""
-        if not self._failed:
-            self._failed = True
-            self._admission.failed()
-
-    async def keep(self) -> bool:
-        """Have all of it here, and give connection and place back, in every case; whether it is small and at hand."""
-        try:
-            async with asyncio.timeout(_SPARE_WITHIN):
-                body = await self.response.read(_LARGEST_SPARE)
-        except UpstreamError:
-            self.broke_off()
-            return False
-        except (TimeoutError, ValueError):
-            return False
-        finally:
-            self.close()
-        self.response = WholeResponse(self.response.status, self.response.fields, body)
-        return True
-
-    def close(self) -> None:
-        """Let go of the connection: for reuse if the answer is complete, else for good."""
-        if self._closed:
-            return
-        self._closed = True
-        if self.response.at_end and not self._failed:
-            self._admission.succeeded()
-        self.response.close()
-        self._places.give_back(self.backend)
-
-
-class Places:
-    """How many requests of this replica each backend has at the moment."""
-
-    def __init__(self) -> None:
-        self._taken: dict[int, int] = {}
-
-    def take(self, backend: Backend) -> bool:
-        """Whether there was room for one more."""
-        taken = self._taken.get(backend.id, 0)
-        if backend.max_concurrency is not None and taken >= backend.max_concurrency:
-            return False
-        self._taken[backend.id] = taken + 1
-        return True
-
-    def give_back(self, backend: Backend) -> None:
-        """One request has ended."""
-        left = self._taken[backend.id] - 1
-        if left:
-            self._taken[backend.id] = left
-        else:
-            del self._taken[backend.id]
+    def for_model(self, model: str | None) -> Outgoing:
+        """The same for the model under this name; None: under the client's."""
+        if model is None:
+            return self
+        body = replace_model(self.body, self.content_type, model)
+        asking = None if self.asking is None else replace_model(self.asking, self.content_type, model)
+        return self._replace(body=body, asking=asking)
 
 
 class Dispatcher:
@@ -97,21 +68,24 @@ class Dispatcher:
         self._client = client
         self._breakers = breakers
         self._places = Places()
+        self._usage_refusals = UsageRefusals()
+        self._told_of_path: WeakSet[Backend] = WeakSet()
 
-    async def first_answer(
-        self,
-        exchange: Exchange,
-        backends: Sequence[Backend],
-        *,
-        target: str,
-        fields: Fields,
-        body_for: Callable[[Backend], bytes],
-        may_fail_over: bool = True,
-    ) -> Answer:
-        """The answer of the first backend that has one; a second one is tried if that one fails.
+    @property
+    def pseudonym(self) -> bytes:
+        """The name of Gasket in the `Via` field of requests to backends."""
+        return self._client.pseudonym
 
-        `target` is what follows `/v1`, with the query. If both fail, the client gets the second backend's own answer,
-        if it had one, else the first one's: that is kept meanwhile, without its backend's place.
+    def load(self, backend: Backend) -> int:
+        """How many requests of this replica the backend has at the moment."""
+        return self._places.taken(backend)
+
+    async def first_answer(self, exchange: Exchange, routes: Sequence[Route], request: Outgoing) -> Answer:
+        """The answer of the first route that has one; a second one is tried if that one fails. If its backend cannot be
+        connected to, the second one is another backend's. One without an address that it may have is passed over.
+
+        If both fail, the client gets the second backend's own answer, if it had one, else the first one's: that is kept
+        meanwhile, without its backend's place.
 
         Raises:
             UpstreamFailedError, UpstreamTimeoutError: no backend answered.
@@ -119,88 +93,192 @@ class Dispatcher:
         """
         refused: GatewayError | None = None
         spare: Answer | None = None
-        tries, most = 0, _TRIES if may_fail_over else 1
-        for backend in backends:
-            if tries == most:
+        unreachable: set[int] = set()
+        asked, tries_left = 0, 1 if request.stateful else _TRIES
+        for route in routes:
+            if not tries_left:
                 break
-            admission = self._enter(backend)
+            backend = route.backend
+            if backend.id in unreachable:
+                continue
+            model = route.model or exchange.model
+            named = request.for_model(route.model)
+            admission = self._enter(backend, model)
             if isinstance(admission, GatewayError):
                 refused = refused or admission
                 continue
-            exchange.backend, exchange.retries = backend, tries
-            tries += 1
+            exchange.backend, exchange.retries = backend, asked
+            asked += 1
+            tries_left -= 1
             try:
-                answer = await self._ask(exchange, backend, admission, target, fields, body_for(backend))
+                answer = await self._ask(exchange, backend, model, admission, named)
             except GatewayError as error:
                 refused = error
+                if error.code in _NO_CONNECTION:
+                    unreachable.add(backend.id)
+                if isinstance(error.__cause__, _NO_FAULT_OF_ITS) and not request.stateful:
+                    tries_left += 1
                 continue
             status = answer.response.status
-            if status not in _WORTH_ANOTHER_BACKEND or tries == most or backend is backends[-1]:
+            if status not in _WORTH_ANOTHER_BACKEND or not tries_left or route is routes[-1]:
                 return answer
             if await answer.keep():
                 spare = answer
             else:
-                refused = UpstreamFailedError(f"Backend {backend.name!r} answered {status}, at too great length.")
+                refused = UpstreamFailedError(f"Backend {backend.name!r} answered {status}.")
         if spare is not None:
             exchange.backend = spare.backend
             return spare
         raise refused or BusyError("No backend can take this request now.", code="upstream_unavailable")
 
-    def _enter(self, backend: Backend) -> Admission | GatewayError:
-        """Take one of the backend's places; why not, if it cannot be had."""
+    def _enter(self, backend: Backend, model: str | None) -> BackendAdmission | GatewayError:
+        """Take one of the backend's places, or return the error that says why the request cannot have one."""
+        if backend.set_aside:
+            return BusyError(f"Backend {backend.name!r} is set aside by an operator.", code="upstream_unavailable")
         if backend.credential_unreadable:
+            words = f"What is stored for backend {backend.name!r} cannot be decrypted"
             return UpstreamFailedError(
-                f"The credential of backend {backend.name!r} cannot be opened with GASKET_SECRET_KEY; "
-                "it has to be set again."
+                f"{words}; an administrator has to set it again.",
+                detail=f"{words} with GASKET_SECRET_KEY: set its credential, headers, proxy and certificate again.",
             )
         if not self._places.take(backend):
             return BusyError(f"Backend {backend.name!r} has as many requests as it may have at once.")
-        breaker = self._breakers.of(backend.id, backend.name)
-        admission = breaker.admit()
-        if admission is None:
+        admission = self._breakers.of(backend.id, backend.name).admit(model)
+        if isinstance(admission, SetAside):
             self._places.give_back(backend)
             return BusyError(
-                f"Backend {backend.name!r} has failed repeatedly and is set aside for a moment.",
+                f"{admission.subject} has failed repeatedly and is set aside for a moment.",
                 code="upstream_unavailable",
-                retry_after=breaker.retry_after,
+                retry_after=admission.retry_after,
             )
         return admission
 
     async def _ask(
-        self, exchange: Exchange, backend: Backend, admission: Admission, target: str, fields: Fields, body: bytes
+        self, exchange: Exchange, backend: Backend, model: str | None, admission: BackendAdmission, request: Outgoing
+    ) -> Answer:
+        """Send the request, and ask for the usage of its stream if wanted. If the backend refuses that, send it again
+        as the client wrote it.
+
+        Raises:
+            UpstreamFailedError, UpstreamTimeoutError: there is no answer, or it is an error with the status 200.
+        """
+        if request.asking is None or backend in self._usage_refusals:
+            return await self._ask_once(exchange, backend, admission, request, request.body)
+        try:
+            answer = await self._ask_once(exchange, backend, admission, request, request.asking)
+            answer.asked_for_usage = True
+            if answer.response.status not in _REFUSES_OPTIONS:
+                return answer
+            answer.close()
+        except _ErrorInSuccessError:
+            pass
+        again = self._enter(backend, model)
+        if isinstance(again, GatewayError):
+            raise again
+        answer = await self._ask_once(exchange, backend, again, request, request.body)
+        if answer.response.status < 400:
+            self._usage_refusals.add(backend)
+            log.info("backend %r does not know stream_options: the usage of its streams is estimated", backend.name)
+        return answer
+
+    async def _ask_once(
+        self, exchange: Exchange, backend: Backend, admission: BackendAdmission, request: Outgoing, body: bytes
+    ) -> Answer:
+        try:
+            answer = await self._send(exchange, backend, admission, request, body)
+            if request.stateful or not 200 <= answer.response.status < 300:
+                return answer
+            error = await answer.take_for_failure()
+        except UpstreamError as broken:
+            exchange.note_failure(backend, broken.kind)
+            raise explain(broken, backend) from broken
+        if error is None:
+            return answer
+        exchange.note_failure(backend, "error_in_success")
+        raise _ErrorInSuccessError(
+            f"Backend {backend.name!r} answered {answer.response.status} with an error: {error.message[:1000]}"
+        )
+
+    def _tell_of_path(self, backend: Backend, path: str) -> None:
+        """Log it once for each backend, until that is changed: a client can cause it with every request."""
+        if backend not in self._told_of_path:
+            self._told_of_path.add(backend)
+            log.warning(
+                "backend %r has no %s (404), and its base_url has no path: most servers want /v1 at its end; "
+                "POST /api/backends/%d/test tells which form works",
+                backend.name,
+                path,
+                backend.id,
+            )
+
+    async def _send(
+        self, exchange: Exchange, backend: Backend, admission: BackendAdmission, request: Outgoing, body: bytes
     ) -> Answer:
         verdict = admission.abandoned  # the client left, or the replica stops
         response: Response | None = None
+        passed_on = False
         try:
             response = await self._client.send(
                 exchange.method,
                 backend.address,
-                backend.address.target(target),
-                fields=fields + backend.own_fields,
+                backend.address.target(request.target),
+                fields=backend.fields_with(request.fields),
                 body=body,
                 timeouts=backend.timeouts,
-                skip_tls_verify=backend.skip_tls_verify,
+                route=backend.route,
             )
-            verdict = admission.failed if response.status in _SIGNS_OF_FAILURE else admission.answered
+            if response.status in _REDIRECTS:
+                raise _redirected(exchange, backend, response)
+            if response.codings and (unread := _unreadable(response, request.accepted_codings)):
+                raise _encoded(exchange, backend, response, unread)
+            verdict = admission.failed if response.status in SIGNS_OF_FAILURE else admission.answered
+            if response.status == _NOT_FOUND and not backend.address.prefix:
+                self._tell_of_path(backend, exchange.path)
             if response.status >= 500 or response.status == _RATE_LIMITED:
                 exchange.note_failure(backend, "rate_limited" if response.status == _RATE_LIMITED else "server_error")
+            passed_on = True
             return Answer(backend, response, admission, self._places)
         except UpstreamError as error:
-            verdict = admission.failed
-            exchange.note_failure(backend, error.kind)
-            raise explain(error, backend) from error
+            verdict = partial(judge, admission, error)
+            raise
         finally:
             verdict()
-            if response is None:
+            if not passed_on:
                 self._places.give_back(backend)
+                if response is not None:
+                    response.close()
 
 
-def explain(error: UpstreamError, backend: Backend) -> GatewayError:
-    """What the client is told of it."""
-    words = f"Backend {backend.name!r} {error}."
-    match error:
-        case NotConnectedError():
-            return UpstreamFailedError(words, code="upstream_unreachable")
-        case AnswerTimeoutError():
-            return UpstreamTimeoutError(words)
-    return UpstreamFailedError(words)
+class _ErrorInSuccessError(UpstreamFailedError):
+    """The backend answered 200 with an error."""
+
+
+def _redirected(exchange: Exchange, backend: Backend, response: Response) -> GatewayError:
+    """The log has the target, and the client's error has not: it may be an internal URL, or another server to which a
+    client would send its key.
+    """
+    exchange.note_failure(backend, "redirected")
+    log.warning(
+        "backend %r sends %s elsewhere (%d, to %r): set its base_url to where it leads",
+        backend.name,
+        exchange.path,
+        response.status,
+        response.field(b"location").decode("latin-1").partition("?")[0][:300],
+    )
+    return UpstreamFailedError(f"Backend {backend.name!r} answered with a redirect.", code="upstream_redirected")
+
+
+def _unreadable(response: Response, accepted_codings: bytes) -> bytes | None:
+    """A content coding of the answer that neither Gasket nor the client can decode."""
+    if response.status in _WITHOUT_CONTENT:
+        return None
+    return next((coding for coding in response.codings if not accepts(accepted_codings, coding)), None)
+
+
+def _encoded(exchange: Exchange, backend: Backend, response: Response, coding: bytes) -> GatewayError:
+    exchange.note_failure(backend, "unreadable")
+    name = coding[:30].decode("latin-1")
+    return UpstreamFailedError(
+        f"Backend {backend.name!r} answered {response.status} with the Content-Encoding {name!r}. Gasket asked for "
+        "none, and the request's Accept-Encoding does not allow it: allow it there, or turn it off in the backend."
+    )

@@ -1,4 +1,4 @@
-"""What may be asked for: the endpoints that leave nothing behind, and those that share the upstream's account. Pure."""
+"""The endpoints: those that store nothing, and those that work on the upstream's account. Pure."""
 
 from __future__ import annotations
 
@@ -7,31 +7,19 @@ from enum import Enum
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from gasket.proxy.errors import BadRequestError
+from gasket.server.errors import BadRequestError
 
 PREFIX = b"/v1"
 MODELS_ROUTE = "/v1/models"
 OTHER_ROUTE = "other"
 
-_STATELESS = frozenset(
-    {
-        b"/chat/completions",
-        b"/completions",
-        b"/embeddings",
-        b"/responses",
-        b"/moderations",
-        b"/images/generations",
-        b"/images/edits",
-        b"/images/variations",
-        b"/audio/speech",
-        b"/audio/transcriptions",
-        b"/audio/translations",
-        b"/rerank",
-    }
-)
 _FAMILIES = re.compile(rb"/(?:images|audio)/[a-z_-]+")
-_STREAMS_CAN_TELL_USAGE = frozenset({b"/chat/completions", b"/completions"})
-_ESTIMATED = _STREAMS_CAN_TELL_USAGE | {b"/embeddings", b"/responses"}
+# Requests to these generate nothing: they store, or change and show what was stored. A batch is not metered, and a
+# stored answer, which a change of it shows again, was metered when it was made.
+_NOT_METERED = re.compile(
+    r"/(?:assistants|batches|containers|evals|files|fine_tuning|models|organization|uploads|vector_stores)(?:/.*)?"
+    r"|/messages/batches(?:/.*)?|/chat/completions/[^/]+|/threads/[^/]+/runs/[^/]+|.*/cancel"
+)
 # Every byte of a path segment (RFC 3986, 3.3), except what could be read as another path: segments of dots; `;`, behind
 # which some servers cut a segment off; and encoded, what needs no encoding (RFC 3986, 6.2.2.2: another way to write the
 # same path), a slash, a backslash, `?`, `#`, `;`, or a control character.
@@ -43,14 +31,14 @@ _PLAIN = re.compile(
 
 
 class Kind(Enum):
-    """What an endpoint is about."""
+    """The kind of an endpoint."""
 
     MODELS = "models"
     """The models, which the gateway answers for itself; so a model's name may have a slash, encoded or not."""
     STATELESS = "stateless"
     """One answer for one request; nothing of it is needed upstream afterwards."""
     STATEFUL = "stateful"
-    """Whatever else the API has: it lives in the upstream's account."""
+    """Everything else in the API: it works on what the upstream's account stores."""
 
 
 class Endpoint(NamedTuple):
@@ -62,13 +50,41 @@ class Endpoint(NamedTuple):
     """Whether a stream tells its usage when `stream_options` asks for it."""
     estimates_tokens: bool = False
     """Whether tokens are estimated where the answer does not tell them: of text, and not of pictures or sound."""
+    metered: bool = True
+    """Whether what the answer says of its usage counts."""
+    generates: bool = True
+    """Whether there are tokens of the answer, not of the request alone."""
+    tells_parts: bool = False
+    """Whether several events of a stream each tell a part of its usage (Anthropic API reference, "Streaming")."""
+    takes_body: bool = True
 
 
-_KNOWN = {
-    ("POST", path): Endpoint(
-        Kind.STATELESS, path.decode(), path in _STREAMS_CAN_TELL_USAGE, estimates_tokens=path in _ESTIMATED
-    )
-    for path in _STATELESS
+_STATELESS: tuple[tuple[str, dict[str, bool]], ...] = (
+    ("/chat/completions", {"asks_for_usage": True, "estimates_tokens": True}),
+    ("/completions", {"asks_for_usage": True, "estimates_tokens": True}),
+    ("/messages", {"estimates_tokens": True, "tells_parts": True}),
+    ("/messages/count_tokens", {"metered": False}),
+    ("/embeddings", {"estimates_tokens": True, "generates": False}),
+    ("/responses", {"estimates_tokens": True}),
+    ("/responses/compact", {"estimates_tokens": True}),
+    ("/responses/input_tokens", {"metered": False}),
+    ("/moderations", {"generates": False}),
+    ("/images/generations", {}),
+    ("/images/edits", {}),
+    ("/images/variations", {}),
+    ("/audio/speech", {}),
+    ("/audio/transcriptions", {}),
+    ("/audio/translations", {}),
+    ("/rerank", {"generates": False}),
+    ("/score", {"generates": False}),
+    ("/classify", {"generates": False}),
+    ("/pooling", {"generates": False}),
+    ("/tokenize", {"metered": False}),
+    ("/detokenize", {"metered": False}),
+)
+_LISTS = ("/audio/models", "/audio/voices")
+_KNOWN = {("POST", path.encode()): Endpoint(Kind.STATELESS, path, **more) for path, more in _STATELESS} | {
+    ("GET", path.encode()): Endpoint(Kind.STATELESS, path, metered=False, takes_body=False) for path in _LISTS
 }
 
 _ROUTES = {(method, path.decode()): f"/v1{path.decode()}" for method, path in _KNOWN}
@@ -96,8 +112,16 @@ def find_endpoint(method: str, raw_path: bytes) -> Endpoint:
         return Endpoint(Kind.MODELS, unquote(path.decode("latin-1")))
     if not _PLAIN.fullmatch(path):
         raise BadRequestError(
-            "The path has no segment, an empty or dotted one, a `;`, or something encoded that should not be.",
+            "The path must not end in a slash, and must not have an empty segment, `.` or `..`, a `;`, or an encoded "
+            "character that needs no encoding.",
             code="invalid_path",
         )
-    stateless = method == "POST" and _FAMILIES.fullmatch(path)
-    return Endpoint(Kind.STATELESS if stateless else Kind.STATEFUL, path.decode("ascii"))
+    name = path.decode("ascii")
+    if method == "POST" and _FAMILIES.fullmatch(path):
+        return Endpoint(Kind.STATELESS, name)
+    return Endpoint(Kind.STATEFUL, name, metered=method == "POST" and _NOT_METERED.fullmatch(name) is None)
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether the path, behind `/v1`, is of Anthropic's API."""
+    return path == "/messages" or path.startswith("/messages/")

@@ -1,133 +1,78 @@
-"""What `/v1` answers by itself, in the shape of the OpenAI API ("Error codes" in its reference).
+"""The errors that `/v1` answers by itself, in the shape of the OpenAI API ("Error codes" in its reference).
 
-An exception's docstring is its message where none is given. `code` tells errors apart and never changes.
+Below `/v1/messages` it is in the shape of Anthropic's ("Errors" in its reference). What is wrong with a request as HTTP
+is in `server/errors.py`.
 
 GatewayError                   500  internal
-├── BadRequestError            400  invalid_json, invalid_body, invalid_path, invalid_headers, invalid_http,
-│                                   model_required
 ├── KeyRefusedError            401  missing, malformed, invalid, revoked, expired
 ├── ForbiddenError             403  endpoint_not_allowed, model_not_allowed
 ├── NoSuchModelError           404  model_not_found, no_backends
-├── SlowRequestError           408  request_timeout
-├── TooLargeError              413  request_too_large
-├── EncodedRequestError        415  unsupported_encoding
+├── WrongUrlError              404  unknown_url
+├── UseHttpError               426  websocket_not_supported
 ├── MediaTypeError             415  unsupported_media_type
 ├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
-├── HeadTooLargeError          431  headers_too_large
-├── UpstreamFailedError        502  upstream_unreachable, upstream_failed
-├── BusyError                  503  database_unavailable, overloaded, upstream_unavailable
+├── UpstreamFailedError        502  upstream_unreachable, upstream_failed, upstream_redirected, backend_denied
+├── BusyError                  503  database_unavailable, schema_not_ready, overloaded, upstream_unavailable
+│   ├── MigratingError         503  migrating
 │   └── StoppingError          503  shutting_down
-└── UpstreamTimeoutError       504  upstream_timeout
+├── UpstreamTimeoutError       504  upstream_timeout
+└── LoopError                  508  loop_detected
+
+ClientGoneError                     the client has closed its connection
 """
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar
-
 import msgspec
 
 from gasket.errors import GasketError
-
-_INVALID = "invalid_request_error"
-_SERVER = "server_error"
-
-
-class GatewayError(GasketError):
-    """The gateway could not pass the request on."""
-
-    status: ClassVar[int] = 500
-    kind: ClassVar[str] = _SERVER
-    default_code: ClassVar[str] = "internal"
-
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        fields: list[tuple[bytes, bytes]] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.fields = fields or []
-        self.code = code or self.default_code
-        self.param = param
-        self.retry_after = retry_after
-
-    def body(self) -> bytes:
-        """`{"error": {"message", "type", "param", "code"}}` as JSON."""
-        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The fields of a whole response with that body."""
-        fields = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body())).encode())]
-        if self.retry_after is not None:
-            fields.append((b"retry-after", str(max(1, math.ceil(self.retry_after))).encode()))
-        if self.status == 401:
-            fields.append((b"www-authenticate", b"Bearer"))
-        return fields + self.fields
-
-
-class BadRequestError(GatewayError):
-    """The request cannot be understood."""
-
-    status, kind, default_code = 400, _INVALID, "invalid_body"
+from gasket.proxy.endpoints import speaks_anthropic
+from gasket.server.errors import INVALID_REQUEST, GatewayError
 
 
 class KeyRefusedError(GatewayError):
     """The API key is not valid."""
 
-    status, kind, default_code = 401, _INVALID, "invalid_api_key"
+    status, kind, default_code = 401, INVALID_REQUEST, "invalid_api_key"
 
 
 class ForbiddenError(GatewayError):
     """This key may not do that."""
 
-    status, kind, default_code = 403, _INVALID, "endpoint_not_allowed"
+    status, kind, default_code = 403, INVALID_REQUEST, "endpoint_not_allowed"
 
 
 class NoSuchModelError(GatewayError):
     """No backend of this key has that model."""
 
-    status, kind, default_code = 404, _INVALID, "model_not_found"
+    status, kind, default_code = 404, INVALID_REQUEST, "model_not_found"
 
 
-class SlowRequestError(GatewayError):
-    """The request's body did not arrive in time."""
+class WrongUrlError(GatewayError):
+    """There is nothing at this path."""
 
-    status, kind, default_code = 408, _INVALID, "request_timeout"
-
-
-class TooLargeError(GatewayError):
-    """The request's body is too large."""
-
-    status, kind, default_code = 413, _INVALID, "request_too_large"
+    status, kind, default_code = 404, INVALID_REQUEST, "unknown_url"
 
 
-class EncodedRequestError(GatewayError):
-    """The request's body is compressed; send it as it is."""
+class UseHttpError(GatewayError):
+    """This gateway has no WebSockets: use HTTP. POST /v1/responses, with "stream": true, answers in events."""
 
-    status, kind, default_code = 415, _INVALID, "unsupported_encoding"
+    status, kind, default_code = 426, INVALID_REQUEST, "websocket_not_supported"
+
+    def __init__(self) -> None:
+        super().__init__(fields=[(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")])
 
 
 class MediaTypeError(GatewayError):
-    """This key may use certain models only: its requests are JSON in UTF-8, or multipart/form-data."""
+    """The model decides where a request of this key goes: it must be JSON in UTF-8, or multipart/form-data."""
 
-    status, kind, default_code = 415, _INVALID, "unsupported_media_type"
+    status, kind, default_code = 415, INVALID_REQUEST, "unsupported_media_type"
 
 
 class LimitedError(GatewayError):
     """This key has used what it may."""
 
     status, kind, default_code = 429, "rate_limit_error", "rate_limit_exceeded"
-
-
-class HeadTooLargeError(GatewayError):
-    """The request's header fields are too large."""
-
-    status, kind, default_code = 431, _INVALID, "headers_too_large"
 
 
 class UpstreamFailedError(GatewayError):
@@ -145,6 +90,12 @@ class BusyError(GatewayError):
         super().__init__(message, code=code, retry_after=retry_after)
 
 
+class MigratingError(BusyError):
+    """This replica is still starting: its database schema is not ready yet. Try again shortly."""
+
+    default_code = "migrating"
+
+
 class StoppingError(BusyError):
     """This replica is being stopped."""
 
@@ -157,5 +108,32 @@ class UpstreamTimeoutError(GatewayError):
     status, default_code = 504, "upstream_timeout"
 
 
+class LoopError(GatewayError):
+    """This request came back to the gateway by way of one of its own backends."""
+
+    status, kind, default_code = 508, INVALID_REQUEST, "loop_detected"
+
+
 class ClientGoneError(GasketError):
-    """The client has closed its connection; nobody is there to be answered."""
+    """The client has closed its connection, so there is no answer."""
+
+
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def error_body(error: GatewayError, path: str, request_id: str) -> bytes:
+    """The error as JSON, in the shape of the API that the path is of. `request_id` is ours."""
+    if not speaks_anthropic(path):
+        return error.body()
+    other = "invalid_request_error" if error.kind == INVALID_REQUEST else "api_error"
+    said = {"type": _ANTHROPIC_KINDS.get(error.status, other), "message": str(error)}
+    return msgspec.json.encode({"type": "error", "error": said, "request_id": request_id})

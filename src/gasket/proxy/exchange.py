@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
 from enum import StrEnum
 
 import msgspec
 
 from gasket.limits.limiter import Grant
 from gasket.proxy.access import Access, Backend
+from gasket.proxy.shares import Share
 
 
 class Outcome(StrEnum):
@@ -25,7 +24,7 @@ class Outcome(StrEnum):
 
 
 CLIENT_GONE_STATUS = 499
-"""What the log says of a request whose client did not wait for the answer; nginx's number."""
+"""The status in the log when the client did not wait for the answer; nginx uses the same number."""
 
 
 class Exchange(msgspec.Struct, kw_only=True):
@@ -38,7 +37,12 @@ class Exchange(msgspec.Struct, kw_only=True):
     access: Access | None = None
     backend: Backend | None = None
     client_request_id: str | None = None
+    client: str | None = None
+    """The client's address; None over a Unix socket."""
     model: str | None = None
+    end_user: str | None = None
+    """As the profile's `user_header` names them; for usage records only."""
+    asks_for_stream: bool = False
     streamed: bool = False
     status: int = 0
     outcome: Outcome = Outcome.OK
@@ -52,20 +56,17 @@ class Exchange(msgspec.Struct, kw_only=True):
     bytes_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    """Of these the first are part of the prompt's, the second of the completion's, the third of either."""
     estimated: bool = False
     """Whether the tokens are Gasket's own guess."""
     grant: Grant | None = None
     """Where the key or its profile is limited."""
+    share: Share | None = None
+    """Once the request has been let in."""
 
     def note_failure(self, backend: Backend, kind: str) -> None:
         """A try failed; another backend may still make it good."""
         self.failures += ((backend, kind),)
-
-
-def new_request_id() -> str:
-    """A UUID of version 7 (RFC 9562, 5.7): milliseconds since 1970, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    high = f"{milliseconds:012x}7{random >> 64 & 0xFFF:03x}"
-    low = f"{0b10 << 62 | random & (1 << 62) - 1:016x}"
-    return f"{high[:8]}-{high[8:12]}-{high[12:]}-{low[:4]}-{low[4:]}"

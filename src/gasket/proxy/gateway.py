@@ -6,8 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -16,44 +14,53 @@ from litestar.types import HTTPScope, Receive, Send
 from gasket.deadlines import Deadlines
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
-from gasket.proxy.bodies import Room, ask_for_usage, read_body
+from gasket.proxy.answer import Answer
+from gasket.proxy.bodies import ask_for_usage, read_body
 from gasket.proxy.directory import KeyDirectory
-from gasket.proxy.dispatch import Answer, Dispatcher
-from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint
+from gasket.proxy.dispatch import Dispatcher, Outgoing
+from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint, speaks_anthropic
 from gasket.proxy.errors import (
     BusyError,
     ClientGoneError,
-    GatewayError,
     LimitedError,
+    LoopError,
     NoSuchModelError,
-    SlowRequestError,
     StoppingError,
     UpstreamFailedError,
     UpstreamTimeoutError,
+    UseHttpError,
+    WrongUrlError,
+    error_body,
 )
-from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome, new_request_id
-from gasket.proxy.headers import Incoming, bearer, own_fields
+from gasket.proxy.exchange import CLIENT_GONE_STATUS, Exchange, Outcome
+from gasket.proxy.headers import Incoming, asks_for_websocket, own_fields
+from gasket.proxy.misplaced import find_mistake
 from gasket.proxy.model_lists import ModelLists
 from gasket.proxy.reading import check_stateful, read_request
-from gasket.proxy.relay import FAREWELL, STALLED_AFTER, Relay, send_whole
-from gasket.proxy.usage_refusals import UsageRefusals
+from gasket.proxy.relay import LAST_SEND_TIMEOUT, STALLED_AFTER, Relay, send_whole
+from gasket.proxy.routing import Route, arrange, beginning, routes_to
+from gasket.proxy.shares import Room, Share, Shares
 from gasket.proxy.usage_tap import UsageTap
 from gasket.proxy.watch import Watch
+from gasket.request_ids import new_request_id
+from gasket.server.errors import BadRequestError, GatewayError, SlowRequestError
 from gasket.upstream.connection import Fields
 
 log = logging.getLogger("gasket.gateway")
 
 Observer = Callable[[Exchange], None]
 
-_NOT_UNDERSTOOD = (400, 422)
-# Nobody waited for an answer that a backend may have been at work on: that is not for nothing.
+# After these a backend may have worked on the answer, which costs tokens: they are estimated.
 _UNANSWERED = (ClientGoneError, UpstreamTimeoutError)
 _CLOSE: Fields = [(b"connection", b"close")]
 _JSON = (b"content-type", b"application/json")
 
 
 class Gateway:
-    """Everything below `/v1`. `observers` are told each request once it has ended; they must not raise."""
+    """Everything below `/v1`. `observers` are called with each request once it has ended; they must not raise.
+
+    `key_share` is how many per cent of `most_requests` and `most_in_bodies` one key may have.
+    """
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class Gateway:
         largest_body: int,
         most_in_bodies: int,
         most_requests: int,
+        key_share: int,
         observers: Sequence[Observer],
     ) -> None:
         self._directory = directory
@@ -72,7 +80,11 @@ class Gateway:
         self._models = models
         self._limiter = limiter
         self._largest_body = largest_body
-        self._room = Room(most_in_bodies)
+        self._shares = Shares(
+            Room(most_in_bodies),
+            most_requests=max(1, most_requests * key_share // 100),
+            most_bytes=max(largest_body, most_in_bodies * key_share // 100),
+        )
         self._most_requests = most_requests
         self._observers = observers
         self._deadlines = Deadlines()
@@ -81,7 +93,6 @@ class Gateway:
         self._under_way = 0
         self._stopped = False
         self._extra: Fields = []
-        self._usage_refusals = UsageRefusals()
 
     @property
     def under_way(self) -> int:
@@ -107,6 +118,7 @@ class Gateway:
             method=scope["method"],
             path=raw_path.decode("latin-1")[3:],
             started=time.monotonic(),
+            client=client[0] if (client := scope.get("client")) else None,
         )
         self._under_way += 1
         try:
@@ -126,7 +138,9 @@ class Gateway:
             await self._send_error(exchange, fault, send)
         finally:
             self._under_way -= 1
-            self._room.give_back(exchange.bytes_in)
+            if exchange.share is not None:
+                exchange.share.give_back(exchange.bytes_in)
+                exchange.share.leave()
             if exchange.grant is not None:
                 exchange.grant.end(exchange.prompt_tokens + exchange.completion_tokens)
             exchange.ended = time.monotonic()
@@ -136,28 +150,49 @@ class Gateway:
     async def _answer(self, exchange: Exchange, scope: HTTPScope, receive: Receive, send: Send) -> None:
         incoming = Incoming(scope["headers"])
         exchange.client_request_id = incoming.request_id
+        if incoming.passed_through(self._dispatcher.pseudonym):
+            raise LoopError
+        if exchange.method == "GET" and asks_for_websocket(scope["headers"]):
+            raise UseHttpError
+        path = scope["path"]
+        if path.startswith("/v1/v1") and (mistake := find_mistake(path)):
+            raise WrongUrlError(mistake)
+        if "//" in path and not path.startswith("/v1/models/") and (mistake := find_mistake(path)):
+            raise BadRequestError(mistake, code="invalid_path")
         endpoint = find_endpoint(exchange.method, scope["raw_path"])
-        key = bearer(incoming.authorization)
+        key = incoming.key
         access = self._directory.recall(key) or await self._directory.look_up(key)
         exchange.access = access
+        if access.profile.user_header is not None:
+            exchange.end_user = incoming.take_end_user(scope["headers"], access.profile.user_header)
         if endpoint.kind is Kind.STATEFUL:
             check_stateful(access.profile, f"{exchange.method} /v1{endpoint.path}")
         if not access.profile.backends:
-            raise NoSuchModelError(f"Profile {access.profile.name!r} has no backend.", code="no_backends")
+            raise NoSuchModelError("The profile of this key has no backend.", code="no_backends")
         if self._under_way > self._most_requests:
             raise BusyError("This replica has as many requests as it may have at once.")
+        exchange.share = self._shares.enter(access.key_id)
         if access.limited and endpoint.kind is not Kind.MODELS:  # before its body: that may be large, slow or nonsense
             exchange.grant = await self._admit(access)
-        body = await self._read_body(receive, incoming)
+        body = await self._read_body(receive, incoming, exchange.share)
         exchange.bytes_in = len(body)  # so much room is given back at the end
         endpoint, wanted = read_request(endpoint, scope["query_string"], body, incoming.content_type, access.profile)
-        exchange.model = wanted.model
+        exchange.model, exchange.asks_for_stream = wanted.model, bool(wanted.stream)
         if self._stopped:
             raise StoppingError
         query = scope["query_string"].decode("latin-1")
         target = f"{endpoint.path}?{query}" if query else endpoint.path
         asks = endpoint.asks_for_usage and bool(wanted.stream) and not wanted.tells_usage
-        request = _Request(endpoint, target, incoming, body, ask_for_usage(body, wanted) if asks else None)
+        asking = ask_for_usage(body, wanted) if asks else None
+        outgoing = Outgoing(
+            target,
+            incoming.upstream,
+            body,
+            asking,
+            stateful=endpoint.kind is not Kind.STATELESS,
+            content_type=incoming.content_type,
+            accepted_codings=incoming.accepted_codings,
+        )
         watch = Watch(receive, self._deadlines)
         self._watches.add(watch)
         try:
@@ -166,7 +201,7 @@ class Gateway:
                     whole = await self._models_answer(access.profile, endpoint)
                 await self._send_models(exchange, whole, send)
             else:
-                await self._pass_on(exchange, access.profile, request, watch, send)
+                await self._pass_on(exchange, access.profile, endpoint, outgoing, watch, send)
         finally:
             self._watches.discard(watch)
 
@@ -174,20 +209,25 @@ class Gateway:
         """Once an answer has begun there is no place for another one."""
         if exchange.first_byte is None:
             exchange.status = error.status
-            fields = error.headers() + own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+            body = error_body(error, exchange.path, exchange.request_id)
+            fields = [field for field in error.headers() if field[0] != b"content-length"]
+            fields += [(b"content-length", b"%d" % len(body))]
+            fields += own_fields(exchange.request_id, exchange.client_request_id) + self._extra
+            if speaks_anthropic(exchange.path):
+                fields.append((b"request-id", exchange.request_id.encode()))
             try:
-                await self._send_whole(send, error.status, fields, error.body())
+                await self._send_whole(send, error.status, fields, body)
             except ClientGoneError:
                 _note_gone(exchange)
 
     async def _send_whole(self, send: Send, status: int, fields: Fields, body: bytes) -> None:
         """A client that does not read it does not keep the replica from stopping."""
-        within = FAREWELL if self._stopped else STALLED_AFTER
+        within = LAST_SEND_TIMEOUT if self._stopped else STALLED_AFTER
         await send_whole(send, status, fields, body, deadlines=self._bodies, within=within)
 
-    async def _read_body(self, receive: Receive, incoming: Incoming) -> bytes:
+    async def _read_body(self, receive: Receive, incoming: Incoming, share: Share) -> bytes:
         try:
-            return await read_body(receive, self._bodies, self._room, length=incoming.length, limit=self._largest_body)
+            return await read_body(receive, self._bodies, share, length=incoming.length, limit=self._largest_body)
         except SlowRequestError:
             if self._stopped:
                 raise StoppingError from None
@@ -200,15 +240,23 @@ class Gateway:
             code = "concurrency_limit_exceeded" if error.kind == "concurrency" else "rate_limit_exceeded"
             raise LimitedError(str(error), code=code, retry_after=error.retry_after, fields=error.fields) from None
 
-    async def _pass_on(self, exchange: Exchange, profile: Profile, request: _Request, watch: Watch, send: Send) -> None:
+    async def _pass_on(
+        self,
+        exchange: Exchange,
+        profile: Profile,
+        endpoint: Endpoint,
+        outgoing: Outgoing,
+        watch: Watch,
+        send: Send,
+    ) -> None:
         answer: Answer | None = None
         relay: Relay | None = None
         try:
             async with watch:
                 try:
-                    backends = await self._candidates(profile, request.endpoint, exchange.model)
-                    answer, asked = await self._first_answer(exchange, backends, request)
-                    tap = UsageTap(request.endpoint, hide=asked)
+                    routes = await self._routes(profile, endpoint, exchange, outgoing.body)
+                    answer = await self._dispatcher.first_answer(exchange, routes, outgoing)
+                    tap = UsageTap(endpoint, hide=answer.asked_for_usage, request=outgoing.body)
                     relay = Relay(exchange, answer, send, tap=tap, deadlines=self._deadlines, extra=self._extra)
                     await relay.run()
                 finally:
@@ -216,47 +264,39 @@ class Gateway:
                         answer.close()
         except (GatewayError, ClientGoneError) as reason:
             if exchange.first_byte is None and exchange.backend is not None and isinstance(reason, _UNANSWERED):
-                UsageTap(request.endpoint).settle(exchange, whole=False)
+                UsageTap(endpoint, request=outgoing.body).settle(exchange, whole=False)
             if relay is not None and isinstance(reason, GatewayError):
                 await relay.break_off(reason)
             raise
 
-    async def _first_answer(
-        self, exchange: Exchange, backends: Sequence[Backend], request: _Request
-    ) -> tuple[Answer, bool]:
-        """The answer, and whether Gasket asked for its usage. What fails because of that is asked as the client did."""
-        plain, asking = request.body, request.asking
-        send = partial(
-            self._dispatcher.first_answer,
-            exchange,
-            backends,
-            target=request.target,
-            fields=request.incoming.upstream,
-            may_fail_over=request.endpoint.kind is Kind.STATELESS,
-        )
-        if asking is None:
-            return await send(body_for=lambda _: plain), False
-        unasked = [backend for backend in backends if backend in self._usage_refusals]
-        answer = await send(body_for=lambda backend: plain if backend in unasked else asking)
-        if answer.response.status not in _NOT_UNDERSTOOD or answer.backend in unasked:
-            return answer, answer.backend not in unasked
-        refuser = answer.backend
-        answer.close()
-        answer = await send(body_for=lambda _: plain)
-        if answer.response.status < 400 and answer.backend is refuser:
-            self._usage_refusals.add(refuser)
-            log.info("backend %r does not know stream_options: the usage of its streams is estimated", refuser.name)
-        return answer, False
-
-    async def _candidates(self, profile: Profile, endpoint: Endpoint, model: str | None) -> Sequence[Backend]:
+    async def _routes(self, profile: Profile, endpoint: Endpoint, exchange: Exchange, body: bytes) -> Sequence[Route]:
+        """The ways to an answer, in the order in which they are asked."""
+        model = exchange.model
+        in_use: Sequence[Backend] = profile.backends_in_use
         if endpoint.kind is Kind.STATEFUL:
-            return profile.backends[:1]
-        if model is None:
-            return profile.backends
-        serving = await self._models.serving(profile.backends, model)
-        if not serving:
+            backends: Sequence[Backend] = profile.backends[:1]
+        elif not in_use:
+            raise BusyError("Every backend of this key is set aside by an operator.", code="upstream_unavailable")
+        elif model is None:
+            backends = in_use
+            if endpoint.takes_body and profile.restricts_models:
+                backends = [backend for backend in backends if not backend.models]
+                if not backends:
+                    raise BadRequestError("The request has to name a model.", code="model_required", param="model")
+        else:
+            backends = await self._models.serving(in_use, model)
+        routes = routes_to(backends, model)
+        if not routes and len(in_use) < len(profile.backends):
+            words = f"No backend of this key that is in use has the model {model!r}, and others are set aside."
+            raise BusyError(words, code="upstream_unavailable")
+        if not routes:
             raise NoSuchModelError(f"No backend of this key has the model {model!r}.", param="model")
-        return serving
+        return arrange(
+            routes,
+            profile.routing,
+            load=self._dispatcher.load,
+            stick_to=lambda: exchange.end_user.encode() if exchange.end_user else beginning(body),
+        )
 
     async def _models_answer(self, profile: Profile, endpoint: Endpoint) -> tuple[bytes, list[Backend]]:
         """`GET /v1/models` and `GET /v1/models/{model}` (OpenAI API reference, "Models")."""
@@ -279,21 +319,12 @@ class Gateway:
         await self._send_whole(send, 200, fields, body)
 
 
-class _Request(NamedTuple):
-    endpoint: Endpoint
-    target: str
-    incoming: Incoming
-    body: bytes
-    asking: bytes | None
-    """The body that also asks for the usage of its stream, where the client's does not."""
-
-
 def _note_gone(exchange: Exchange) -> None:
     exchange.status, exchange.outcome = CLIENT_GONE_STATUS, Outcome.CLIENT_GONE
 
 
 def _note(exchange: Exchange, error: GatewayError) -> None:
-    exchange.error = str(error)
+    exchange.error = error.detail or str(error)
     match error:
         case LimitedError():
             exchange.outcome = Outcome.LIMITED

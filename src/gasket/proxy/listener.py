@@ -1,4 +1,4 @@
-"""Hears of changed keys, profiles and backends from PostgreSQL's NOTIFY, and makes the directory forget them."""
+"""Listens for changed keys, profiles and backends (PostgreSQL's NOTIFY), and drops them from the directory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from contextlib import suppress
 
 import asyncpg
 
-from gasket.db import open_plain_connection
-from gasket.migrator.connection import describe, leads_through_pooler
+from gasket.postgres.connections import open_connection
+from gasket.postgres.errors import describe
+from gasket.postgres.poolers import leads_through_pooler
 from gasket.proxy.directory import KeyDirectory
 
 log = logging.getLogger("gasket.gateway")
 
 TTL_BEHIND_POOLER = 2.0
-"""Seconds for which a key is kept where nobody can LISTEN."""
+"""Seconds for which a key is cached where LISTEN does not work."""
 
 _HEARTBEAT = 10.0
 _HEARTBEAT_TIMEOUT = 5.0
@@ -39,7 +40,7 @@ class ChangeListener:
         self._lost = asyncio.Event()
 
     def start(self) -> None:
-        """Listen from now on, in the background. Again is no more."""
+        """Listen from now on, in the background. A second call does nothing."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -54,7 +55,7 @@ class ChangeListener:
         pause, complained = _FIRST_PAUSE, False
         while True:
             try:
-                connection = await open_plain_connection(self._url, application_name=self._application_name)
+                connection = await open_connection(self._url, application_name=self._application_name)
                 try:
                     if await leads_through_pooler(connection):
                         self._give_up()
@@ -110,7 +111,7 @@ class ChangeListener:
         self._directory.ttl = min(self._directory.ttl, TTL_BEHIND_POOLER)
         self._directory.forget_all()
         log.warning(
-            "the database is reached through a connection pooler, where nobody can hear of changed keys: a change is "
+            "the database is reached through a connection pooler, where LISTEN does not work: a changed key is "
             "noticed after up to %.0f s. Set GASKET_MIGRATION_DATABASE_URL to a direct connection.",
             self._directory.ttl,
         )

@@ -10,12 +10,16 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import asyncpg
+import msgspec
 from asyncpg.prepared_stmt import PreparedStatement
 
-from gasket.db import DATABASE_AWAY, PoolUse, open_plain_connection
+from gasket.db import PoolUse
 from gasket.limits.subjects import NO_LIMITS, Limits
-from gasket.migrator.connection import describe, leads_through_pooler, quote_identifier
-from gasket.proxy.access import Access, Backend, Profile
+from gasket.postgres.connections import open_connection
+from gasket.postgres.errors import DRIVER_ERRORS, LOST, describe, lacks_object
+from gasket.postgres.poolers import leads_through_pooler
+from gasket.postgres.quoting import quote_identifier
+from gasket.proxy.access import Access, Backend, Profile, ServedModel
 from gasket.proxy.errors import BusyError, KeyRefusedError
 
 log = logging.getLogger("gasket.gateway")
@@ -24,31 +28,41 @@ CONNECTIONS = 2
 _ANSWER_TIMEOUT = 5.0
 _LONGEST_QUEUE = 1000
 _MOST_CREDENTIALS = 1000
+_MOST_LISTS = 100
+_SCHEMA_RETRY_AFTER = 5.0
 
 _QUERY = """
 SELECT k.id AS key_id, k.user_email, k.revoked_at IS NOT NULL AS revoked,
-    extract(epoch FROM k.expires_at - now())::float8 AS expires_in,
+    extract(epoch FROM least(k.expires_at, found.grace_ends_at) - now())::float8 AS expires_in,
+    found.grace_ends_at IS NOT NULL AS previous,
     k.requests_per_minute, k.tokens_per_window, k.token_window, k.max_concurrency,
     p.id AS profile_id, p.name AS profile_name, p.allowed_models, p.allow_stateful_endpoints,
+    p.routing, p.user_header,
     p.requests_per_minute AS profile_requests_per_minute, p.tokens_per_window AS profile_tokens_per_window,
     p.token_window AS profile_token_window, p.max_concurrency AS profile_max_concurrency,
     b.id AS backend_id, b.name AS backend_name, b.base_url, b.api_key, b.skip_tls_verify,
-    b.max_concurrency AS backend_max_concurrency, b.connect_timeout, b.first_byte_timeout, b.chunk_timeout
-FROM {schema}.api_keys AS k
+    b.credential_header, b.credential_scheme, b.headers, b.response_headers,
+    b.proxy_url, b.client_certificate, b.set_aside_at IS NOT NULL AS set_aside,
+    b.max_concurrency AS backend_max_concurrency, b.connect_timeout, b.first_byte_timeout, b.chunk_timeout,
+    (
+        SELECT json_agg(json_build_array(m.name, m.backend_model, m.weight, m.priority) ORDER BY m.position)::text
+        FROM {schema}.backend_models AS m WHERE m.backend_id = b.id
+    ) AS models
+FROM (
+    SELECT id, NULL::timestamptz AS grace_ends_at FROM {schema}.api_keys WHERE key_value = $1
+    UNION ALL
+    SELECT key_id, expires_at FROM {schema}.previous_api_keys WHERE key_value = $1
+) AS found
+JOIN {schema}.api_keys AS k ON k.id = found.id
 JOIN {schema}.backend_profiles AS p ON p.id = k.profile_id
 LEFT JOIN {schema}.profile_backends AS l ON l.profile_id = p.id
 LEFT JOIN {schema}.openai_backends AS b ON b.id = l.backend_id
-WHERE k.key_value = $1
 ORDER BY l.position
 """
-# InternalClientError comes of a connection whose end is being read just then. The last two say that the DDL of a newer
-# release has made the prepared query stale.
+# The last two say that the DDL of a newer release has made the prepared query stale.
 _LOST = (
-    asyncpg.PostgresConnectionError,
+    *LOST,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.AdminShutdownError,
-    ConnectionError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
 )
@@ -84,6 +98,7 @@ class KeyLookup:
         self._profiles: WeakValueDictionary[int, Profile] = WeakValueDictionary()
         self._backends: WeakValueDictionary[int, Backend] = WeakValueDictionary()
         self._credentials: dict[str, str | None] = {}
+        self._served: dict[str, tuple[ServedModel, ...]] = {}
         self._away = False
 
     @property
@@ -92,11 +107,11 @@ class KeyLookup:
         return PoolUse(CONNECTIONS, min(self._waiting, CONNECTIONS), max(0, self._waiting - CONNECTIONS))
 
     async def find(self, digest: str) -> Access:
-        """What the key with this digest may do.
+        """The rights of the key with this digest.
 
         Raises:
             KeyRefusedError: there is none, or it is revoked or has expired.
-            BusyError: the database does not answer.
+            BusyError: the database does not answer, or its schema lacks what this release needs.
         """
         if self._waiting >= _LONGEST_QUEUE:
             raise BusyError("Too many keys are being looked up.")
@@ -104,20 +119,17 @@ class KeyLookup:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT), self._places:
                 rows = await self._ask(digest)
-        except DATABASE_AWAY as error:
+        except DRIVER_ERRORS as error:
             if not self._away:
                 self._away = True
-                log.warning("keys that are not in memory get 503: the database does not answer: %s", describe(error))
-            raise BusyError(
-                "The gateway's database does not answer, and this key is not in memory; try again soon.",
-                code="database_unavailable",
-            ) from None
+                log.warning("keys that are not in memory get 503: %s", describe(error))
+            raise _refusal(error) from None
         finally:
             self._waiting -= 1
         if self._away:
             self._away = False
-            log.info("the database answers again: keys are looked up")
-        return self._access(rows)
+            log.info("keys are looked up again")
+        return self._access(digest, rows)
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -147,7 +159,7 @@ class KeyLookup:
         return rows
 
     async def _open_session(self) -> _Session:
-        connection = await open_plain_connection(self._url, application_name=self._application_name)
+        connection = await open_connection(self._url, application_name=self._application_name)
         try:
             pooled = await leads_through_pooler(connection)
             return _Session(connection, None if pooled else await connection.prepare(self._query, name="gasket_key"))
@@ -155,7 +167,7 @@ class KeyLookup:
             connection.terminate()
             raise
 
-    def _access(self, rows: Sequence[asyncpg.Record]) -> Access:
+    def _access(self, digest: str, rows: Sequence[asyncpg.Record]) -> Access:
         if not rows:
             raise KeyRefusedError("This API key does not exist.")
         key = rows[0]
@@ -168,6 +180,7 @@ class KeyLookup:
             user_email=key["user_email"],
             profile=self._profile(rows),
             limits=_limits(key, ""),
+            previous_digest=digest if key["previous"] else None,
             expires_at=None if key["expires_in"] is None else time.monotonic() + key["expires_in"],
         )
 
@@ -180,6 +193,8 @@ class KeyLookup:
             allowed_models=frozenset(row["allowed_models"]),
             allow_stateful_endpoints=row["allow_stateful_endpoints"],
             limits=_limits(row, "profile_"),
+            routing=row["routing"],
+            user_header=None if row["user_header"] is None else row["user_header"].lower().encode(),
             backends=tuple(self._backend(row) for row in rows if row["backend_id"] is not None),
         )
         known = self._profiles.get(profile.id)
@@ -188,24 +203,41 @@ class KeyLookup:
         return known
 
     def _backend(self, row: asyncpg.Record) -> Backend:
-        token = row["api_key"]
-        credential = None if token is None else self._open(token)
+        tokens = row["api_key"], row["headers"], row["proxy_url"], row["client_certificate"]
+        secrets = [None if token is None else self._open(token) for token in tokens]
+        credential, headers, proxy_url, client_certificate = secrets
         backend = Backend(
             id=row["backend_id"],
             name=row["backend_name"],
             base_url=row["base_url"],
             credential=credential,
-            credential_unreadable=token is not None and credential is None,
+            credential_header=row["credential_header"],
+            credential_scheme=row["credential_scheme"],
+            headers=headers,
+            credential_unreadable=secrets.count(None) > tokens.count(None),
+            response_headers=tuple(name.lower().encode() for name in row["response_headers"]),
             skip_tls_verify=row["skip_tls_verify"],
+            proxy_url=proxy_url,
+            client_certificate=client_certificate,
             max_concurrency=row["backend_max_concurrency"],
             connect_timeout=row["connect_timeout"],
             first_byte_timeout=row["first_byte_timeout"],
             chunk_timeout=row["chunk_timeout"],
+            set_aside=row["set_aside"],
+            models=() if row["models"] is None else self._models(row["models"]),
         )
         known = self._backends.get(backend.id)
         if known != backend:
             self._backends[backend.id] = known = backend
         return known
+
+    def _models(self, rows: str) -> tuple[ServedModel, ...]:
+        """The models of a backend, one object as long as its rows are the same."""
+        if rows not in self._served:
+            if len(self._served) >= _MOST_LISTS:
+                self._served.clear()
+            self._served[rows] = msgspec.json.decode(rows, type=tuple[ServedModel, ...])
+        return self._served[rows]
 
     def _open(self, token: str) -> str | None:
         """The credential; opening one takes longer than the rest of a look-up."""
@@ -214,6 +246,19 @@ class KeyLookup:
                 self._credentials.clear()
             self._credentials[token] = self._decrypt(token)
         return self._credentials[token]
+
+
+def _refusal(error: BaseException) -> BusyError:
+    if lacks_object(error):
+        return BusyError(
+            "The gateway's schema is being changed or was taken back, and this key is not in memory; try again soon.",
+            code="schema_not_ready",
+            retry_after=_SCHEMA_RETRY_AFTER,
+        )
+    return BusyError(
+        "The gateway's database does not answer, and this key is not in memory; try again soon.",
+        code="database_unavailable",
+    )
 
 
 def _limits(row: asyncpg.Record, prefix: str) -> Limits:

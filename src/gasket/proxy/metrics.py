@@ -1,4 +1,4 @@
-"""What `/metrics` tells of the requests below `/v1`: counted when they have ended.
+"""The metrics of requests below `/v1`. A request is counted when it has ended.
 
 No client can make series without end: routes are the endpoints that are known, profiles and backends have the names of
 our rows, a model has its name only once a backend has answered for it, and of all of these there is a largest number.
@@ -52,7 +52,7 @@ class _Labels(NamedTuple):
 
 
 class _Series(NamedTuple):
-    """What one request adds to; looking each of these up every time would take longer than all the rest."""
+    """The counters of one combination of labels. They are kept: looking them up would take longer than counting."""
 
     requests: Counter
     duration: Histogram
@@ -102,7 +102,8 @@ class GatewayMetrics:
         self._errors = Counter(
             "gasket_backend_errors_total",
             "Tries that failed, also those that another backend made good: `not_connected`, `timeout`, `broken_off`, "
-            "`rate_limited` (429), `server_error` (5xx)",
+            "`rate_limited` (429), `server_error` (5xx), `error_in_success` (an error with status 200), `redirected`, "
+            "`unreadable` (a Content-Encoding that the client does not accept)",
             ["backend", "kind"],
             registry=registry,
         )

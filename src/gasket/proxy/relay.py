@@ -9,25 +9,36 @@ from typing import Any
 from litestar.types import Message, Send
 
 from gasket.deadlines import Deadlines
-from gasket.proxy.dispatch import Answer, explain
-from gasket.proxy.errors import ClientGoneError, GatewayError
-from gasket.proxy.events import EventStream, error_event, event_data
+from gasket.proxy.answer import Answer, explain
+from gasket.proxy.endpoints import speaks_anthropic
+from gasket.proxy.errors import ClientGoneError, error_body
+from gasket.proxy.errors_in_success import READ_AHEAD_WITHIN
+from gasket.proxy.events import COMMENT, EventStream, begin_like_events, error_event, event_data
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.headers import downstream
 from gasket.proxy.usage_tap import UsageTap
+from gasket.server.errors import GatewayError
 from gasket.upstream.client import Response
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import BrokenAnswerError, UpstreamError
 
 STALLED_AFTER = 300.0
-FAREWELL = 1.0
+LAST_SEND_TIMEOUT = 1.0
 """Seconds for which a client may read nothing: while it is answered, and for the last word to it."""
+
+COMMENT_AFTER = 15.0
+FIRST_COMMENT_AFTER = COMMENT_AFTER - READ_AHEAD_WITHIN
+"""Seconds of silence in a stream after which the client gets a comment: proxies and clients give up a silent one.
+Before the first one the answer was read ahead, and the client has waited for as long as that."""
 
 _EVENT_STREAM = b"text/event-stream"
 _NO_BUFFERING = (b"x-accel-buffering", b"no")
 _DONE = b"[DONE]"
 _WITHOUT_CONTENT = (204, 304)
-_ENDS_WITH_DONE = ("/chat/completions", "/completions")
+_MESSAGE_STOP = b'"message_stop"'
+_HAS_LAST_WORD = ("/chat/completions", "/completions", "/messages")
+"""Endpoints whose streams end with `[DONE]`, or with the event `message_stop`."""
+_OBJECT_OR_LIST = (b"{", b"[")
 
 
 class Relay:
@@ -42,8 +53,8 @@ class Relay:
         self._tap = tap
         self._deadlines = deadlines
         self._extra = extra
-        self._events = EventStream() if answer.response.field(b"content-type").startswith(_EVENT_STREAM) else None
-        self._ended_with_done = False
+        self._events: EventStream | None = None
+        self._said_last_word = False
         self._clean = True
         """Whether what the client got so far ends with a whole event."""
 
@@ -54,23 +65,42 @@ class Relay:
             UpstreamFailedError, UpstreamTimeoutError: the answer broke off. `break_off` is what the client is due then.
         """
         exchange, response = self._exchange, self._answer.response
-        await self._start(response)
-        exchange.status, exchange.first_byte = response.status, time.monotonic()
-        exchange.streamed = self._events is not None
         whole = False
         try:
+            first = await self._recognize(response)
+            await self._start(response)
+            exchange.status, exchange.first_byte = response.status, time.monotonic()
+            if not first and not response.has_arrived:
+                await self._body(b"", more=True)  # the server sends the head now
             if self._events is None:
-                await self._pass_on(response)
+                await self._pass_on(response, first)
             else:
-                await self._pass_events_on(response, self._events)
+                await self._pass_events_on(response, self._events, first)
             whole = True
         except UpstreamError as error:
-            self._answer.broke_off()
+            self._answer.broke_off(error)
             exchange.note_failure(self._answer.backend, error.kind)
             raise explain(error, self._answer.backend) from error
         finally:
-            # After `[DONE]` many a client leaves at once, and what is missing then is no part of the answer.
-            self._tap.settle(exchange, whole=whole or self._ended_with_done)
+            if exchange.first_byte is not None:
+                # After `[DONE]` many a client leaves at once, and what is missing then is no part of the answer.
+                exchange.streamed = self._events is not None
+                self._tap.settle(exchange, whole=whole or self._said_last_word)
+
+    async def _recognize(self, response: Response) -> bytes:
+        """Find out whether the answer is a stream of events. Where the type does not say it although the client asked
+        for a stream, the first bytes do; they are returned.
+        """
+        first = b""
+        if response.codings:
+            return first  # nobody here can read it
+        if response.field(b"content-type").strip().lower().startswith(_EVENT_STREAM):
+            self._events = EventStream()
+        elif self._exchange.asks_for_stream and response.status < 300:
+            while (events := begin_like_events(first)) is None and not response.at_end:
+                first += await response.piece()
+            self._events = EventStream() if events else None
+        return first
 
     async def break_off(self, reason: GatewayError) -> None:
         """An answer that is cut short never looks whole: of events the last is an error. Any other is left without its
@@ -78,13 +108,19 @@ class Relay:
         with anything behind it.
         """
         if self._events is not None and self._clean and self._exchange.first_byte is not None:
-            event: Message = {"type": "http.response.body", "body": error_event(reason.body()), "more_body": False}
-            await _send_in_time(self._send, event, self._deadlines, FAREWELL)
+            path = self._exchange.path
+            error = error_body(reason, path, self._exchange.request_id)
+            last = error_event(error, name=b"error" if speaks_anthropic(path) else b"")
+            event: Message = {"type": "http.response.body", "body": last, "more_body": False}
+            await _send_in_time(self._send, event, self._deadlines, LAST_SEND_TIMEOUT)
 
     async def _start(self, response: Response) -> None:
         exchange = self._exchange
         fields = downstream(
-            response.fields, request_id=exchange.request_id, client_request_id=exchange.client_request_id
+            response.fields,
+            request_id=exchange.request_id,
+            client_request_id=exchange.client_request_id,
+            more=self._answer.backend.response_headers,
         )
         if self._events is not None or response.status in _WITHOUT_CONTENT:
             # Of events one may be taken out, or an error put at the end: then the length is another one. Where there is
@@ -92,36 +128,55 @@ class Relay:
             fields = [field for field in fields if field[0] != b"content-length"]
         if self._events is not None:
             fields.append(_NO_BUFFERING)
-        if exchange.grant is not None:  # the client has to do with our limits, not with those of our account upstream
+            if not response.field(b"content-type"):
+                fields.append((b"content-type", _EVENT_STREAM))
+        if exchange.grant is not None:  # the client needs our limits, not those of our account upstream
             fields = [field for field in fields if not field[0].startswith(b"x-ratelimit-")] + exchange.grant.fields
         fields += self._extra
         start: Message = {"type": "http.response.start", "status": response.status, "headers": fields}
         await _send_in_time(self._send, start, self._deadlines, STALLED_AFTER)
 
-    async def _pass_on(self, response: Response) -> None:
+    async def _pass_on(self, response: Response, first: bytes) -> None:
         more = True
         while more:
-            chunk = await response.piece()
+            chunk, first = first or await response.piece(), b""
             more = not response.at_end
             self._exchange.bytes_out += len(chunk)
             self._tap.body(chunk)
             await self._body(chunk, more=more)
 
-    async def _pass_events_on(self, response: Response, events: EventStream) -> None:
-        while piece := await response.piece():
+    async def _pass_events_on(self, response: Response, events: EventStream, first: bytes) -> None:
+        first = first or await self._next_piece(response, FIRST_COMMENT_AFTER)
+        if first.lstrip()[:1] in _OBJECT_OR_LIST:
+            self._events = None  # it only says that it is a stream
+            await self._pass_on(response, first)
+            return
+        piece = first
+        while piece:
             if whole := events.feed(piece):
                 await self._events_out(whole, events)
+            piece = await self._next_piece(response, COMMENT_AFTER)
         rest = events.rest()  # the end of the stream ends its last line, too
-        ended = self._ended_with_done or event_data(rest) == _DONE
-        if not response.delimited and self._exchange.path in _ENDS_WITH_DONE and not ended:
+        ended = self._said_last_word or event_data(rest) == _DONE
+        if not response.delimited and self._exchange.path in _HAS_LAST_WORD and not ended:
             # Nothing but the end of the connection told its length (RFC 9112, 6.3, rule 8), and that came too soon.
             raise BrokenAnswerError("broke off in the middle of its answer")
         if rest:
             await self._events_out(rest, events)
         await self._body(b"", more=False)
 
+    async def _next_piece(self, response: Response, patience: float) -> bytes:
+        """The next bytes. While they do not come the client gets comments, unless it is in the middle of an event."""
+        while (piece := await response.piece_or_silence(patience)) is None:
+            patience = COMMENT_AFTER
+            if self._clean:
+                self._exchange.bytes_out += len(COMMENT)
+                await self._body(COMMENT, more=True)
+        return piece
+
     async def _events_out(self, block: bytes, events: EventStream) -> None:
-        self._ended_with_done = _DONE in block[-32:]
+        end = block[-32:]
+        self._said_last_word = _DONE in end or _MESSAGE_STOP in end
         if block := self._tap.events(block):
             self._exchange.bytes_out += len(block)
             await self._body(block, more=True)

@@ -11,8 +11,10 @@ from gasket.usage.writer import UsageWriter
 
 
 class UsageRecorder:
-    """Told each request that has ended. What a limit has turned away leaves no record, or it would cost as much as what
-    the limit is there to prevent; nor does what had no valid key.
+    """Records each request that has ended.
+
+    A request that a limit has refused leaves no record: writing it would cost as much as the limit saves. A request
+    without a valid key leaves none either.
     """
 
     def __init__(self, writer: UsageWriter) -> None:
@@ -44,5 +46,10 @@ class UsageRecorder:
                 completion_tokens=exchange.completion_tokens,
                 estimated=exchange.estimated,
                 retries=exchange.retries,
-            )
+                cached_tokens=exchange.cached_tokens,
+                reasoning_tokens=exchange.reasoning_tokens,
+                audio_tokens=exchange.audio_tokens,
+                end_user=exchange.end_user,
+            ),
+            previous_digest=access.previous_digest,
         )

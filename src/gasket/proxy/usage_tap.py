@@ -1,92 +1,81 @@
 """Reads the tokens of an answer while it passes: from what the backend says of its usage, else estimated.
 
-(OpenAI API reference: `usage` of chat completions, completions, embeddings and responses; `stream_options`.)
+(OpenAI API reference: `stream_options`.)
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from gasket.proxy.endpoints import Endpoint, Kind
-from gasket.proxy.events import event_data, split_events
+from gasket.proxy.endpoints import Endpoint
+from gasket.proxy.estimates import DataMeter, estimate_answer, estimate_request
+from gasket.proxy.events import BORDERS, LONGEST_HELD, change_data, event_data, split_events
 from gasket.proxy.exchange import Exchange
-from gasket.usage.entry import MOST_TOKENS
+from gasket.proxy.usage_counts import UNREADABLE, Count, count_of, larger, read_answer, usage_of
+from gasket.proxy.usage_scanner import UsageScanner, without_usage
 
-_BYTES_OF_A_TOKEN = 4
-"""What OpenAI gives as a rule of thumb for English text."""
 _READ_WHOLE = 64 * 1024
-_TAIL = 4 * 1024
 
 _NAME = b'"usage"'
 _NONE = (b'"usage":null', b'"usage": null')
 _OBJECT_OR_NOTHING_YET = (b"{", b"")
-_NO_CHOICES = (b"", b"null", b"[]")
-_UNREADABLE = (ValueError, RecursionError)
-"""What parsers raise; msgspec's errors are ValueErrors, too."""
-_ABSENT = msgspec.Raw()
+_NOTHING = (b"", b"null", b"[]", b"{}", b'""')
+_OF_EVERY_EVENT = frozenset(
+    {"id", "object", "created", "model", "usage", "system_fingerprint", "service_tier", "provider", "obfuscation"}
+)
+"""What an event that has nothing but the usage may have, too: no client misses it."""
 
-_Count = tuple[int, int]
-"""Tokens of the request and of the answer."""
-
-
-class _Usage(msgspec.Struct):
-    """The second pair of names is that of responses. Of any type: one odd number does not make the rest unreadable."""
-
-    prompt_tokens: Any = None
-    completion_tokens: Any = None
-    total_tokens: Any = None
-    input_tokens: Any = None
-    output_tokens: Any = None
-
-
-class _Answer(msgspec.Struct):
-    """An answer, or an event of one; an event of responses has the answer inside."""
-
-    usage: _Usage | None = None
-    response: msgspec.Raw = _ABSENT
-    choices: msgspec.Raw = _ABSENT
-
-
-_answer = msgspec.json.Decoder(_Answer)
+_read_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class UsageTap:
-    """Looks at one answer, unless it is of a stateful endpoint: whoever reads a stored response uses nothing.
+    """Looks at one answer, if its endpoint is metered.
 
-    `hide`: Gasket asked for the usage and the client did not, so its event is taken out.
+    `hide`: Gasket asked for the usage and the client did not, so it is taken out. `request` is the request's body, for
+    an estimate of its tokens.
     """
 
-    def __init__(self, endpoint: Endpoint, *, hide: bool = False) -> None:
+    def __init__(self, endpoint: Endpoint, *, hide: bool = False, request: bytes = b"") -> None:
         self._endpoint = endpoint
         self._hide = hide
-        self._said: _Count | None = None
+        self._request = request
+        self._said: Count | None = None
         self._events = 0
-        self._body: bytes | None = b"" if endpoint.kind is Kind.STATELESS else None
-        """None: it is not looked at."""
+        self._begun = b""
+        """A plain answer, as long as it is short."""
+        self._scanner: UsageScanner | None = None
+        """Of a plain answer that is long, or of an event that is being passed on in pieces."""
+        self._data: DataMeter | None = None
+        self._ignored = not endpoint.metered
 
     def events(self, block: bytes) -> bytes:
-        """Whole events on their way: what of them goes on."""
+        """Whole events on their way, or a piece of one that is too long to be held: what of them goes on."""
         self._events += block.count(b"data:")
+        if self._scanner is not None or (len(block) > LONGEST_HELD and not block.endswith(BORDERS)):
+            return self._pieces(block)
         if _NAME not in block or (any(none in block for none in _NONE) and block.count(_NAME) == 1):
             return block
-        events = split_events(block)
-        kept = [event for event in events if not self._read_event(event)]
-        return block if len(kept) == len(events) else b"".join(kept)
+        return b"".join(map(self._read_event, split_events(block)))
 
     def body(self, piece: bytes) -> None:
-        """A piece of an answer that is no stream of events. Of a long one the end is enough: the usage stands there.
+        """A piece of an answer that is no stream of events.
+
         What does not begin as JSON's objects do, such as sound, is not looked at.
         """
-        if self._body is None:
-            return
-        body = self._body + piece
-        if not self._body and body.lstrip()[:1] not in _OBJECT_OR_NOTHING_YET:
-            self._body = None
-        else:
-            self._body = body if len(body) <= _READ_WHOLE else body[-_TAIL:]
+        if self._scanner is not None:
+            self._scan(self._scanner, piece)
+        elif not self._ignored:
+            body = self._begun + piece
+            if not self._begun and body.lstrip()[:1] not in _OBJECT_OR_NOTHING_YET:
+                self._ignored = True
+            elif len(body) <= _READ_WHOLE:
+                self._begun = body
+            else:
+                self._begun, self._scanner = b"", UsageScanner()
+                self._scan(self._scanner, body)
 
     def settle(self, exchange: Exchange, *, whole: bool) -> None:
         """Write down what was found, or an estimate. `whole`: the answer came to its end.
@@ -94,81 +83,87 @@ class UsageTap:
         Of a stream that did not, a count of fewer tokens than events is no final one: some backends say one in their
         first event, or in each, and the rest came after it.
         """
-        if self._endpoint.kind is not Kind.STATELESS or exchange.status >= 400:
+        if not self._endpoint.metered or exchange.status >= 400:
             return
-        if self._said is None and whole and self._body:
-            self._said = _find(self._body, exchange.bytes_out)
+        if whole or exchange.streamed:
+            self._read_rest()
         estimates = self._endpoint.estimates_tokens
-        if self._said is not None and (whole or not estimates or self._said[1] >= self._events):
-            exchange.prompt_tokens, exchange.completion_tokens = self._said
+        said = self._said
+        if said is not None and (whole or not estimates or said.completion >= self._events):
+            exchange.prompt_tokens, exchange.completion_tokens = said.prompt, said.completion
         elif estimates:
             exchange.estimated = True
-            prompt = self._said[0] if self._said is not None else 0
-            exchange.prompt_tokens = prompt or exchange.bytes_in // _BYTES_OF_A_TOKEN
-            exchange.completion_tokens = self._events if exchange.streamed else exchange.bytes_out // _BYTES_OF_A_TOKEN
+            exchange.prompt_tokens = (said.prompt if said is not None else 0) or estimate_request(
+                exchange.bytes_in, self._request
+            )
+            if self._endpoint.generates:
+                exchange.completion_tokens = self._events if exchange.streamed else self._estimated_answer(exchange)
+        else:
+            return
+        if said is not None:
+            exchange.cached_tokens, exchange.reasoning_tokens, exchange.audio_tokens = said[2:]
 
-    def _read_event(self, event: bytes) -> bool:
-        """Whether the event is nothing but the usage that Gasket asked for."""
+    def _scan(self, scanner: UsageScanner, piece: bytes) -> None:
+        if not scanner.done:
+            scanner.feed(piece)
+            if self._endpoint.estimates_tokens and self._endpoint.generates:
+                self._data = self._data or DataMeter()
+                self._data.feed(piece)
+
+    def _estimated_answer(self, exchange: Exchange) -> int:
+        data = self._data or DataMeter()
+        data.feed(self._begun)
+        return estimate_answer(exchange.bytes_out, data)
+
+    def _pieces(self, block: bytes) -> bytes:
+        events = split_events(block)
+        ends = block.endswith(BORDERS)
+        for number, event in enumerate(events, start=1):
+            whole = ends or number < len(events)
+            if self._scanner is None and (whole or len(event) <= LONGEST_HELD):
+                events[number - 1] = self._read_event(event)
+                continue
+            self._scanner = self._scanner or UsageScanner()
+            self._scanner.feed(event)
+            if whole:
+                self._note(self._scanner.found)
+                self._scanner = None
+        return b"".join(events)
+
+    def _read_event(self, event: bytes) -> bytes:
+        """What of an event goes on."""
         if _NAME not in event:
-            return False
+            return event
+        data = event_data(event)
         try:
-            found = _answer.decode(event_data(event))
-        except _UNREADABLE:  # also a piece of an event that is too long to be held: a picture, or all of a long text
-            self._said = _last_count(event) or self._said
-            return False
-        self._said = _own_count(found) or self._said
-        return self._hide and found.usage is not None and b"".join(bytes(found.choices).split()) in _NO_CHOICES
+            answer = read_answer(data)
+        except UNREADABLE:
+            return event
+        self._note(usage_of(answer))
+        if not self._hide or answer.usage is None:
+            return event
+        return b"" if _is_nothing_else(data) else change_data(event, data, without_usage(data))
+
+    def _read_rest(self) -> None:
+        """At the end of the answer."""
+        if self._scanner is not None:
+            self._note(self._scanner.found)
+        elif self._begun:
+            try:
+                self._note(usage_of(read_answer(self._begun)))
+            except UNREADABLE:
+                return
+
+    def _note(self, usage: Mapping[str, Any] | None) -> None:
+        count = None if usage is None else count_of(usage, generates=self._endpoint.generates)
+        if count is not None:
+            said = self._said
+            self._said = larger(said, count) if said is not None and self._endpoint.tells_parts else count
 
 
-def _find(body: bytes, size: int) -> _Count | None:
-    """The count of a JSON answer of which `body` is all, or the end."""
-    if size > _READ_WHOLE:
-        return _last_count(body)
-    try:
-        return _own_count(_answer.decode(body))
-    except _UNREADABLE:
-        return None
-
-
-def _last_count(part: bytes) -> _Count | None:
-    """What the last `usage` in a part of some JSON says."""
-    _, name, rest = part.rpartition(_NAME)
-    try:
-        value, _ = json.JSONDecoder().raw_decode(rest.decode(errors="replace").lstrip(" :\r\n\t"))
-        return _count(msgspec.convert(value, _Usage)) if name else None
-    except _UNREADABLE:
-        return None
-
-
-def _own_count(answer: _Answer) -> _Count | None:
-    """What the answer itself says, and nothing that it is about."""
-    if answer.usage is not None:
-        return _count(answer.usage)
-    if answer.response is _ABSENT:
-        return None
-    try:
-        inner = _answer.decode(answer.response).usage
-    except _UNREADABLE:
-        return None
-    return None if inner is None else _count(inner)
-
-
-def _count(usage: _Usage) -> _Count | None:
-    """As a backend says it: what cannot be is cut off, and without any number it has said nothing."""
-    prompt = _number(usage.prompt_tokens, usage.input_tokens)
-    answer = _number(usage.completion_tokens, usage.output_tokens)
-    total = _number(usage.total_tokens)
-    if prompt is None and answer is None and total is None:
-        return None
-    prompt = prompt or 0
-    if answer is None:
-        answer = (total or prompt) - prompt
-    return min(max(prompt, 0), MOST_TOKENS), min(max(answer, 0), MOST_TOKENS)
-
-
-def _number(*values: Any) -> int | None:
-    """The first of these that is a whole number; `12.0` is one, and `true` is not."""
-    for value in values:
-        if type(value) is int or (type(value) is float and value.is_integer()):
-            return int(value)
-    return None
+def _is_nothing_else(data: bytes) -> bool:
+    """Whether an event has nothing but its usage, and what every event has."""
+    return all(
+        name in _OF_EVERY_EVENT or b"".join(bytes(value).split()) in _NOTHING
+        for name, value in _read_members(data).items()
+    )

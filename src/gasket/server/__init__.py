@@ -1,1 +1,1 @@
-"""The server side of HTTP/1.1, between uvicorn, which listens, and the ASGI application."""
+"""The server side of HTTP/1.1: between uvicorn, which listens, and the ASGI application."""

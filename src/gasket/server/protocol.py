@@ -1,12 +1,15 @@
 """One connection: HTTP/1.1 (RFC 9112) on httptools, one request at a time.
 
-Where it differs from uvicorn's own protocol, whose place it takes:
+It replaces uvicorn's own protocol, and differs from it:
 
-- A client's wish to upgrade is ignored (RFC 9110, 7.8). httptools stops parsing at the head of such a request and calls
-  its body another protocol; whoever then goes on parsing takes the body for the next request.
-- A head is limited in size and time, and so is everything else that a connection without a request may do.
-- What a client sends ahead of its answer is not looked at, and the connection ends with the answer (RFC 9112, 9.3.2).
-  So there is always somebody who reads, and notices that the client leaves.
+- `Upgrade` is ignored (RFC 9110, 7.8). httptools stops parsing at the head of such a request and treats its body as
+  another protocol. A server that goes on parsing takes the body for the next request.
+- A head is limited in size and time. A connection without a request is limited in time in every state.
+- Bytes that a client sends before it has its answer are discarded, and the connection ends with the answer (RFC 9112,
+  9.3.2). So the connection is always read, and a client that leaves is noticed.
+- An answer before the end of the request's body ends the connection, and nothing more of the body is parsed.
+- One connection gets little of each turn of the event loop: one read of the socket, and few chunks.
+- uvicorn's `--proxy-headers` and `--forwarded-allow-ips`, which believe every program on this machine, have no effect.
 - An HTTP/1.0 client gets no chunks, and trailer fields are dropped (RFC 9110, 6.5.1).
 """
 
@@ -20,9 +23,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from gasket.proxy.errors import GatewayError, SlowRequestError
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from gasket.request_ids import new_request_id
 from gasket.server.connections import Connections
+from gasket.server.errors import GatewayError, SlowRequestError
 from gasket.server.parser import Head, RequestParser
+from gasket.server.reading import Reading
 from gasket.server.request import Fields, Request, status_line
 
 if TYPE_CHECKING:
@@ -31,12 +38,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gasket.server")
 
+_MOST_DISCARDED = 32 * 2**20
+"""Bytes from the client that are buffered unread: while it waits for its answer, and after a refusal."""
+_LARGE_READ = 16 * 1024
+"""Bytes after which the other connections get their turn: libuv would read up to 32 times 256 KiB in a row."""
+_EMPTY_LINES = 64
+"""Bytes that may be nothing but empty lines; more are a head that does not begin."""
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of no seconds: the connection ends with RST and not with FIN (socket(7))."""
+"""SO_LINGER of zero seconds: the connection ends with RST instead of FIN (socket(7))."""
 
 
 class Connection(asyncio.Protocol):
-    """What uvicorn makes for each connection, in the way in which it makes its own protocols."""
+    """One connection. uvicorn creates it with the arguments of its own protocols."""
 
     def __init__(
         self,
@@ -45,26 +58,33 @@ class Connection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._application = config.loaded_app
+        application = config.loaded_app
+        if isinstance(application, ProxyHeadersMiddleware):  # GASKET_TRUSTED_PROXIES says whom to believe
+            application = application.app
+        self._application = application
         self._root_path = config.root_path
         self._server = server_state
         self._state = app_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._all = Connections.of(app_state)
+        self._connections = Connections.from_state(app_state)
         self._parser = RequestParser(self)
         self._request: Request | None = None
-        """The one whose body is not complete, or whose answer is not."""
+        """The request whose body or answer is not complete yet."""
         self._closing = False
-        self._reading = True
+        self._ends_within = 0.0
+        """Seconds, once it is closing."""
+        self._unparsed = b""
+        self._discarded = 0
         self._writing = asyncio.Event()
         self._writing.set()
 
-    # The event loop's side.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by birth
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self._reading = Reading(self._loop, self._transport, self._parse_on)
         self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own protocols
-        self._all.open.add(self)
+        self._connections.open.add(self)
         self._scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -73,40 +93,58 @@ class Connection(asyncio.Protocol):
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
             "root_path": self._root_path,
         }
-        self._all.deadlines.set(self, self._all.first)
+        self._connections.deadlines.set(self, self._connections.first_byte_timeout)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._all.open.discard(self)
-        self._all.deadlines.clear(self)
+        self._connections.open.discard(self)
+        self._connections.deadlines.clear(self)
         self._closing = True
         if self._request is not None:
             self._request.disconnect()
             self._request = None
         self._writing.set()
+        self._unparsed = b""
+        self._reading.forget()
         self._parser.forget()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > _LARGE_READ:
+            self._reading.end_turn()
         request = self._request
         if self._closing:
+            self._discard(data)
             return
-        between = not self._parser.pending if request is None else request.whole
-        if between and not data.strip(b"\r\n"):  # RFC 9112, 2.2: empty lines are forgiven
-            return
-        if request is not None and request.whole:
+        between = not self._parser.pending if request is None else request.body_complete
+        if between and len(data) <= _EMPTY_LINES and not data.strip(b"\r\n"):
+            return  # RFC 9112, 2.2: a server ignores empty lines before a request
+        if request is not None and request.body_complete:
             request.keep_alive = False
+            self._discard(data)
             return
         begun = self._parser.pending
         try:
-            self._parser.feed(data)
+            self._unparsed = self._parser.feed(data)
         except GatewayError as error:
-            if self._request is not None and self._request.whole:
-                self._request.keep_alive = False  # it was about what has been sent ahead
+            if self._request is not None and self._request.body_complete:
+                self._request.keep_alive = False  # the error is in bytes that were sent ahead
             else:
                 self._refuse(error)
         else:
+            if self._unparsed:
+                self._reading.end_turn()
             if self._parser.pending and not begun and self._request is None:
                 self._limit_time()
+
+    def _parse_on(self) -> None:
+        unparsed, self._unparsed = self._unparsed, b""
+        if unparsed and not self._closing:
+            self.data_received(unparsed)
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > _MOST_DISCARDED:
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         self._writing.clear()
@@ -116,19 +154,19 @@ class Connection(asyncio.Protocol):
         self._writing.set()
         self._limit_time()
 
-    # uvicorn's side.
+    # Called by uvicorn.
 
     def shutdown(self) -> None:
-        """The server takes no more requests."""
+        """The server shuts down: close, or close after the running request."""
         if self._request is None or self._request.answered or self._closing:
             self.close()
         else:
             self._request.keep_alive = False
 
-    # The limits'.
+    # Called by the time limits.
 
     def time_is_up(self) -> None:
-        """See `Connections`."""
+        """See `Limited`."""
         if self._closing or not self._writing.is_set():
             self._transport.abort()
         elif self._request is None and self._parser.pending:
@@ -141,18 +179,18 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _limit_time(self) -> None:
-        """For what the connection waits now."""
-        request, limits = self._request, self._all
-        if self._closing or (request is not None and request.answered):
-            limits.deadlines.set(self, limits.hurry)
+        """Set the limit for what the connection waits for now."""
+        request, limits = self._request, self._connections
+        if self._closing:
+            limits.deadlines.set(self, self._ends_within)
         elif not self._writing.is_set():
-            limits.deadlines.set(self, limits.stalled)
+            limits.deadlines.set(self, limits.stall_timeout)
         elif request is None:
-            limits.deadlines.set(self, limits.hurry if self._parser.pending else limits.idle)
+            limits.deadlines.set(self, limits.head_timeout if self._parser.pending else limits.idle_timeout)
         else:
             limits.deadlines.clear(self)
 
-    # The request's.
+    # Called by the request.
 
     def write(self, data: bytes) -> None:
         """See `Wire`."""
@@ -165,15 +203,11 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """See `Wire`."""
-        if self._reading:
-            self._reading = False
-            self._transport.pause_reading()
+        self._reading.pause()
 
     def resume_reading(self) -> None:
         """See `Wire`."""
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
+        self._reading.resume()
 
     def own_fields(self) -> Fields:
         """See `Wire`."""
@@ -184,23 +218,23 @@ class Connection(asyncio.Protocol):
         self._server.total_requests += 1
         request = self._request
         assert request is not None
-        if not request.keep_alive:
-            self._hang_up(still_sending=not request.whole)
+        if not (request.keep_alive and request.body_complete):
+            self._hang_up(still_sending=not request.body_complete)
             return
         self.resume_reading()
-        if request.whole:
-            self._request = None
+        self._request = None
+        self._discarded = 0
         self._limit_time()
 
-    def broken_off(self, *, looks_whole: bool) -> None:
+    def broken_off(self, *, looks_complete: bool) -> None:
         """See `Wire`."""
-        if looks_whole and (raw := self._transport.get_extra_info("socket")) is not None:
+        if looks_complete and (raw := self._transport.get_extra_info("socket")) is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
         else:
             self.close()
 
-    # The parser's.
+    # Called by the parser.
 
     @property
     def busy(self) -> bool:
@@ -223,57 +257,52 @@ class Connection(asyncio.Protocol):
         self._request = request = Request(
             self,
             scope,
-            keep_alive=head.keep_alive and not self._all.leaving,
+            keep_alive=head.keep_alive and not self._connections.shutting_down,
             expects_continue=head.expects_continue,
         )
         self._limit_time()
         task = self._loop.create_task(request.run(self._application))
-        for tasks in (self._all.tasks, self._server.tasks):
+        for tasks in (self._connections.tasks, self._server.tasks):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         """See `Receiver`."""
-        request = self._request
-        if request is not None and not request.answered:
-            request.take(body)
+        assert self._request is not None
+        self._request.take(body)
 
     def on_end(self, *, keep_alive: bool) -> None:
         """See `Receiver`."""
         request = self._request
-        if request is None:
-            return
+        assert request is not None
         request.keep_alive = request.keep_alive and keep_alive
         request.end()
-        if request.answered:
-            self._request = None
-            if keep_alive:
-                self._limit_time()
-            else:
-                self.close()
 
-    # The end.
+    # Ending it.
 
     def close(self) -> None:
-        """Once what has been written is sent."""
+        """Close the connection when the client has all that was written."""
         self._closing = True
+        self._ends_within = self._connections.head_timeout
         self._transport.close()
         self._limit_time()
 
     def _hang_up(self, *, still_sending: bool) -> None:
-        """As `close`; what a client is still sending is thrown away, for a closed socket would answer it with a reset,
-        which could reach the client before our answer (RFC 9112, 9.6).
+        """Close it, but discard what the client is still sending, for a short time: a closed socket would answer that
+        with a reset, which could reach the client before the answer (RFC 9112, 9.6).
         """
         self.resume_reading()
         if still_sending and self._transport.can_write_eof():
             self._closing = True
+            self._unparsed = b""
+            self._ends_within = self._connections.linger_timeout
             self._transport.write_eof()
             self._limit_time()
         else:
             self.close()
 
     def _refuse(self, error: GatewayError) -> None:
-        """Answer what is no request in place of the application."""
+        """Answer bytes that are not a request; the application does not see them."""
         request = self._request
         if self._closing:
             return
@@ -282,13 +311,15 @@ class Connection(asyncio.Protocol):
             if request.started:
                 self.close()
                 return
-        log.info("%s from %s: %s", error.status, self._scope["client"], error)
+        request_id = new_request_id()
+        log.info("%s from %s: %s (request id %s)", error.status, self._scope["client"], error, request_id)
         if self._parser.for_gateway:
             fields, body = error.headers(), error.body()
         else:
             body = f"{error}\n".encode()
             fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-        fields = [*self._server.default_headers, *fields, (b"connection", b"close")]
+        own = [(name, request_id.encode()) for name in (b"x-gasket-request-id", b"x-request-id")]
+        fields = [*self._server.default_headers, *fields, *own, (b"connection", b"close")]
         lines = [b"%b: %b" % field for field in fields]
         self._transport.write(status_line(error.status) + b"\r\n".join([*lines, b"", body]))
         self._hang_up(still_sending=True)

@@ -1,1 +1,1 @@
-"""The HTTP/1.1 client to the backends: as little between two sockets as a gateway needs, and failures in words."""
+"""The HTTP/1.1 client to the backends: only what a gateway needs, with failures in words."""

@@ -1,21 +1,33 @@
-"""Sends requests to backends over connections that are kept for a few seconds and used again."""
+"""Sends requests to backends, over connections that are kept for a few seconds and used again."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
+from aiohappyeyeballs import AddrInfoType, start_connection
+
 from gasket.deadlines import Deadlines
+from gasket.networks import BackendNetworks
 from gasket.upstream.address import Address
 from gasket.upstream.connection import Connection, Fields
-from gasket.upstream.failures import BrokenAnswerError, NotConnectedError
+from gasket.upstream.decoding import ENCODINGS, Decoder
+from gasket.upstream.failures import BackendDeniedError, BrokenAnswerError, NameNotResolvedError, NotConnectedError
+from gasket.upstream.names import Names
+from gasket.upstream.routes import DIRECT, Proxy, Route, open_tunnel, tls_context
 
-_KEPT_FOR = 4.0
-"""Seconds, less than any server keeps an idle connection: what is used again must not be closing on the other side."""
-_LOOKED_THROUGH_EVERY = 1.0
+_IDLE_TIMEOUT = 4.0
+"""Seconds for which an idle connection is kept. Less than servers keep theirs, so that one is rarely closed in use."""
+_SWEEP_INTERVAL = 1.0
+_MOST_CONTEXTS = 1000
+_NEXT_ADDRESS_AFTER = 0.25
+"""Seconds after which the next address is tried, too: RFC 8305's "Connection Attempt Delay"."""
+_NOT_DECODED = frozenset({204, 206, *range(300, 400)})
+"""Statuses of answers that have no body, or a part of one, which cannot be decoded by itself, or none to pass on."""
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 
 
@@ -28,45 +40,67 @@ class Timeouts(NamedTuple):
 
 
 class Response:
-    """An answer whose head is there. Close it in every case: a complete one costs nothing, any other its connection."""
+    """An answer whose head has arrived. Always close it; that keeps the connection only if the answer is complete."""
 
-    __slots__ = ("_connection", "_within", "fields", "status")
+    __slots__ = ("_ahead", "_connection", "_within", "codings", "fields", "status")
 
     def __init__(self, connection: Connection, within: float) -> None:
+        self._ahead = b""
         self._connection = connection
         self._within = within
         self.status = connection.status
         self.fields = connection.fields
-        """Names are in lower case."""
+        """The header fields, with names in lower case."""
+        self.codings = _codings(connection.fields) if connection.encoded else []
+        """The content codings that the body has, in the order in which they were applied (RFC 9110, 8.4)."""
 
     @property
     def delimited(self) -> bool:
-        """Whether the answer itself tells where it ends."""
+        """Whether the answer itself says where it ends."""
         return self._connection.delimited
 
     @property
     def at_end(self) -> bool:
-        """Whether nothing is to come any more."""
-        return self._connection.at_end
+        """Whether the whole body has been read."""
+        return not self._ahead and self._connection.at_end
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether `piece` would return without waiting."""
+        return bool(self._ahead) or self._connection.has_arrived
 
     def field(self, name: bytes) -> bytes:
         """The first value of a field; empty if there is none."""
         return next((value for known, value in self.fields if known == name), b"")
 
     async def piece(self) -> bytes:
-        """What has come, empty at the end.
+        """The bytes that have arrived; empty at the end.
 
         Raises:
-            AnswerTimeoutError, BrokenAnswerError: after what came before that was handed out.
+            AnswerTimeoutError, BrokenAnswerError: when all bytes that arrived before it were returned.
         """
+        if self._ahead:
+            piece, self._ahead = self._ahead, b""
+            return piece
         return await self._connection.piece(self._within)
+
+    def unread(self, piece: bytes) -> None:
+        """Put back what was read last: `piece` returns it next."""
+        self._ahead = piece
+
+    async def piece_or_silence(self, patience: float) -> bytes | None:
+        """As `piece`; None when nothing has arrived for `patience` seconds."""
+        if self._ahead:
+            piece, self._ahead = self._ahead, b""
+            return piece
+        return await self._connection.piece_or_silence(self._within, patience)
 
     async def read(self, limit: int) -> bytes:
         """The whole body.
 
         Raises:
             ValueError: it has more than `limit` bytes.
-            AnswerTimeoutError, BrokenAnswerError: as they say.
+            AnswerTimeoutError, BrokenAnswerError: it does not arrive.
         """
         pieces = []
         size = 0
@@ -78,23 +112,24 @@ class Response:
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Nobody wants more of it. Once: afterwards the connection may carry somebody else's request."""
+        """Release the connection. Call it once: afterwards the connection may serve another request."""
         self._connection.finish()
 
 
 class WholeResponse(Response):
-    """One that was read to its end before: it holds no connection."""
+    """An answer that was read to its end before. It holds no connection."""
 
     __slots__ = ("_body",)
 
     def __init__(self, status: int, fields: Fields, body: bytes) -> None:
         self.status = status
         self.fields = fields
+        self.codings = _codings(fields)
         self._body = body
 
     @property
     def delimited(self) -> bool:
-        """It is here."""
+        """It is complete."""
         return True
 
     @property
@@ -102,24 +137,101 @@ class WholeResponse(Response):
         """As `Response`."""
         return not self._body
 
+    @property
+    def has_arrived(self) -> bool:
+        """All of it has."""
+        return True
+
+    async def piece_or_silence(self, patience: float) -> bytes | None:
+        """As `Response`, without waiting."""
+        return await self.piece()
+
     async def piece(self) -> bytes:
         """As `Response`, without waiting."""
         body, self._body = self._body, b""
         return body
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """It holds no connection."""
+
+
+class DecodedResponse(Response):
+    """An answer whose body was compressed, although it was not asked to be. Nothing is held back for that."""
+
+    __slots__ = ("_decoded", "_decoder", "_inner")
+
+    def __init__(self, inner: Response, encoding: bytes) -> None:
+        self._inner = inner
+        self._decoder = Decoder(encoding)
+        self._decoded = b""
+        self.codings = []
+        self.status = inner.status
+        self.fields = [field for field in inner.fields if field[0] not in (b"content-encoding", b"content-length")]
+
+    @property
+    def delimited(self) -> bool:
+        """As `Response`."""
+        return self._inner.delimited
+
+    @property
+    def at_end(self) -> bool:
+        """As `Response`."""
+        return not self._decoded and self._decoder.complete and self._inner.at_end
+
+    @property
+    def has_arrived(self) -> bool:
+        """As `Response`, as far as it is decoded."""
+        return bool(self._decoded) or self.at_end
+
+    def unread(self, piece: bytes) -> None:
+        """As `Response`."""
+        self._decoded = piece
+
+    async def piece(self) -> bytes:
+        """As `Response`; at most 64 KiB at a time."""
+        return await self._next(self._inner.piece) or b""
+
+    async def piece_or_silence(self, patience: float) -> bytes | None:
+        """As `Response`."""
+        return await self._next(partial(self._inner.piece_or_silence, patience))
+
+    async def _next(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+        if self._decoder.has_more:
+            await asyncio.sleep(0)  # a few bytes may stand for gigabytes: others get a turn between two pieces
+        while not (decoded := self._decoded or self._decoder.take()):
+            arrived = await read()
+            if arrived is None:
+                return None
+            if not arrived:
+                if not self._decoder.complete:
+                    raise BrokenAnswerError("broke off in the middle of its answer")
+                return b""
+            self._decoder.put(arrived)
+        self._decoded = b""
+        return decoded
+
+    def close(self) -> None:
+        """As `Response`."""
+        self._inner.close()
 
 
 class UpstreamClient:
-    """The connections of this process to all backends, in the event loop that first asks.
+    """The connections of this process to all backends, in one event loop.
 
-    It sends what it is given and hands over what comes: no redirects followed, nothing decompressed, no cookies, no
-    proxy or credential of the environment. How many requests run at once is for others to limit.
+    It forwards bytes unchanged: no redirects, no cookies, no proxy or credential from the environment. Only what is
+    compressed in spite of the request is decoded. The callers limit the number of requests.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, pseudonym: bytes = b"", networks: BackendNetworks | None = None, names: Names | None = None
+    ) -> None:
+        """`pseudonym` is what this installation calls itself in Via (RFC 9110, 7.6.3); empty: there is none."""
+        self.pseudonym = pseudonym
+        self._via: Fields = [(b"via", b"1.1 " + pseudonym)] if pseudonym else []
         self._deadlines = Deadlines()
+        self._networks = networks or BackendNetworks()
+        self._names = names or Names()
+        self._contexts: dict[Route, ssl.SSLContext] = {}
         self._idle: dict[_Pool, list[tuple[Connection, float]]] = {}
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -132,16 +244,21 @@ class UpstreamClient:
         fields: Iterable[tuple[bytes, bytes]],
         body: bytes = b"",
         timeouts: Timeouts,
-        skip_tls_verify: bool = False,
+        route: Route = DIRECT,
     ) -> Response:
-        """The answer, of which only the head has been waited for. `fields` have neither Host nor Content-Length.
+        """The answer, as soon as its head has arrived. `fields` must not have Host or Content-Length.
 
-        What may be repeated (RFC 9110, 9.2.2) is sent once more when a kept connection turns out to be closed.
+        When a kept connection turns out to be closed, an idempotent request (RFC 9110, 9.2.2) is sent again.
 
         Raises:
-            NotConnectedError, AnswerTimeoutError, BrokenAnswerError: as they say.
+            NotConnectedError: the backend cannot be reached.
+            AnswerTimeoutError: it is silent for too long.
+            BrokenAnswerError: the connection ended, or the answer is not HTTP.
         """
-        pool = _Pool(address.host, address.port, address.tls, skip_tls_verify)
+        pool = _Pool(address.host, address.port, address.tls, route)
+        fields = [*fields, *self._via]
+        if route.proxy is not None and not address.tls:
+            target, fields = _through_proxy(address, target, fields, route.proxy)
         head = _head(method, address, target, fields, body)
         connection = self._take(pool)
         if connection is not None:
@@ -161,6 +278,7 @@ class UpstreamClient:
             for connection, _ in connections:
                 connection.close()
         self._idle.clear()
+        await self._names.close()
 
     def _take(self, pool: _Pool) -> Connection | None:
         connections = self._idle.get(pool)
@@ -173,30 +291,42 @@ class UpstreamClient:
     async def _connect(self, pool: _Pool, within: float) -> Connection:
         loop = asyncio.get_running_loop()
 
-        def made() -> Connection:
+        def create() -> Connection:
             return Connection(loop, self._deadlines, lambda connection: self._keep(pool, connection))
 
+        proxy = pool.route.proxy
+        host, port = (pool.host, pool.port) if proxy is None else (proxy.host, proxy.port)
+        if proxy is not None and not self._networks.allows_name(pool.host):
+            raise BackendDeniedError(f"may not be connected to: GASKET_BACKEND_NETWORKS denies {pool.host}")
+        addresses: tuple[str, ...] = ()
         try:
             async with asyncio.timeout(within):
+                addresses = await self._names.addresses(host)
+                allowed = self._networks.allowed(host, addresses)
+                if not allowed:
+                    raise BackendDeniedError(f"may not be connected to: GASKET_BACKEND_NETWORKS denies {host}")
+                sock = await _open_socket(allowed, port)
+                if proxy is not None and pool.tls:
+                    await _open_tunnel(sock, proxy, pool)
                 _, connection = await loop.create_connection(
-                    made,
-                    pool.host,
-                    pool.port,
-                    ssl=self._tls(pool),
-                    server_hostname=pool.host if pool.tls else None,
+                    create, sock=sock, ssl=self._tls(pool), server_hostname=pool.host if pool.tls else None
                 )
-        except (OSError, UnicodeError) as error:  # a timeout and what TLS finds are OSErrors, too
-            raise NotConnectedError.because_of(error, pool.host, pool.port) from error
+        except TimeoutError as error:
+            if not addresses:
+                raise NameNotResolvedError(f"cannot be found: no name server answered for {host} in time") from error
+            raise NotConnectedError.because_of(error, host, port) from error
+        except (OSError, UnicodeError) as error:  # a TLS error is an OSError, too
+            raise NotConnectedError.because_of(error, host, port) from error
         return connection
 
     def _keep(self, pool: _Pool, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        self._idle.setdefault(pool, []).append((connection, loop.time() + _KEPT_FOR))
+        self._idle.setdefault(pool, []).append((connection, loop.time() + _IDLE_TIMEOUT))
         if self._sweeping is None:
-            self._sweeping = loop.call_later(_LOOKED_THROUGH_EVERY, self._sweep, loop)
+            self._sweeping = loop.call_later(_SWEEP_INTERVAL, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close what has been idle for too long, and forget what the other side has closed."""
+        """Close connections that are idle for too long, and forget those that the backend has closed."""
         now = loop.time()
         for pool, connections in list(self._idle.items()):
             kept = [entry for entry in connections if entry[1] > now and entry[0].usable]
@@ -207,32 +337,51 @@ class UpstreamClient:
                 self._idle[pool] = kept
             else:
                 del self._idle[pool]
-        self._sweeping = loop.call_later(_LOOKED_THROUGH_EVERY, self._sweep, loop) if self._idle else None
+        self._sweeping = loop.call_later(_SWEEP_INTERVAL, self._sweep, loop) if self._idle else None
 
     def _tls(self, pool: _Pool) -> ssl.SSLContext | None:
+        """The context is kept: it takes longer to make than a connection."""
         if not pool.tls:
             return None
-        return self._unverified if pool.skip_verify else self._verified
-
-    @cached_property
-    def _verified(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
-
-    @cached_property
-    def _unverified(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
+        key = pool.route._replace(proxy=None)
+        if key not in self._contexts:
+            if len(self._contexts) >= _MOST_CONTEXTS:
+                self._contexts.clear()
+            self._contexts[key] = tls_context(key)
+        return self._contexts[key]
 
 
 class _Pool(NamedTuple):
-    """What connections must have in common to stand for one another."""
+    """Connections with the same values can serve the same requests."""
 
     host: str
     port: int
     tls: bool
-    skip_verify: bool
+    route: Route
+
+
+async def _open_tunnel(sock: socket.socket, proxy: Proxy, pool: _Pool) -> None:
+    try:
+        await open_tunnel(sock, proxy, pool.host, pool.port)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _through_proxy(address: Address, target: bytes, fields: Fields, proxy: Proxy) -> tuple[bytes, Fields]:
+    """The absolute form of the target (RFC 9112, 3.2.2), and the fields with the proxy's own."""
+    own = [(b"proxy-authorization", proxy.authorization)] if proxy.authorization else []
+    return b"http://" + address.authority + target, [*fields, *own]
+
+
+async def _open_socket(addresses: tuple[str, ...], port: int) -> socket.socket:
+    """A connection to the first address that accepts one, of whichever family (RFC 8305, "Happy Eyeballs")."""
+    infos: list[AddrInfoType] = []
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        place = (address, port, 0, 0) if family is socket.AF_INET6 else (address, port)
+        infos.append((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", place))
+    return await start_connection(infos, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER)
 
 
 async def _exchange(connection: Connection, method: str, head: bytes, body: bytes, timeouts: Timeouts) -> Response:
@@ -242,7 +391,16 @@ async def _exchange(connection: Connection, method: str, head: bytes, body: byte
     except BaseException:
         connection.close()
         raise
-    return Response(connection, timeouts.between_pieces)
+    response = Response(connection, timeouts.between_pieces)
+    match response.codings:
+        case [encoding] if encoding in ENCODINGS and response.status not in _NOT_DECODED:
+            return DecodedResponse(response, encoding)
+    return response
+
+
+def _codings(fields: Fields) -> list[bytes]:
+    values = b",".join(value for name, value in fields if name == b"content-encoding").lower()
+    return [coding for value in values.split(b",") if (coding := value.strip()) not in (b"", b"identity")]
 
 
 def _head(method: str, address: Address, target: bytes, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:

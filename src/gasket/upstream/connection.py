@@ -20,9 +20,9 @@ _SWITCHING_PROTOCOLS = 101
 
 
 class Connection(asyncio.Protocol):
-    """The socket, the parser, and what has been received and not yet been taken.
+    """A socket with its parser and the bytes that were received and not read yet.
 
-    `on_idle` is called when a request is over and the connection can carry another one.
+    `on_idle` is called when a request is over and the connection can serve another one.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._pieces: deque[bytes] = deque()
         self._paused = False
         self._failure: UpstreamError | None = None
+        self._patient = False
         self._busy = False
         self._without_body = False
         self._reusable = False
@@ -45,22 +46,25 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._pieces.clear()
         self._waiting_bytes = 0
+        self._silent = 0.0
         self.status = 0
         self.fields: Fields = []
         self.complete = False
         self.delimited = True
-        """Whether the answer itself tells where it ends; if not, the end of the connection does."""
+        """Whether the answer itself says where it ends; otherwise it ends with the connection."""
+        self.encoded = False
+        """Whether the body has a content coding."""
         self._head_size = 0
         self._received = 0
         self._head_complete = False
 
     @property
     def usable(self) -> bool:
-        """Whether another request may be sent."""
+        """Whether another request can be sent."""
         return self._transport is not None and not self._transport.is_closing() and not self._busy
 
     def send(self, head: bytes, body: bytes, *, without_body: bool) -> None:
-        """Send a request. `without_body`: its answer has none whatever its fields say, as that to HEAD."""
+        """Send a request. `without_body`: its answer has no body, whatever its fields say, as an answer to HEAD."""
         assert self._transport is not None
         self._reset()
         self._busy, self._reusable, self._failure = True, False, None
@@ -68,41 +72,61 @@ class Connection(asyncio.Protocol):
         self._transport.write(head + body)
 
     async def head(self, within: float) -> None:
-        """Wait until `status` and `fields` are there; informational answers (1xx) are passed over.
+        """Wait until `status` and `fields` are there; informational answers (1xx) are skipped.
 
         Raises:
-            AnswerTimeoutError: not within so many seconds.
-            BrokenAnswerError: the connection ended first, or what came is not HTTP/1.1, its status included.
+            AnswerTimeoutError: nothing arrives for `within` seconds.
+            BrokenAnswerError: the connection ended first, or the answer is not HTTP/1.1, its status included.
         """
         while not self._head_complete:
             await self._wait(within)
 
     async def piece(self, within: float) -> bytes:
-        """What has come of the body, at least one byte; empty at its end.
+        """The bytes of the body that have arrived, at least one; empty at its end.
 
         Raises:
-            AnswerTimeoutError: nothing for so many seconds.
-            BrokenAnswerError: the connection ended first. What came before that is handed out before.
+            AnswerTimeoutError: nothing arrives for `within` seconds.
+            BrokenAnswerError: the connection ended first. Bytes that arrived before are returned before.
         """
         while not self._pieces:
             if self.complete:
                 return b""
-            await self._wait(within)
-        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        self._waiting_bytes = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
-        return piece
+            await self._wait(within - self._silent)
+        return self._take()
+
+    async def piece_or_silence(self, within: float, patience: float) -> bytes | None:
+        """As `piece`; None when nothing has arrived for `patience` seconds. Such waits, one after another, take at most
+        `within`.
+        """
+        while not self._pieces:
+            if self.complete:
+                return b""
+            left = within - self._silent
+            if patience >= left:
+                await self._wait(left)
+                continue
+            self._patient = True
+            try:
+                await self._wait(patience)
+            finally:
+                self._patient = False
+            if not self._pieces and not self.complete and self._failure is None:
+                self._silent += patience
+                return None
+        return self._take()
 
     @property
     def at_end(self) -> bool:
         """Whether `piece` would be empty, without waiting."""
         return self.complete and not self._pieces
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether `piece` would return without waiting."""
+        return bool(self._pieces) or self.complete
+
     def finish(self) -> None:
-        """The request is over: keep the connection if its answer is complete, else end it."""
+        """The request is over: keep the connection if its answer is complete, otherwise close it."""
         if self._reusable and not self._paused and self._transport is not None and not self._transport.is_closing():
             self._busy = False
             self._on_idle(self)
@@ -110,10 +134,20 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """End the connection, whatever is under way."""
+        """Close the connection now."""
         self._deadlines.clear(self)
         if self._transport is not None:
             self._transport.abort()
+
+    def _take(self) -> bytes:
+        self._silent = 0.0
+        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._waiting_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return piece
 
     async def _wait(self, within: float) -> None:
         if self._failure is not None:
@@ -127,9 +161,12 @@ class Connection(asyncio.Protocol):
             self._deadlines.clear(self)
 
     def time_is_up(self) -> None:
-        """The deadlines': nothing has come in time."""
-        what = "fell silent in the middle of its answer" if self._head_complete else "did not answer in time"
-        self._fail(AnswerTimeoutError(what))
+        """See `Limited`: nothing has arrived in time."""
+        if self._patient:
+            self._wake()
+            return
+        problem = "fell silent in the middle of its answer" if self._head_complete else "did not answer in time"
+        self._fail(AnswerTimeoutError(problem))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -144,34 +181,34 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's: the connection is there."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by birth
+        """asyncio calls this when connected."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's: bytes came."""
-        if not self._busy or self.complete:  # nobody has asked for them
+        """asyncio calls this with received bytes."""
+        if not self._busy or self.complete:  # no request has asked for them
             self._reusable = False
             self.close()
             return
         try:
             self._parser.feed_data(data)
             if not self._head_complete:
-                self._still_no_head(len(data))
+                self._limit_head(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(BrokenAnswerError("does not answer in HTTP/1.1"))
 
-    def _still_no_head(self, received: int) -> None:
-        """The parser keeps all of a field that does not end, and a backend may send informational answers for ever."""
+    def _limit_head(self, received: int) -> None:
+        """Bound the bytes before the head is complete: an endless header field, or endless informational answers."""
         self._received += received
         if self._received > _LARGEST_HEAD:
             raise httptools.HttpParserError("the head is too large")
 
     def eof_received(self) -> None:
-        """asyncio's: the other side will send no more. The transport closes by itself."""
+        """asyncio calls this at the end of what the backend sends. The transport then closes by itself."""
         self._ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's: the connection is gone."""
+        """asyncio calls this when the connection is gone."""
         self._ended(exc)
         self._transport = None
         self._deadlines.clear(self)
@@ -187,15 +224,15 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(BrokenAnswerError("closed the connection without an answer"))
 
-    # httptools' callbacks, in the order in which they come
+    # Called by httptools, in this order
 
     def on_message_begin(self) -> None:
-        """An answer begins. A second one, in the same bytes as the end of the first, is nobody's."""
+        """An answer begins. A second one, without a request, is an error."""
         if self.complete:
             raise httptools.HttpParserError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head; those of a trailer are dropped."""
+        """A header field; fields of a trailer are dropped."""
         if self._head_complete:
             return
         self._head_size += len(name) + len(value)
@@ -204,10 +241,10 @@ class Connection(asyncio.Protocol):
         self.fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head is there, or that of an informational answer (RFC 9110, 15.2)."""
+        """The head is complete; it may be that of an informational answer (RFC 9110, 15.2)."""
         status: int = self._parser.get_status_code()
         if status == _SWITCHING_PROTOCOLS:
-            raise httptools.HttpParserError("nobody has asked for another protocol")
+            raise httptools.HttpParserError("the request did not ask for another protocol")
         if 100 <= status < 200:
             self._head_size, self.fields = 0, []
             return
@@ -217,12 +254,13 @@ class Connection(asyncio.Protocol):
             return
         self._head_complete = True
         names = {name for name, _ in self.fields}
+        self.encoded = b"content-encoding" in names and not self._without_body
         self.delimited = b"content-length" in names or b"transfer-encoding" in names or status in (204, 304)
         self.complete = self._without_body
         self._wake()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body, without the framing of chunks."""
+        """A piece of the body; chunks are decoded."""
         if self._without_body:
             return
         self._pieces.append(body)
@@ -233,11 +271,11 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def on_message_complete(self) -> None:
-        """The answer is complete, if it was no informational one."""
+        """The answer is complete, unless it is an informational one."""
         if not self._head_complete or self.complete:
             return
         self.complete = True
-        # A request that is still being written when its answer is complete was answered early.
+        # A backend may answer before it has read the whole request. Then the connection cannot be used again.
         sent = self._transport is not None and not self._transport.get_write_buffer_size()
         self._reusable = sent and self._parser.should_keep_alive()
         self._wake()

@@ -1,7 +1,9 @@
-"""Why a backend gave no whole answer, in words for people.
+"""Why a backend gave no complete answer, in words for people.
 
 UpstreamError
 ├── NotConnectedError      there is no connection: nothing was sent
+│   ├── NameNotResolvedError   no name server answered: that is no fault of the backend
+│   └── BackendDeniedError     GASKET_BACKEND_NETWORKS denies its address
 ├── AnswerTimeoutError     connected, and silent for too long
 └── BrokenAnswerError      the connection or the answer broke off, or is not HTTP
 """
@@ -26,30 +28,50 @@ _CERTIFICATE_FAULTS = {
 
 
 class UpstreamError(Exception):
-    """A backend gave no whole answer. The message is what it did, to follow its name; `kind` is for counting."""
+    """A backend gave no complete answer. The message follows the backend's name; `kind` is for metrics.
+
+    The message is for administrators: it may name hosts, ports and certificates.
+    """
 
     kind: ClassVar[str] = "failed"
+    told: ClassVar[str | None] = None
+    """What key holders are told in the message's place, where that names any of these."""
 
 
 class NotConnectedError(UpstreamError):
-    """There is no connection."""
+    """The backend cannot be reached; nothing was sent."""
 
     kind = "not_connected"
+    told = "cannot be connected to"
 
     @classmethod
     def because_of(cls, error: OSError | UnicodeError, host: str, port: int) -> NotConnectedError:
-        """In words; the URL's credentials, if it had any, are no part of them."""
+        """The error in words, without the credentials of the URL."""
         return cls(_not_connected(error, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
 
 
+class NameNotResolvedError(NotConnectedError):
+    """No name server said where the backend is; it may well be there."""
+
+    kind = "not_resolved"
+    told = "cannot be found: no name server answered"
+
+
+class BackendDeniedError(NotConnectedError):
+    """The installation allows no connection to the backend's address."""
+
+    kind = "denied"
+    told = "may not be connected to: GASKET_BACKEND_NETWORKS denies its address"
+
+
 class AnswerTimeoutError(UpstreamError):
-    """It is silent for too long."""
+    """The backend is connected and silent for too long."""
 
     kind = "timeout"
 
 
 class BrokenAnswerError(UpstreamError):
-    """What came is not a whole answer."""
+    """The connection or the answer broke off, or is not HTTP."""
 
     kind = "broken_off"
 
@@ -63,13 +85,13 @@ def _not_connected(error: OSError | UnicodeError, where: str) -> str:
             fault = _CERTIFICATE_FAULTS.get(error.verify_code, f"was refused ({error.verify_message})")
             return f"is not trusted: the certificate of {where} {fault}"
         case ssl.SSLError():
-            return f"does not speak TLS at {where} ({error.reason}): http, perhaps, instead of https"
+            return f"does not speak TLS at {where} ({error.reason}); it may be http instead of https"
         case ConnectionRefusedError():
             return f"refuses connections: nothing listens at {where}"
         case TimeoutError():
             return "did not accept the connection within its connect_timeout"
         case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH | errno.EADDRNOTAVAIL):
-            return f"cannot be reached: there is no way to {where}{reason}"
+            return f"cannot be reached: there is no route to {where}{reason}"
         case OSError(errno=errno.EMFILE | errno.ENFILE):
             return f"cannot be asked: this replica has no file descriptor left{reason}"
     return f"cannot be reached at {where}{reason}"

@@ -17,7 +17,7 @@ from gasket.inputs import CurrentPage, PageSize, SortOrder, check_query
 from gasket.usage.schemas import Group, UsageQuery, UsageSum, whole_hours
 from gasket.usage.service import UsageService
 
-_FILTERS = ("key", "user", "profile", "model", "backend")
+_FILTERS = ("key", "user", "profile", "model", "backend", "end_user")
 _PARAMETERS = frozenset({"group", "from", "to", *_FILTERS, "currentPage", "pageSize", "sortOrder"})
 _BY_DAY: list[Group] = ["day"]
 # Text to Litestar, which would take a number for seconds since 1970.
@@ -56,6 +56,10 @@ def provide_query(
     backend: Annotated[
         int | None, QueryParameter(ge=0, le=MAX_ID, description="Requests to this backend; 0: to none")
     ] = None,
+    end_user: Annotated[
+        str | None,
+        QueryParameter(name="end_user", description="Requests of this end user; empty: of those without one"),
+    ] = None,
 ) -> UsageQuery:
     """The query's parameters, checked."""
     check_query(request, _PARAMETERS)
@@ -69,6 +73,7 @@ def provide_query(
         profile=profile,
         model=model,
         backend=backend,
+        end_user=end_user,
     )
 
 
@@ -94,10 +99,11 @@ class UsageController(Controller):
         page_size: PageSize = 20,
         sort_order: SortOrder = "asc",
     ) -> OffsetPagination[UsageSum]:
-        """Requests and tokens by key, user, profile, model, backend, hour, day or month; by default all, by day.
+        """Requests and tokens by key, user, profile, model, backend, end user, hour, day or month; by default by day.
 
         Days and months are those of UTC. A request is in the sums within about a second after its end, and by the
-        hour in which it began. A group without requests is left out.
+        hour in which it began. A group without requests is left out. By end user, or of one, only those requests count
+        whose records are kept: `GASKET_USAGE_RETENTION_DAYS`.
         """
         offset = page_size * (current_page - 1)
         items, total = await usage.sums(usage_query, order=sort_order, limit=page_size, offset=offset)

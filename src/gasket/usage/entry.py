@@ -1,4 +1,4 @@
-"""What is recorded of one request, and the form in which PostgreSQL takes it for certain."""
+"""The record of one request, and how its texts are made storable for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import msgspec
 from msgspec import structs
 
 LONGEST_TEXT = 200
-"""Characters that are kept of a model's name or a path: both are the client's to choose."""
+"""Characters that are kept of a model's name, a path or an end user: all are the client's to choose."""
 
 MOST_TOKENS = 10**9
 """More than this no request has; an upstream that says so must not make the totals run over."""
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
 
 
 class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -35,19 +37,21 @@ class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     completion_tokens: int
     estimated: bool
     retries: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    end_user: str | None = None
 
 
 def storable(entry: UsageEntry) -> UsageEntry:
     """The entry with what a client or an upstream makes up cut to size; mostly there is nothing to cut."""
-    made_up = (entry.model, entry.path, entry.prompt_tokens, entry.completion_tokens)
+    tokens = {name: min(max(number, 0), MOST_TOKENS) for name in _TOKENS if _cannot_be(number := getattr(entry, name))}
     model = None if entry.model is None else _text(entry.model)
-    fitting = (model, _text(entry.path), _tokens(entry.prompt_tokens), _tokens(entry.completion_tokens))
-    if fitting == made_up:
+    path = _text(entry.path)
+    end_user = None if entry.end_user is None else _text(entry.end_user)
+    if not tokens and model == entry.model and path == entry.path and end_user == entry.end_user:
         return entry
-    model, path, prompt_tokens, completion_tokens = fitting
-    return structs.replace(
-        entry, model=model, path=path, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
-    )
+    return structs.replace(entry, model=model, path=path, end_user=end_user, **tokens)
 
 
 def _text(text: str) -> str:
@@ -58,5 +62,5 @@ def _text(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _tokens(number: int) -> int:
-    return min(max(number, 0), MOST_TOKENS)
+def _cannot_be(tokens: int) -> bool:
+    return not 0 <= tokens <= MOST_TOKENS

@@ -8,10 +8,14 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import REAL, BigInteger, Index
+from sqlalchemy import REAL, BigInteger, Index, SmallInteger, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from gasket.db import Base
+
+OF_PROMPT = "Part of prompt_tokens"
+OF_COMPLETION = "Part of completion_tokens"
+OF_BOTH = "Part of prompt_tokens and completion_tokens"
 
 
 class UsageRecord(Base):
@@ -38,6 +42,10 @@ class UsageRecord(Base):
     completion_tokens: Mapped[int] = mapped_column(BigInteger())
     estimated: Mapped[bool] = mapped_column(comment="The tokens are not the upstream's own count")
     retries: Mapped[int]
+    cached_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_PROMPT)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_COMPLETION)
+    audio_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_BOTH)
+    end_user: Mapped[str | None]
 
 
 class UsageTotal(Base):
@@ -54,3 +62,23 @@ class UsageTotal(Base):
     requests: Mapped[int] = mapped_column(BigInteger())
     prompt_tokens: Mapped[int] = mapped_column(BigInteger())
     completion_tokens: Mapped[int] = mapped_column(BigInteger())
+    cached_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_PROMPT)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_COMPLETION)
+    audio_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_BOTH)
+
+
+class UsageSlot(Base):
+    """How many requests of five minutes took how long. It is for looking at the last days; old rows are deleted."""
+
+    __tablename__ = "usage_slots"
+
+    slot: Mapped[datetime] = mapped_column(primary_key=True, comment="The beginning of five minutes")
+    bucket: Mapped[int] = mapped_column(
+        SmallInteger(),
+        primary_key=True,
+        autoincrement=False,
+        comment="Of durations: 8 times the binary logarithm of milliseconds, rounded down",
+    )
+    requests: Mapped[int] = mapped_column(BigInteger())
+    failed: Mapped[int] = mapped_column(BigInteger(), comment="Part of requests")
+    tokens: Mapped[int] = mapped_column(BigInteger(), comment="Of prompts and completions")

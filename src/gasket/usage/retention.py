@@ -1,4 +1,4 @@
-"""Old records are deleted, a few at a time; totals stay."""
+"""Old records are deleted, a few at a time, and slots after eight days; totals stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from gasket.migrator.connection import quote_identifier
+from gasket.postgres.quoting import quote_identifier
 
 MOST_AT_ONCE = 5000
 """Records that one statement deletes."""
@@ -38,6 +38,13 @@ WITH old AS (
 SELECT count(*) AS deleted, (array_agg(request_id ORDER BY request_id DESC))[1] AS last FROM old
 """
 
+# About 600 rows an hour.
+_DELETE_SLOTS = """
+DELETE FROM {schema}.usage_slots WHERE (slot, bucket) IN (
+    SELECT slot, bucket FROM {schema}.usage_slots WHERE slot < now() - interval '8 days' FOR UPDATE SKIP LOCKED
+)
+"""
+
 
 class Retention:
     """Deletes records that are older than `days`; 0: never. `at_once` records at a time, once an hour."""
@@ -46,15 +53,24 @@ class Retention:
         self._days = days
         self._at_once = at_once
         self._delete = _DELETE.format(schema=quote_identifier(schema))
+        self._delete_slots = _DELETE_SLOTS.format(schema=quote_identifier(schema))
         self._begun = _NIL
         self._next = time.monotonic() + random.uniform(*_FIRST)
 
     def due(self) -> bool:
         """Whether `step` has something to do now."""
-        return self._days > 0 and time.monotonic() >= self._next
+        return time.monotonic() >= self._next
 
     async def step(self, connection: asyncpg.Connection) -> int:
-        """Delete one batch, and say how many that were; after the last one nothing is due for about an hour."""
+        """Delete one batch of records, and say how many; after the last one nothing is due for about an hour.
+
+        Before the first one it deletes old slots.
+        """
+        if self._begun == _NIL:
+            await connection.execute(self._delete_slots)
+        if not self._days:
+            self.postpone()
+            return 0
         row = await connection.fetchrow(self._delete, self._begun, self._days, self._at_once)
         assert row is not None
         if row["deleted"] < self._at_once:

@@ -1,29 +1,32 @@
-"""What `/api/usage` takes and gives."""
+"""The parameters and answers of `/api/usage`."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
+from gasket.inputs import read_moment
 
-Group = Literal["key", "user", "profile", "model", "backend", "hour", "day", "month"]
+Group = Literal["key", "user", "profile", "model", "backend", "end_user", "hour", "day", "month"]
 
 _HOUR = timedelta(hours=1)
-_WithOffset = Annotated[datetime, Meta(tz=True)]
 
 
 class UsageSum(msgspec.Struct, kw_only=True):
-    """The sums of one group; of the first eight fields it has those that it was grouped by."""
+    """The sums of one group; of the first nine fields it has those that it was grouped by."""
 
     key: Annotated[int, Meta(description="The key's id, though it may be deleted")] | UnsetType = UNSET
     user: Annotated[str, Meta(description="The address, in lower case")] | UnsetType = UNSET
     profile: Annotated[int, Meta(description="The profile's id, though it may be deleted")] | UnsetType = UNSET
     model: Annotated[str | None, Meta(description="Null: none was named, or the request failed")] | UnsetType = UNSET
     backend: Annotated[int | None, Meta(description="Null: the request reached none")] | UnsetType = UNSET
+    end_user: (
+        Annotated[str | None, Meta(description="As the `user_header` of the profile says; null: none")] | UnsetType
+    ) = UNSET
     hour: Annotated[datetime, Meta(description="Its beginning")] | UnsetType = UNSET
     day: Annotated[date, Meta(description="A day of UTC")] | UnsetType = UNSET
     month: Annotated[str, Meta(pattern="^[0-9]{4,}-[0-9]{2}$", description="A month of UTC", examples=["2026-11"])] | (
@@ -32,6 +35,9 @@ class UsageSum(msgspec.Struct, kw_only=True):
     requests: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: Annotated[int, Meta(description="Part of `prompt_tokens`")]
+    reasoning_tokens: Annotated[int, Meta(description="Part of `completion_tokens`")]
+    audio_tokens: Annotated[int, Meta(description="Part of `prompt_tokens` and `completion_tokens`")]
     total_tokens: int
 
 
@@ -46,6 +52,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     profile: int | None = None
     model: str | None = None
     backend: int | None = None
+    end_user: str | None = None
 
 
 def whole_hours(start: str | None, end: str | None) -> tuple[datetime | None, datetime | None]:
@@ -54,27 +61,13 @@ def whole_hours(start: str | None, end: str | None) -> tuple[datetime | None, da
     Raises:
         InvalidInputError: what is given is no timestamp (RFC 3339), or the end is not after the start.
     """
-    first, last = _utc("from", start), _utc("to", end)
+    first, last = read_moment("from", start), read_moment("to", end)
     if first is not None and last is not None and last <= first:
         raise InvalidInputError("to must be later than from.", field="to")
     try:
         return _floor(first), _ceiling(last)
     except OverflowError:
         raise InvalidInputError("to is out of range.", field="to") from None
-
-
-def _utc(name: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        return msgspec.convert(text, _WithOffset).astimezone(UTC)
-    except msgspec.ValidationError:
-        raise InvalidInputError(
-            f"{name} must be a timestamp with an offset, such as 2026-11-25T00:00:00Z (the + of another: %2B).",
-            field=name,
-        ) from None
-    except OverflowError:
-        raise InvalidInputError(f"{name} is out of range.", field=name) from None
 
 
 def _floor(moment: datetime | None) -> datetime | None:

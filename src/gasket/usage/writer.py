@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 
 import asyncpg
 
-from gasket.db import open_plain_connection
-from gasket.migrator.connection import describe
+from gasket.postgres.connections import open_connection
+from gasket.postgres.errors import describe
 from gasket.usage.entry import UsageEntry
 from gasket.usage.retention import Retention
 from gasket.usage.store import UsageStore
@@ -38,7 +39,7 @@ _PAUSE_WHILE_CLOSING = 0.1
 _TOUCHED_EVERY = 60.0
 _MOST_KEYS = 50_000
 
-# What PostgreSQL (classes 22 and 23) and the encoder say of values: to try again would change nothing.
+# Errors about values, from PostgreSQL (classes 22 and 23) and the encoder: to try again would change nothing.
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError, OverflowError)
 
 
@@ -68,25 +69,29 @@ class UsageWriter:
         self._pause = _FIRST_PAUSE
         self._away = False
         self._full = False
-        self._touched: dict[int, float] = {}
+        self._touched: dict[int | str, float] = {}
+        self._previous: dict[str, datetime] = {}
+        """When keys that a rotation has replaced were last used, as far as the database is still to be told."""
 
     @property
     def waiting(self) -> int:
         """Entries that are not in the database yet."""
         return len(self._queue)
 
-    def put(self, entry: UsageEntry) -> None:
-        """Have the entry written soon."""
+    def put(self, entry: UsageEntry, *, previous_digest: str | None = None) -> None:
+        """Have the entry written soon. `previous_digest` is of the request's key, if a rotation has replaced it."""
         if self._closing.is_set() or len(self._queue) >= MOST_WAITING:
             self._drop()
             return
         self._queue.append(entry)
+        if previous_digest is not None:
+            self._previous[previous_digest] = entry.started_at
         if len(self._queue) >= BATCH:
             self._enough.set()
         self.start()
 
     def start(self) -> None:
-        """Begin the background work, which the first entry begins otherwise. Again is no more."""
+        """Begin the background work; otherwise the first entry does. A second call does nothing."""
         if self._task is None and not self._closing.is_set():
             self._task = asyncio.create_task(self._run())
 
@@ -156,18 +161,22 @@ class UsageWriter:
             raise
         else:
             self.written += count
-            self._touched.update((key_id, moment.timestamp()) for key_id, moment in used.items())
+            self._touched.update((key, moment.timestamp()) for key, moment in used.items())
+            self._previous = {digest: moment for digest, moment in self._previous.items() if digest not in used}
         for _ in batch:
             self._queue.popleft()
 
-    def _to_touch(self, batch: list[UsageEntry]) -> dict[int, datetime]:
-        """The keys of which it is a minute since the database was told that they are in use, and when they were."""
+    def _to_touch(self, batch: list[UsageEntry]) -> dict[int | str, datetime]:
+        """The keys of which it is a minute since the database was told that they are in use, and when they were: ids,
+        and digests of keys that a rotation has replaced.
+        """
         if len(self._touched) > _MOST_KEYS:
             self._touched.clear()
+        by_id: Iterable[tuple[int | str, datetime]] = ((entry.key_id, entry.started_at) for entry in batch)
         return {
-            entry.key_id: entry.started_at
-            for entry in batch
-            if entry.started_at.timestamp() - self._touched.get(entry.key_id, 0.0) >= _TOUCHED_EVERY
+            key: moment
+            for key, moment in chain(by_id, self._previous.items())
+            if moment.timestamp() - self._touched.get(key, 0.0) >= _TOUCHED_EVERY
         }
 
     async def _delete_old(self) -> None:
@@ -183,13 +192,13 @@ class UsageWriter:
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await open_plain_connection(
+            self._connection = await open_connection(
                 self._url, application_name=self._application_name, answer_timeout=_ANSWER_TIMEOUT
             )
         return self._connection
 
     def _disconnect(self) -> None:
-        """Whatever was under way is void: a connection that is ended politely would wait for it."""
+        """Terminate the connection. Closing it in the normal way would wait for the running statement."""
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None

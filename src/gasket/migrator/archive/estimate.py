@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
+import msgspec
 from alembic.runtime.migration import MigrationContext
+from msgspec.structs import replace
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.copies import plan_copy
-from gasket.migrator.archive.inventory import Loss, LossKind, read_relations
-from gasket.migrator.archive.trial import connection_of, touches_only_indexes, try_out
-from gasket.migrator.sql.render import Rendering
+from gasket.migrator.archive.copies import exact_settings, plan_copy
+from gasket.migrator.archive.faults import sqlstate
+from gasket.migrator.archive.inventory import Loss, LossKind, read_inventory
+from gasket.migrator.archive.savepoints import savepoint
+from gasket.migrator.archive.trial import TrialStep, connection_of, touches_only_indexes, try_out
 
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3
 _BYTES_A_SECOND = 50e6
 _COUNTED = 1_000_000  # bytes: before its first ANALYZE the planner takes an empty table for ten pages full of rows
+_HIDDEN = "42501"  # insufficient_privilege: with row_security off, policies that hide rows are an error
 _ROW_OVERHEAD = 28  # bytes: header and line pointer (PostgreSQL manual, "Database Page Layout")
 
 
-@dataclass(frozen=True, slots=True)
-class TrialStep:
-    """A downgrade to be tried out. `run_downgrade` is called only where the rendering gives a reason."""
-
-    revision: str
-    rendering: Rendering
-    run_downgrade: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EstimatedLoss:
+class _EstimatedLoss(msgspec.Struct, frozen=True):
     """What one step would take away of one table.
 
     `columns` are those that go, none for whole rows; `rows` is counted in a small table and else the planner's
-    estimate, `size` the bytes of the copy; `problem` says why it could not be put back by itself.
+    estimate, None where this role may not read them all; `size` are the bytes of the copy; `problem` says why it could
+    not be put back by itself.
     """
 
     revision: str
     kind: LossKind
     table: str
     columns: tuple[str, ...]
-    rows: int
+    rows: int | None
     size: int
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a downgrade would take away, in the order of its steps, and in words what the archive cannot keep."""
+class Estimate(msgspec.Struct, frozen=True):
+    """What a downgrade would take away, in the order of its steps, and in words what the archive cannot keep.
 
-    losses: tuple[EstimatedLoss, ...]
+    `refused` says which steps would be refused, because their rows cannot be archived.
+    """
+
+    losses: tuple[_EstimatedLoss, ...]
     not_archived: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Rows to copy."""
-        return sum(loss.rows for loss in self.losses)
+        return sum(loss.rows or 0 for loss in self.losses)
 
     @property
     def size(self) -> int:
@@ -81,43 +79,70 @@ def estimate_downgrade(context: MigrationContext, *, schema: str, steps: Sequenc
     """
     connection = connection_of(context)
     to_try = [step for step in steps if not touches_only_indexes(step.rendering)]
-    tried = try_out(context, schema, [(step.revision, step.rendering, step.run_downgrade) for step in to_try])
-    found = [(step.revision, outcome.losses) for step, outcome in zip(to_try, tried, strict=True)]
+    tried = try_out(context, schema, to_try)
+    outcomes = [(step.revision, outcome) for step, outcome in zip(to_try, tried, strict=True)]
     # A step may take away what an earlier one has just made: of that there is nothing yet. Or what it has renamed.
-    present = read_relations(connection, schema, {loss.relation.oid for _, losses in found for loss in losses.found})
-    losses = (
+    lost = {loss.relation.oid for outcome in tried for loss in outcome.losses.found}
+    present = read_inventory(connection, schema, lost).relations
+    estimates = (
         _estimate(connection, revision, replace(loss, relation=present[loss.relation.oid]))
-        for revision, losses in found
-        for loss in losses.found
+        for revision, outcome in outcomes
+        for loss in outcome.losses.found
         if loss.kind is not LossKind.SEQUENCE and loss.relation.oid in present
     )
+    losses = tuple(loss for loss in estimates if loss)
+    hidden = [
+        f"the step of revision {loss.revision} would be refused: row-level security, or a missing right, hides rows of "
+        f"{loss.table} from this role. Use a role with BYPASSRLS, or first run: ALTER TABLE {loss.table} NO FORCE ROW "
+        "LEVEL SECURITY"
+        for loss in losses
+        if loss.rows is None
+    ]
+    refused = [
+        f"the step of revision {revision} would be refused: {outcome.refusal}"
+        for revision, outcome in outcomes
+        if outcome.refusal
+    ]
     return Estimate(
-        losses=tuple(loss for loss in losses if loss),
-        not_archived=tuple(words for _, losses in found for _, words in losses.not_copied),
+        losses=losses,
+        not_archived=tuple(words for outcome in tried for _, words in outcome.not_copied),
+        refused=(*refused, *hidden),
     )
 
 
-def _estimate(connection: Connection, revision: str, loss: Loss) -> EstimatedLoss | None:
+def _estimate(connection: Connection, revision: str, loss: Loss) -> _EstimatedLoss | None:
     plan = plan_copy(connection, loss)
     if plan is None:
         return None
-    answer = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {plan.select}").scalar_one()
-    [explained] = json.loads(answer) if isinstance(answer, str) else answer
-    rows, width = explained["Plan"]["Plan Rows"], explained["Plan"]["Plan Width"]
     size = _table_size(connection, loss.relation.oid)
-    if size <= _COUNTED:
-        rows = connection.exec_driver_sql(f"SELECT count(*) FROM ({plan.select}) AS kept").scalar_one()
+    try:
+        with savepoint(connection), exact_settings(connection):
+            rows, width = _rows(connection, plan.select, count=size <= _COUNTED)
+    except DBAPIError as error:
+        if sqlstate(error) != _HIDDEN:
+            raise
+        rows, width = None, 0
     keyed = any(column.key for column in plan.columns)
     names = {number: column.name for number, column in loss.relation.columns.items()}
-    return EstimatedLoss(
+    return _EstimatedLoss(
         revision=revision,
         kind=loss.kind,
         table=str(loss.relation),
         columns=tuple(names[number] for number in sorted(loss.columns) if number in names),
         rows=rows,
-        size=rows * (width + _ROW_OVERHEAD) if keyed else size,
+        size=rows * (width + _ROW_OVERHEAD) if keyed and rows is not None else size,
         problem=plan.problem,
     )
+
+
+def _rows(connection: Connection, select: str, *, count: bool) -> tuple[int | None, int]:
+    """How many rows the query finds, and how many bytes the planner thinks that each has."""
+    answer = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {select}").scalar_one()
+    [explained] = json.loads(answer) if isinstance(answer, str) else answer
+    rows, width = explained["Plan"]["Plan Rows"], explained["Plan"]["Plan Width"]
+    if count:
+        rows = connection.exec_driver_sql(f"SELECT count(*) FROM ({select}) AS kept").scalar_one()
+    return rows, width
 
 
 def _table_size(connection: Connection, table: int) -> int:

@@ -6,61 +6,78 @@ Parsing the SQL instead would miss CASCADE, functions, and statements that Pytho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+import asyncpg
 import msgspec
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.schema import archive_schema
-from gasket.migrator.connection import quote_identifier
-from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.postgres.driver import fetch
+from gasket.postgres.quoting import quote_identifier
 
+_MARK = """c.relfilenode::bigint AS file, pg_stat_get_xact_tuples_inserted(c.oid) AS inserted,
+    pg_stat_get_xact_tuples_updated(c.oid) AS updated, pg_stat_get_xact_tuples_deleted(c.oid) AS deleted"""
+_HAS_DATA = """c.relkind IN ('r', 'p', 'S', 'c') AND c.relpersistence <> 't' AND c.relnamespace NOT IN (
+    SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast'))"""
 # Each a list of one row, so that a schema of thousands of tables costs no more than a few milliseconds.
-_MARKS = """
-SELECT array_agg(c.oid::bigint), array_agg(c.relfilenode::bigint), array_agg(pg_stat_get_xact_tuples_inserted(c.oid)),
-    array_agg(pg_stat_get_xact_tuples_updated(c.oid)), array_agg(pg_stat_get_xact_tuples_deleted(c.oid))
-FROM pg_class AS c
-WHERE c.relkind IN ('r', 'p', 'S', 'c') AND c.relpersistence <> 't' AND c.relnamespace NOT IN (
-    SELECT n.oid FROM pg_namespace AS n WHERE n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast'))
+_MARKS = f"""
+SELECT array_agg(oid), array_agg(file), array_agg(inserted), array_agg(updated), array_agg(deleted)
+FROM (SELECT c.oid::bigint AS oid, {_MARK} FROM pg_class AS c WHERE {_HAS_DATA}) AS marks
 """
-_RELATIONS = """
-SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+# By name, whatever the schema: to_regclass raises an error where this role may not look into it.
+_MARKS_OF = _MARKS.replace(
+    _HAS_DATA, f"{_HAS_DATA} AND (c.oid = ANY ($1::bigint[]::oid[]) OR c.relname = ANY ($2::text[]::name[]))"
+)
+_RELATIONS = f"""
+SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
     CASE WHEN c.relispartition THEN (SELECT i.inhparent FROM pg_inherits AS i WHERE i.inhrelid = c.oid) END AS parent,
     (SELECT jsonb_object_agg(a.attnum, jsonb_build_array(a.attname, a.atttypid::bigint, a.atttypmod))::text
-     FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
+     FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+    CASE WHEN c.relkind = 'S' THEN (
+        SELECT ARRAY[tn.nspname, t.relname, a.attname]::text[]
+        FROM pg_depend AS d JOIN pg_class AS t ON t.oid = d.refobjid JOIN pg_namespace AS tn ON tn.oid = t.relnamespace
+        JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass
+          AND d.deptype IN ('a', 'i')) END AS owner,
+    n.nspname = $2 OR (n.nspname = $3 AND (c.relname = $4 OR starts_with(c.relname, $5))) AS own, {_MARK}
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.oid = ANY ($1::bigint[]::oid[]) AND c.relkind IN ('r', 'p', 'S', 'c') AND c.relpersistence <> 't'
-  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname <> $2
-  AND NOT (n.nspname = $3 AND (c.relname = $4 OR starts_with(c.relname, $5)))
+WHERE c.oid = ANY ($1::bigint[]::oid[]) AND {_HAS_DATA}
 """
-_LOCKED = """
-SELECT relation FROM pg_locks
-WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+# What this transaction has locked so as to write to it or to change it.
+_HELD = f"""
+SELECT held.relation::bigint AS oid, held.exclusive, c.oid IS NULL AS gone, {_HAS_DATA} AS has_data, {_MARK}
+FROM (SELECT relation, bool_or(mode = 'AccessExclusiveLock') AS exclusive FROM pg_locks
+      WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted
+        AND mode NOT IN ('AccessShareLock', 'RowShareLock') GROUP BY relation) AS held
+LEFT JOIN pg_class AS c ON c.oid = held.relation
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnShape:
-    """`type_oid` and `type_modifier` as in `pg_attribute`."""
+class _Column(NamedTuple):
+    """`type` and `modifier` as in `pg_attribute`."""
 
     name: str
-    type_oid: int
-    type_modifier: int
+    type: int
+    modifier: int
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A table (`kind` r, partitioned p), sequence (S) or composite type (c), as `pg_class` has it."""
+class Relation(msgspec.Struct, frozen=True):
+    """A table (`kind` r, partitioned p), sequence (S) or composite type (c), as `pg_class` has it.
+
+    `owner` is the schema, table and column that a sequence belongs to.
+    """
 
     oid: int
     schema: str
     name: str
     kind: str
     parent: int | None
-    columns: Mapping[int, ColumnShape]
+    columns: Mapping[int, _Column]
+    owner: tuple[str, ...] | None = None
 
     @property
     def quoted(self) -> str:
@@ -80,16 +97,15 @@ class Mark(NamedTuple):
     deleted: int
 
 
-_SHAPES = msgspec.json.Decoder(dict[int, tuple[str, int, int]])
+_COLUMNS = msgspec.json.Decoder(dict[int, _Column])
 
 Relations = Mapping[int, Relation]
 Marks = Mapping[int, Mark]
 """Both by oid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """The marks of all relations at one moment, and those relations themselves that a step had to do with."""
+class Inventory(msgspec.Struct, frozen=True):
+    """The relations that a step had to do with at one moment, and their marks."""
 
     relations: Relations
     marks: Marks
@@ -106,8 +122,7 @@ class LossKind(StrEnum):
     """Its position: it is dropped or restarted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(msgspec.Struct, frozen=True):
     """`relation` is as it was before. `columns` are numbers, of LossKind.COLUMNS only; `retyped` is a part of them.
 
     `doubtful`: rows were inserted after a rewrite, so they may all be there still.
@@ -120,35 +135,71 @@ class Loss:
     doubtful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
+class Losses(msgspec.Struct, frozen=True):
     """What a step takes away: what can be copied first, and in words what cannot, each with its relation."""
 
     found: tuple[Loss, ...]
     not_copied: tuple[tuple[Relation, str], ...]
 
 
-def read_marks(connection: Connection) -> Marks:
-    """Of every relation but PostgreSQL's own."""
-    columns = connection.exec_driver_sql(_MARKS).one()
-    oids, *marks = (column or () for column in columns)
-    return dict(zip(oids, map(Mark, *marks), strict=True))
+class Counted:
+    """The relations of which this session may have changed rows: the server goes on counting them for a while.
+
+    Of thousands of relations a step touches a few. So all of them are read before a run's first step alone, and what
+    the steps touch is added. `oids` is None while they are not known: at first, and after a step that failed.
+    """
+
+    def __init__(self) -> None:
+        self.oids: frozenset[int] | None = None
+
+    def read(self, connection: Connection, names: Iterable[str]) -> Marks:
+        """The marks of these and of the relations of the given names, before a step; of all that are not in it the
+        counts are 0."""
+        marks = _read_marks(connection, self.oids, names)
+        self.oids = frozenset(oid for oid, mark in marks.items() if any(mark[1:]))
+        return marks
+
+    def add(self, oids: Iterable[int]) -> None:
+        """A step has touched them."""
+        if self.oids is not None:
+            self.oids |= frozenset(oids)
 
 
-def read_relations(connection: Connection, schema: str, oids: Collection[int]) -> Relations:
-    """Those of the given oids that are there, without the archive's and the migrator's own tables in `schema`."""
+def _read_marks(connection: Connection, oids: Collection[int] | None, names: Iterable[str]) -> Marks:
+    """Of the relations with these oids or of these names, in whichever schema, that are there.
+
+    Without `oids`, of every relation but PostgreSQL's own.
+    """
+    found = fetch(connection, _MARKS) if oids is None else fetch(connection, _MARKS_OF, list(oids), list(names))
+    [columns] = found
+    known, *marks = (column or () for column in columns)
+    return dict(zip(known, map(Mark, *marks), strict=True))
+
+
+def read_inventory(connection: Connection, schema: str, oids: Collection[int]) -> Inventory:
+    """Of the given oids those that are there; without the relations that are the archive's or, in `schema`, our own."""
+    if not oids:
+        return Inventory({}, {})
     own = (archive_schema(schema), schema, VERSION_TABLE, OWN_TABLES_PREFIX)
-    return {
-        row.oid: Relation(
-            oid=row.oid,
-            schema=row.schema,
-            name=row.name,
-            kind=row.kind,
-            parent=row.parent,
-            columns={number: ColumnShape(*shape) for number, shape in _SHAPES.decode(row.columns or "{}").items()},
+    rows = fetch(connection, _RELATIONS, list(oids), *own)
+    relations = {
+        row["oid"]: Relation(
+            oid=row["oid"],
+            schema=row["schema"],
+            name=row["name"],
+            kind=row["kind"],
+            parent=row["parent"],
+            columns=_COLUMNS.decode(row["columns"] or "{}"),
+            owner=tuple(row["owner"]) if row["owner"] else None,
         )
-        for row in connection.exec_driver_sql(_RELATIONS, (list(oids), *own))
+        for row in rows
+        if not row["own"]
     }
+    return Inventory(relations, {row["oid"]: _mark(row) for row in rows})
+
+
+def _mark(row: asyncpg.Record) -> Mark:
+    return Mark(row["file"], row["inserted"], row["updated"], row["deleted"])
 
 
 def changed_rows(before: Marks, after: Marks) -> frozenset[int]:
@@ -160,28 +211,43 @@ def changed_rows(before: Marks, after: Marks) -> frozenset[int]:
     )
 
 
-def locked_relations(connection: Connection) -> frozenset[int]:
-    """What this transaction holds ACCESS EXCLUSIVE: nothing can be dropped, retyped or truncated without.
-
-    It tells what the step did from what other sessions do to the catalog meanwhile.
+class Held(NamedTuple):
+    """Relations that this transaction holds locks on with which it may write; `exclusive` are those that nothing can be
+    dropped, retyped or truncated without, and `gone` are of these such as are not there any more. `marks` are of the
+    others.
     """
-    return frozenset(connection.exec_driver_sql(_LOCKED).scalars())
+
+    oids: frozenset[int]
+    exclusive: frozenset[int]
+    gone: frozenset[int]
+    marks: Marks
+
+
+def held_relations(connection: Connection) -> Held:
+    """It tells what a step did from what other sessions do to the catalog meanwhile."""
+    rows = fetch(connection, _HELD)
+    exclusive = [row for row in rows if row["exclusive"]]
+    return Held(
+        oids=frozenset(row["oid"] for row in rows),
+        exclusive=frozenset(row["oid"] for row in exclusive),
+        gone=frozenset(row["oid"] for row in exclusive if row["gone"]),
+        marks={row["oid"]: _mark(row) for row in rows if row["has_data"]},
+    )
 
 
 def emptied(connection: Connection, before: Marks, after: Inventory) -> frozenset[int]:
-    """Of the tables whose file changed: those without a row now."""
+    """Of the tables whose file changed, or may have: those without a row now."""
     return frozenset(
         oid
         for oid, relation in after.relations.items()
         if relation.kind == "r"
-        and oid in before
-        and after.marks[oid].file != before[oid].file
+        and (oid not in before or after.marks[oid].file != before[oid].file)
         and not connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM ONLY {relation.quoted})").scalar_one()
     )
 
 
 def find_losses(before: Inventory, after: Inventory, *, locked: Collection[int], empty: Collection[int]) -> Losses:
-    """Compare; `locked` and `empty` are what `locked_relations` and `emptied` say after the step."""
+    """Compare; `locked` and `empty` are what `held_relations` and `emptied` say after the step."""
     found = {
         oid: loss
         for oid, relation in before.relations.items()
@@ -215,13 +281,9 @@ def _loss(relation: Relation, before: Inventory, after: Inventory, *, empty: boo
     retyped = frozenset(
         number
         for number in relation.columns.keys() & now.columns.keys()
-        if _type(relation.columns[number]) != _type(now.columns[number])
+        if relation.columns[number][1:] != now.columns[number][1:]
     )
     return Loss(LossKind.COLUMNS, relation, columns=gone | retyped, retyped=retyped) if gone | retyped else None
-
-
-def _type(column: ColumnShape) -> tuple[int, int]:
-    return column.type_oid, column.type_modifier
 
 
 def _covered(loss: Loss, found: Mapping[int, Loss], before: Relations) -> bool:
@@ -246,6 +308,11 @@ def _goes_whole(parent: Relation, found: Mapping[int, Loss], before: Relations) 
     )
 
 
+def count_rows(number: int) -> str:
+    """`1 row`, `2 rows`."""
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
 def _words(relation: Relation, now: Relation, before: Inventory, after: Inventory, loss: Loss | None) -> str | None:
     """What of a relation that stays goes without a copy; None when nothing does."""
     if relation.kind == "c":
@@ -255,7 +322,7 @@ def _words(relation: Relation, now: Relation, before: Inventory, after: Inventor
         return None
     was, mark = before.marks[relation.oid], after.marks[relation.oid]
     changes = [
-        f"{verb} {number} rows"
+        f"{verb} {count_rows(number)}"
         for verb, number in (("updates", mark.updated - was.updated), ("deletes", mark.deleted - was.deleted))
         if number > 0
     ]

@@ -16,25 +16,50 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.copies import Book, Kept, exact_settings
+from gasket.migrator.archive.entries import Entry
 from gasket.migrator.archive.inventory import (
+    Counted,
     Inventory,
     Loss,
     LossKind,
     Relation,
+    count_rows,
     emptied,
     find_losses,
-    locked_relations,
-    read_marks,
-    read_relations,
+    held_relations,
+    read_inventory,
 )
-from gasket.migrator.archive.manifest import Entry, ensure_manifest, entries_of_tables
-from gasket.migrator.archive.trial import Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.manifest import Manifest
+from gasket.migrator.archive.trial import TrialStep, Tried, connection_of, touches_only_indexes, try_out
 from gasket.migrator.archive.versions import carry_on, mark_changed
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.sql.render import Rendering
+from gasket.postgres.driver import fetch
 
 log = logging.getLogger("gasket.migrator")
 
+# `lockable` are those on which the role may run LOCK TABLE (PostgreSQL manual, "LOCK"): CASCADE drops the foreign key
+# of another application's table without a right on that table.
+_BEFORE_LOCKING = """
+SELECT current_setting('transaction_isolation') AS isolation,
+    (SELECT coalesce(sum(pg_table_size(oid)), 0) FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])) AS size,
+    array(SELECT c.oid::bigint FROM pg_class AS c
+          WHERE c.oid = ANY ($2::bigint[]::oid[]) AND has_schema_privilege(c.relnamespace, 'USAGE')
+            AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')) AS lockable
+"""
+_THERE = "SELECT oid::bigint FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
+# The row of a system column is written when its relation is made, and never again; a composite type has none of them,
+# and its row in pg_type is not written again when it gets another attribute. `xmin` is the lower half of a number.
+_MADE_HERE = """
+SELECT made.oid::bigint
+FROM (SELECT attrelid AS oid, xmin FROM pg_attribute WHERE attnum = -1 AND attrelid = ANY ($1::bigint[]::oid[])
+      UNION ALL SELECT c.oid, t.xmin FROM pg_class AS c JOIN pg_type AS t ON t.oid = c.reltype
+      WHERE c.relkind = 'c' AND c.oid = ANY ($1::bigint[]::oid[])) AS made,
+    (SELECT pg_current_xact_id()::text::numeric AS number) AS own,
+    LATERAL (SELECT made.xmin::text::numeric - own.number % 4294967296 AS ahead) AS distance
+WHERE pg_xact_status(greatest(0, own.number + ahead + CASE WHEN ahead > 2147483648 THEN -4294967296
+    WHEN ahead < -2147483648 THEN 4294967296 ELSE 0 END)::text::xid8) = 'in progress'
+"""
 _SMALL = 8_000_000  # bytes: copied in some 50 ms
 
 
@@ -42,7 +67,8 @@ _SMALL = 8_000_000  # bytes: copied in some 50 ms
 class ArchiveReport:
     """What was kept of one step, and in words what was not. `archive` is its number in `archive list`.
 
-    `waiting` are entries of later steps: values of rows that this one writes.
+    `waiting` are entries of later steps: values of rows that this one writes. `held` are oids of what the archive
+    itself has locked.
     """
 
     revision: str
@@ -53,19 +79,28 @@ class ArchiveReport:
     seconds: float = 0.0
     tried: Tried | None = field(default=None, repr=False)
     waiting: tuple[Entry, ...] = field(default=(), repr=False)
-
-    @property
-    def copied(self) -> bool:
-        """Whether rows were copied: when the real step then fails for a lock, it cost something."""
-        return any(kept.rows for kept in self.kept)
+    held: frozenset[int] = field(default=frozenset(), repr=False)
 
     def __str__(self) -> str:
         if self.discarded:
             return "nothing was archived, as told"
-        rows = ", ".join(f"{kept.rows} rows of {kept.name}" for kept in self.kept if kept.kind is not LossKind.SEQUENCE)
+        copies = [kept for kept in self.kept if kept.kind is not LossKind.SEQUENCE]
+        rows = ", ".join(f"{count_rows(copy.rows)} of {copy.name}" for copy in copies)
         problems = [kept.problem for kept in self.kept if kept.problem]
         parts = [f"archive {self.archive} keeps {rows}"] if rows else []
         return "; ".join([*parts, *problems, *self.not_archived]) or "nothing is lost"
+
+
+@dataclass
+class Known:
+    """What the steps of one run need not find out again; after a step that failed nothing is known.
+
+    `archive_is_made`: this role may write to its manifest. `values_wait`: some archive keeps values of rows that stay.
+    """
+
+    counted: Counted = field(default_factory=Counted)
+    archive_is_made: bool = False
+    values_wait: bool | None = None
 
 
 def archive_before_downgrade(
@@ -79,11 +114,13 @@ def archive_before_downgrade(
     run_downgrade: Callable[[], None],
     discard: bool = False,
     strong: bool = False,
+    known: Known | None = None,
 ) -> ArchiveReport:
     """Find out what the step would take away, lock it, and copy it. To be called in the step's own transaction.
 
     The caller then runs the real step in the same transaction. `run_downgrade` is called here only where `rendering`
-    gives a reason, to try it out. `strong` keeps readers off too: the real step then has its locks already.
+    gives a reason, to try it out. `strong` keeps readers off too: the real step then has its locks already. `known`
+    is that of the run.
 
     Raises:
         NotArchivedError: something cannot be kept; nothing may be committed then.
@@ -94,46 +131,53 @@ def archive_before_downgrade(
         return ArchiveReport(revision, discarded=True)
     if touches_only_indexes(rendering):
         return ArchiveReport(revision)
+    known = known or Known()
     connection = connection_of(context)
-    _refuse_old_snapshot(connection, revision)
-    [tried] = try_out(context, schema, [(revision, rendering, run_downgrade)])
+    [tried] = try_out(context, schema, [TrialStep(revision, rendering, run_downgrade)], known.counted)
     losses = tried.losses
-    if losses.found and tried.in_parts:
-        raise NotArchivedError(
-            revision=revision,
-            reason=f"it takes data of {', '.join(str(loss.relation) for loss in losses.found)} away and has an "
-            "autocommit block, which commits the copy and lets writers in before the rest is done",
-            mend="Put what stands in the autocommit block into a revision of its own.",
-        )
-    if not losses.found and not losses.not_copied:
-        return ArchiveReport(revision, tried=tried, waiting=_mark_waiting(connection, schema, tried, strong=strong))
+    if tried.refusal:
+        mend = "Put what stands in the autocommit block into a revision of its own."
+        raise NotArchivedError(revision=revision, reason=tried.refusal, mend=mend)
+    entries = _entries_of_written(connection, schema, tried, known)
+    if not losses.found and not tried.not_copied and not entries:
+        return ArchiveReport(revision, tried=tried)
     started = time.monotonic()
-    ensure_manifest(connection, schema)
     relations = tried.before.relations
     lost = {loss.relation.oid for loss in losses.found}
+    [before] = fetch(connection, _BEFORE_LOCKING, list(lost), list(tried.locked & relations.keys()))
+    _refuse_old_snapshot(before["isolation"], revision)
+    if not losses.found and not tried.not_copied:
+        waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
+        return ArchiveReport(revision, tried=tried, waiting=waiting)
+    if not known.archive_is_made:
+        Manifest(connection, schema).ensure()
+        known.archive_is_made = True
     # A request that has read a row, and changes it next, waits for the copy's lock; the step then waits for what the
     # request has read: a deadlock. A copy that takes a moment begins with the step's own locks instead.
-    at_once = strong or _is_small(connection, lost)
+    at_once = strong or before["size"] <= _SMALL
     if strong:
-        log.warning("readers wait while rows of revision %s are copied", revision)
-    to_lock = tried.locked & relations.keys() if at_once else lost
+        log.warning("queries of these tables wait while the rows of revision %s are archived", revision)
+    to_lock = lost.union(before["lockable"]) if at_once else lost
     _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=at_once)
-    waiting = _mark_waiting(connection, schema, tried, strong=strong)
+    waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
     book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
         kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
-    for relation, words in losses.not_copied:
+    if any(one.kind is LossKind.COLUMNS for one in kept):
+        known.values_wait = True
+    for relation, words in tried.not_copied:
         book.note(relation, words)
     report = ArchiveReport(
         revision=revision,
         archive=book.number,
         kept=kept,
-        not_archived=tuple(words for _, words in losses.not_copied),
+        not_archived=tuple(words for _, words in tried.not_copied),
         seconds=time.monotonic() - started,
         tried=tried,
         waiting=waiting,
+        held=held_relations(connection).exclusive,
     )
-    log.info("downgrade of revision %s: %s (%.1f s)", revision, report, report.seconds)
+    log.info("archived the rows of revision %s: %s (%.1f s)", revision, report, report.seconds)
     return report
 
 
@@ -149,8 +193,9 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
     if tried is None or tried.in_parts:
         return
     connection = connection_of(context)
-    locked = locked_relations(connection)
-    after = Inventory(read_relations(connection, schema, locked), read_marks(connection))
+    held = held_relations(connection)
+    locked = held.exclusive
+    after = Inventory(read_inventory(connection, schema, locked - held.gone).relations, held.marks)
     empty = emptied(connection, tried.before.marks, after)
     kept = {loss.relation.oid: loss for loss in tried.losses.found}
     more = [
@@ -159,9 +204,13 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
         if not _is_kept(loss, kept.get(loss.relation.oid))
     ]
     # Of what it had not locked, nothing is known but that it was there: once rolled back, its oid tells the name.
-    more += [
-        str(after.relations.get(oid, f"{oid}::regclass")) for oid in locked & tried.before.marks.keys() - tried.locked
-    ]
+    unexpected = (locked & held.marks.keys()) - tried.locked - report.held
+    unexpected -= _made_here(connection, unexpected)
+    # What a step makes and drops again, as ALTER COLUMN TYPE does, has another oid each time.
+    dropped, only_tried = held.gone - tried.locked - report.held, tried.gone - held.gone
+    if len(dropped) > len(only_tried - _there(connection, only_tried if dropped else ())):
+        unexpected |= dropped
+    more += [str(after.relations.get(oid, f"{oid}::regclass")) for oid in unexpected]
     if more:
         raise NotArchivedError(
             revision=report.revision,
@@ -171,12 +220,24 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
     carry_on(connection, schema, report.waiting)
 
 
-def _mark_waiting(connection: Connection, schema: str, tried: Tried, *, strong: bool) -> tuple[Entry, ...]:
+def _there(connection: Connection, oids: Collection[int]) -> frozenset[int]:
+    """Those of the relations of any kind with these oids that are there."""
+    return frozenset(oid for (oid,) in fetch(connection, _THERE, list(oids))) if oids else frozenset()
+
+
+def _made_here(connection: Connection, oids: Collection[int]) -> frozenset[int]:
+    """Those of the tables and sequences with these oids that this transaction has made."""
+    return frozenset(oid for (oid,) in fetch(connection, _MADE_HERE, list(oids))) if oids else frozenset()
+
+
+def _entries_of_written(connection: Connection, schema: str, tried: Tried, known: Known) -> list[Entry]:
     """What earlier steps took out of rows that this one writes: who has changed one is not seen any more afterwards."""
     if not tried.written:
-        return ()
-    entries = entries_of_tables(connection, schema, tried.written)
-    return tuple(mark_changed(connection, schema, entries, strong=strong))
+        return []
+    manifest = Manifest(connection, schema)
+    if known.values_wait is None:
+        known.values_wait = manifest.values_wait()
+    return manifest.entries_of_tables(tried.written) if known.values_wait else []
 
 
 def _is_kept(loss: Loss, copy: Loss | None) -> bool:
@@ -185,20 +246,14 @@ def _is_kept(loss: Loss, copy: Loss | None) -> bool:
     return copy.kind is not LossKind.COLUMNS or (loss.kind is LossKind.COLUMNS and loss.columns <= copy.columns)
 
 
-def _refuse_old_snapshot(connection: Connection, revision: str) -> None:
+def _refuse_old_snapshot(isolation: str, revision: str) -> None:
     """A copy must see every row that was committed before its lock was granted."""
-    level = connection.exec_driver_sql("SELECT current_setting('transaction_isolation')").scalar_one()
-    if level != "read committed":
+    if isolation != "read committed":
         raise NotArchivedError(
             revision=revision,
-            reason=f"its transaction is {level}, and would not copy rows that were written since it began",
+            reason=f"its transaction is {isolation}, and would not copy rows that were written since it began",
             mend="Set default_transaction_isolation of the migration role to 'read committed'.",
         )
-
-
-def _is_small(connection: Connection, tables: Collection[int]) -> bool:
-    size = "SELECT coalesce(sum(pg_table_size(oid)), 0) FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
-    return bool(connection.exec_driver_sql(size, (list(tables),)).scalar_one() <= _SMALL)
 
 
 def _lock(connection: Connection, relations: Collection[Relation], *, strong: bool) -> None:

@@ -1,14 +1,13 @@
 """The archive's book: which rows of what were kept, by which downgrade, and what became of them.
 
 The archive's tables have short names of our own, `a<number>`; the table `manifest` beside them says what each holds.
-Whoever writes here holds the migration lock.
+Only a session that holds the migration lock writes here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -16,15 +15,14 @@ import asyncpg
 import msgspec
 from sqlalchemy import Connection
 
+from gasket.migrator.archive.entries import Archive, Entry
 from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.schema import archive_schema, ensure_schema, stored
-from gasket.migrator.connection import quote_identifier
-from gasket.migrator.errors import UnknownArchiveError
+from gasket.migrator.archive.schema import MANIFEST, archive_schema, ensure_schema, stored
+from gasket.migrator.command_line import database_command
+from gasket.migrator.errors import NotThereError
+from gasket.postgres.driver import fetch
 
 log = logging.getLogger("gasket.migrator")
-
-NOTE = "note"
-"""The kind of an entry that only says what could not be archived; the others are those of `LossKind`."""
 
 _COLUMNS = {
     "archive": "bigint NOT NULL",  # the number of one downgrade of one revision: that of its first entry
@@ -49,10 +47,14 @@ _COLUMNS = {
     "left_behind": "jsonb NOT NULL DEFAULT '{}'",
     "restore_error": "text",
 }
-_MANIFEST = """
+_ADDED_COLUMNS = {"partitions": "jsonb NOT NULL DEFAULT '[]'"}
+"""Which the manifest of an older release lacks until something is archived: read through `to_jsonb`."""
+_ALL_COLUMNS = _COLUMNS | _ADDED_COLUMNS
+_READ_MANIFEST = f"""
 SELECT current_user::text AS role, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-    AND has_table_privilege(c.oid, 'UPDATE') AS usable
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'manifest'
+    AND has_table_privilege(c.oid, 'UPDATE') AS usable,
+    array(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0) AS columns
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = '{MANIFEST}'
 """
 _WITH_PARENTS = """
 SELECT unnest($1::bigint[]) UNION
@@ -62,177 +64,124 @@ _KEEPS_VALUES = f"kind = '{LossKind.COLUMNS}' AND stored_in IS NOT NULL"
 _OPEN = "restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
 
 
-class KeptColumn(msgspec.Struct, frozen=True, kw_only=True):
-    """A column of an archive's table.
+class Manifest:
+    """The book of what `schema` has lost, for the transaction that is open on `connection`."""
 
-    `lost` are those that went, of a table that stayed, `retyped` those that got another type. By `key` a row is found.
-    """
+    def __init__(self, connection: Connection, schema: str) -> None:
+        self.connection = connection
+        self.schema = schema
+        self._table = stored(schema, MANIFEST)
 
-    name: str
-    number: int
-    lost: bool = False
-    key: bool = False
-    retyped: bool = False
+    def ensure(self) -> None:
+        """Make the archive's schema and its manifest in the transaction that needs them.
 
+        Raises:
+            MissingPrivilegeError: the role may not.
+        """
+        ensure_schema(self.connection, self.schema)
+        found = fetch(self.connection, _READ_MANIFEST, archive_schema(self.schema))
+        if not found:
+            columns = ", ".join(f"{column} {kind}" for column, kind in _ALL_COLUMNS.items())
+            self.connection.exec_driver_sql(
+                f"CREATE TABLE {self._table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
+            )
+            return
+        for column in _ADDED_COLUMNS.keys() - set(found[0]["columns"]):
+            self.connection.exec_driver_sql(f"ALTER TABLE {self._table} ADD COLUMN {column} {_ADDED_COLUMNS[column]}")
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that one downgrade took away.
+    def add(self, archive: int | None, **values: object) -> int:
+        """Write one entry, of a new archive where `archive` is None; returns its number."""
+        values = {"archive": archive or 0} | values
+        names = list(values)
+        places = ", ".join(f"${number}::{_ALL_COLUMNS[name].split()[0]}" for number, name in enumerate(names, start=1))
+        query = f"INSERT INTO {self._table} ({', '.join(names)}) VALUES ({places}) RETURNING id"
+        [(number,)] = fetch(self.connection, query, *map(_as_json, values.values()))
+        if archive is None:
+            self.update(number, archive=number)
+        return int(number)
 
-    `relation` is an oid. `owner` is the table and column that a sequence belongs to, `position` its last value and
-    whether that was handed out. `problem` says why it cannot be put back by itself, or what was not archived at all.
-    """
+    def update(self, entry: int, **values: object) -> None:
+        """Change columns of one entry."""
+        changes = ", ".join(
+            f"{name} = ${number}::{_ALL_COLUMNS[name].split()[0]}" for number, name in enumerate(values, start=2)
+        )
+        query = f"UPDATE {self._table} SET {changes} WHERE id = $1"
+        fetch(self.connection, query, entry, *map(_as_json, values.values()))
 
-    id: int
-    archive: int
-    revision: str
-    digest: str | None
-    release: str | None
-    role: str
-    archived_at: datetime
-    transaction: str
-    kind: str
-    relation: int | None
-    schema_name: str | None
-    object_name: str | None
-    columns: tuple[KeptColumn, ...]
-    owner: tuple[str, str, str] | None
-    position: tuple[int, bool] | None
-    stored_in: str | None
-    row_count: int
-    problem: str | None
-    restored_at: datetime | None
-    restored_rows: int
-    left_behind: dict[str, int]
-    restore_error: str | None
-    size: int
-
-    @property
-    def name(self) -> str:
-        """What was lost, for people: `schema.table` or `schema.table (column, column)`."""
-        lost = ", ".join(column.name for column in self.columns if column.lost)
-        return f"{self.schema_name}.{self.object_name}" + (f" ({lost})" if lost else "")
-
-    @property
-    def quoted(self) -> str:
-        """The qualified name of what was lost, as SQL."""
-        return f"{quote_identifier(self.schema_name or '')}.{quote_identifier(self.object_name or '')}"
-
-    @property
-    def keeps_values(self) -> bool:
-        """Whether it keeps values of rows that stay: of a column, and not of all."""
-        return self.kind == LossKind.COLUMNS and self.stored_in is not None and self.relation is not None
-
-    @property
-    def rows_left(self) -> int:
-        """Rows that are in the archive still."""
-        if self.stored_in is None:
-            return 0
-        return sum(self.left_behind.values()) if self.restored_at else self.row_count
-
-
-class Archive(msgspec.Struct, frozen=True, kw_only=True):
-    """What one downgrade of one revision took away. `size` is in bytes, as it stands now."""
-
-    number: int
-    revision: str
-    release: str | None
-    role: str
-    archived_at: datetime
-    entries: tuple[Entry, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows that were kept."""
-        return sum(entry.row_count for entry in self.entries)
-
-    @property
-    def rows_left(self) -> int:
-        """Rows that are in the archive still."""
-        return sum(entry.rows_left for entry in self.entries)
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(entry.size for entry in self.entries)
-
-
-def ensure_manifest(connection: Connection, schema: str) -> None:
-    """Make the archive's schema and its manifest in the transaction that needs them.
-
-    Raises:
-        MissingPrivilegeError: the role may not.
-    """
-    ensure_schema(connection, schema)
-    if connection.exec_driver_sql(_MANIFEST, (archive_schema(schema),)).one_or_none() is None:
-        columns = ", ".join(f"{column} {kind}" for column, kind in _COLUMNS.items())
-        connection.exec_driver_sql(
-            f"CREATE TABLE {_manifest(schema)} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
+    def settle(self, entry: int, *, rows: int, left: Mapping[str, int]) -> None:
+        """It was put back: `rows` are in their table again, `left` stay, by reason; without those its table is gone."""
+        self.connection.exec_driver_sql(
+            f"UPDATE {self._table} SET restored_at = clock_timestamp(), restored_rows = $2, left_behind = $3, "
+            "restore_error = NULL, stored_in = CASE WHEN $4 THEN stored_in END WHERE id = $1",
+            (entry, rows, _as_json(dict(left)), bool(left)),
         )
 
+    def entries_to_restore(self, revision: str, *, later: Iterable[str]) -> list[Entry]:
+        """What could be put back now that the revision is applied again, newest archive first.
 
-def add_entry(connection: Connection, schema: str, archive: int | None, **values: object) -> int:
-    """Write one entry, of a new archive where `archive` is None; returns its number."""
-    values = {"archive": archive or 0} | values
-    names = list(values)
-    places = ", ".join(f"${number}::{_COLUMNS[name].split()[0]}" for number, name in enumerate(names, start=1))
-    number: int = connection.exec_driver_sql(
-        f"INSERT INTO {_manifest(schema)} ({', '.join(names)}) VALUES ({places}) RETURNING id",
-        tuple(_as_json(value) for value in values.values()),
-    ).scalar_one()
-    if archive is None:
-        update_entry(connection, schema, number, archive=number)
-    return number
+        And what with `later` ones, of values of rows that stay. Only what was not put back once before: rows that did
+        not fit then may have been deleted since on purpose.
+        """
+        of_revisions = f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES})"
+        return self._read(f"{of_revisions} AND {_OPEN}", revision, list(later))
 
+    def entries_of_tables(self, tables: Iterable[int]) -> list[Entry]:
+        """What could be put back, with whatever revision, into rows that stay of the given tables (oids).
 
-def update_entry(connection: Connection, schema: str, entry: int, **values: object) -> None:
-    """Change columns of one entry."""
-    changes = ", ".join(
-        f"{name} = ${number}::{_COLUMNS[name].split()[0]}" for number, name in enumerate(values, start=2)
-    )
-    connection.exec_driver_sql(
-        f"UPDATE {_manifest(schema)} SET {changes} WHERE id = $1",
-        (entry, *(_as_json(value) for value in values.values())),
-    )
+        And of the tables that these are partitions of.
+        """
+        condition = f"relation IN ({_WITH_PARENTS}) AND {_KEEPS_VALUES} AND {_OPEN}"
+        return self._read(condition, list(tables))
 
+    def values_wait(self) -> bool:
+        """Whether something could be put back into rows that stay, of whatever table."""
+        if not self._is_usable():
+            return False
+        [(found,)] = fetch(
+            self.connection, f"SELECT EXISTS (SELECT FROM {self._table} WHERE {_KEEPS_VALUES} AND {_OPEN})"
+        )
+        return bool(found)
 
-def settle_entry(connection: Connection, schema: str, entry: int, *, rows: int, left: Mapping[str, int]) -> None:
-    """It was put back: `rows` are in their table again, `left` stay, by reason; without those its table is gone."""
-    connection.exec_driver_sql(
-        f"UPDATE {_manifest(schema)} SET restored_at = clock_timestamp(), restored_rows = $2, left_behind = $3, "
-        "restore_error = NULL, stored_in = CASE WHEN $4 THEN stored_in END WHERE id = $1",
-        (entry, rows, _as_json(dict(left)), bool(left)),
-    )
+    def entries_of_archive(self, number: int) -> list[Entry]:
+        """Everything that one archive is about.
 
+        Raises:
+            NotThereError: there is none of that number.
+        """
+        entries = self._read("true")
+        found = [entry for entry in entries if entry.archive == number]
+        if not found:
+            raise _unknown_archive(number, {entry.archive for entry in entries})
+        return found
 
-def entries_to_restore(connection: Connection, schema: str, revision: str, *, later: Iterable[str] = ()) -> list[Entry]:
-    """What could be put back now that the revision is applied again, newest archive first.
+    def revisions(self) -> frozenset[str]:
+        """Of which something could be put back."""
+        if not self._is_usable():
+            return frozenset()
+        query = f"SELECT DISTINCT revision FROM {self._table} WHERE {_OPEN}"
+        return frozenset(self.connection.exec_driver_sql(query).scalars())
 
-    And what with `later` ones, of values of rows that stay. Only what was not put back once before: rows that did not
-    fit then may have been deleted since on purpose.
-    """
-    if not _may_use_manifest(connection, schema):
-        return []
-    query = _query(schema, f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES}) AND {_OPEN}")
-    return _entries(connection.exec_driver_sql(query, (revision, list(later))).mappings())
+    def _is_usable(self) -> bool:
+        """Whether there is one, and this role may use it: if not, an upgrade must not fail for it."""
+        found = fetch(self.connection, _READ_MANIFEST, archive_schema(self.schema))
+        if not found:
+            return False
+        [(role, usable, _)] = found
+        if not usable:
+            log.warning(
+                "role %s may not read the archive %s, so no rows are put back", role, archive_schema(self.schema)
+            )
+        return bool(usable)
 
-
-def entries_of_tables(connection: Connection, schema: str, tables: Iterable[int]) -> list[Entry]:
-    """What could be put back, with whatever revision, into rows that stay of the given tables (oids).
-
-    And of the tables that these are partitions of.
-    """
-    if not _may_use_manifest(connection, schema):
-        return []
-    query = _query(schema, f"relation IN ({_WITH_PARENTS}) AND {_KEEPS_VALUES} AND {_OPEN}")
-    return _entries(connection.exec_driver_sql(query, (list(tables),)).mappings())
+    def _read(self, condition: str, *values: object) -> list[Entry]:
+        if not self._is_usable():
+            return []
+        return _entries(fetch(self.connection, _query(self.schema, condition), *values))
 
 
 def archived_revisions(connection: Connection, schema: str) -> frozenset[str]:
     """The revisions of which something could be put back. One query, for a run of many steps."""
-    if not _may_use_manifest(connection, schema):
-        return frozenset()
-    query = f"SELECT DISTINCT revision FROM {_manifest(schema)} WHERE {_OPEN}"
-    return frozenset(connection.exec_driver_sql(query).scalars())
+    return Manifest(connection, schema).revisions()
 
 
 async def list_archives(connection: asyncpg.Connection, schema: str) -> list[Archive]:
@@ -255,15 +204,27 @@ async def list_archives(connection: asyncpg.Connection, schema: str) -> list[Arc
     ]
 
 
+async def read_left(connection: asyncpg.Connection, schema: str) -> list[str]:
+    """What stayed in the archives although its revision was applied again, newest first.
+
+    Empty where this role may not look into them.
+    """
+    found = await connection.fetchrow(_READ_MANIFEST, archive_schema(schema))
+    if found is None or not found["usable"]:
+        return []
+    entries = _entries(await connection.fetch(_query(schema, "stored_in IS NOT NULL")))
+    return [words for entry in entries if (words := entry.left_words)]
+
+
 async def show_archive(connection: asyncpg.Connection, schema: str, number: int) -> Archive:
     """One archive.
 
     Raises:
-        UnknownArchiveError: there is none of that number.
+        NotThereError: there is none of that number.
     """
     archives = {archive.number: archive for archive in await list_archives(connection, schema)}
     if number not in archives:
-        raise UnknownArchiveError(number=number, known=sorted(archives))
+        raise _unknown_archive(number, archives)
     return archives[number]
 
 
@@ -271,7 +232,7 @@ async def drop_archive(connection: asyncpg.Connection, schema: str, number: int)
     """Delete one archive for good, in one transaction; returns what it was. Only under the migration lock.
 
     Raises:
-        UnknownArchiveError: there is none of that number.
+        NotThereError: there is none of that number.
     """
     async with connection.transaction():
         archive = await show_archive(connection, schema, number)
@@ -282,26 +243,24 @@ async def drop_archive(connection: asyncpg.Connection, schema: str, number: int)
     return archive
 
 
+def _unknown_archive(number: int, known: Collection[int]) -> NotThereError:
+    there = f"there are {', '.join(map(str, sorted(known)))}" if known else "the archive is empty"
+    return NotThereError(
+        problem=f"There is no archive {number}: {there}", mend=f"Run: {database_command('archive list')}"
+    )
+
+
 def _manifest(schema: str) -> str:
-    return stored(schema, "manifest")
-
-
-def _may_use_manifest(connection: Connection, schema: str) -> bool:
-    """Whether there is one, and this role may use it: if not, an upgrade must not fail for it."""
-    found = connection.exec_driver_sql(_MANIFEST, (archive_schema(schema),)).one_or_none()
-    if found is None:
-        return False
-    if not found.usable:
-        log.warning("role %s may not read the archive %s: no rows come back", found.role, archive_schema(schema))
-    return bool(found.usable)
+    return stored(schema, MANIFEST)
 
 
 def _query(schema: str, condition: str) -> str:
     columns = ", ".join(f"{name}::text" if kind.startswith("jsonb") else name for name, kind in _COLUMNS.items())
+    added = ", ".join(f"to_jsonb(m) ->> '{name}' AS {name}" for name in _ADDED_COLUMNS)
     size = "coalesce(pg_total_relation_size(to_regclass(quote_ident({}) || '.' || quote_ident(stored_in))), 0) AS size"
     schema_literal = "'" + archive_schema(schema).replace("'", "''") + "'"
     return (
-        f"SELECT id, {columns}, {size.format(schema_literal)} FROM {_manifest(schema)} "
+        f"SELECT id, {columns}, {added}, {size.format(schema_literal)} FROM {_manifest(schema)} AS m "
         f"WHERE {condition} ORDER BY archive DESC, id"
     )
 
@@ -309,12 +268,12 @@ def _query(schema: str, condition: str) -> str:
 def _entries(rows: Iterable[Any]) -> list[Entry]:
     decoded = (
         {
-            name: msgspec.json.decode(value) if value and _COLUMNS.get(name, "").startswith("jsonb") else value
+            name: msgspec.json.decode(value) if value and _ALL_COLUMNS.get(name, "").startswith("jsonb") else value
             for name, value in dict(row).items()
         }
         for row in rows
     )
-    return [msgspec.convert(row, Entry) for row in decoded]
+    return [msgspec.convert({**row, "partitions": row["partitions"] or ()}, Entry) for row in decoded]
 
 
 def _as_json(value: object) -> object:

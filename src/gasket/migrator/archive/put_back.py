@@ -1,65 +1,83 @@
-"""Archived rows put back into their tables: of tables that refer to each other in a circle, all at once."""
+"""What became of archived rows that go back to their tables: archive by archive, parents before children.
+
+Whatever fails does so alone, in a savepoint, and stays in the archive with the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 
-from sqlalchemy import Connection
+import msgspec
+from msgspec.structs import replace
+from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.copies import LEFT_BEHIND
-from gasket.migrator.archive.fitting import (
-    count_left,
-    is_empty,
-    leave_changed,
-    leave_duplicates,
-    leave_gone,
-    leave_orphans,
-    remove_identical,
-)
-from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.manifest import Entry, settle_entry
-from gasket.migrator.archive.targets import ForeignKey, Target, archived, name
-from gasket.migrator.connection import quote_identifier
-
-_TRIGGERS = """
-SELECT tgrelid::regclass::text AS table, quote_ident(tgname) AS name, tgenabled::text AS enabled
-FROM pg_trigger
-WHERE tgrelid IN (SELECT relid FROM pg_partition_tree($1::bigint::oid::regclass) UNION SELECT $1::bigint::oid::regclass)
-  AND NOT tgisinternal AND tgparentid = 0 AND tgenabled IN ('O', 'A')
-"""
+from gasket.migrator.archive.copies import LEFT_BEHIND, exact_settings
+from gasket.migrator.archive.entries import Entry
+from gasket.migrator.archive.faults import is_passing
+from gasket.migrator.archive.inventory import LossKind, count_rows
+from gasket.migrator.archive.manifest import Manifest
+from gasket.migrator.archive.partitions import make_partitions
+from gasket.migrator.archive.savepoints import savepoint
+from gasket.migrator.archive.targets import Target, UnfitError, read_target
+from gasket.migrator.archive.write import write_group
+from gasket.postgres.errors import describe
+from gasket.postgres.quoting import quote_identifier
 
 
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """What became of one entry of the archive: `rows` are back, `left` stay, by reason; or an error, and all stay.
+class PutBack(msgspec.Struct, frozen=True):
+    """What became of one entry of the archive: `rows` are back now, `left` stay, by reason; or an error, and all stay.
 
-    `table` is the oid of the table that they went back to.
+    `table` is the oid of the table that they went back to, `made` are partitions of it that were made for them.
     """
 
     entry: Entry
     table: int | None = None
     rows: int = 0
-    left: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = msgspec.field(default_factory=dict)
     error: str | None = None
+    made: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """As the entry has it."""
         return self.entry.name
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of it is in the archive any more."""
+        return not self.left and not self.error
+
     def __str__(self) -> str:
         if self.error:
             return f"{self.name}: nothing, {self.error}"
         stay = "".join(f", {number} stay in archive {self.entry.archive} ({why})" for why, number in self.left.items())
-        return f"{self.rows} rows of {self.name}{stay}"
+        made = f" (partitions made again: {', '.join(self.made)})" if self.made else ""
+        return f"{count_rows(self.rows)} of {self.name}{made}{stay}"
 
 
-def in_order(targets: Sequence[Target]) -> list[list[Target]]:
+def put_archives_back(manifest: Manifest, entries: Sequence[Entry], marked: Collection[int]) -> tuple[PutBack, ...]:
+    """Put the entries of one or more archives back, as far as they fit, in the transaction that is open.
+
+    `marked` are the ids of those of columns of which it is known which rows were changed since.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: a passing fault: a lock, the disk, the connection.
+    """
+    with exact_settings(manifest.connection):
+        return tuple(
+            result
+            for _, archive in groupby(entries, key=lambda entry: entry.archive)
+            for result in _put_archive_back(manifest, list(archive), marked)
+        )
+
+
+def _in_order(targets: Sequence[Target]) -> list[list[Target]]:
     """Parents before children; tables that refer to each other in a circle are one group."""
     needs = {
         target.oid: {
-            other.oid for other in targets for key in target.foreign_keys if other is not target and brings(other, key)
+            other.oid for other in targets for key in target.foreign_keys if other is not target and other.brings(key)
         }
         for target in targets
     }
@@ -82,108 +100,79 @@ def in_order(targets: Sequence[Target]) -> list[list[Target]]:
     return groups
 
 
-def brings(target: Target, key: ForeignKey) -> bool:
-    """Whether rows that the key may refer to come back with `target`."""
-    by_key = target.entry.kind == LossKind.COLUMNS
-    return key.parent == target.oid and not (by_key and {v.name for v in target.values}.isdisjoint(key.keys))
+def _put_archive_back(manifest: Manifest, entries: Sequence[Entry], marked: Collection[int]) -> Iterator[PutBack]:
+    targets: list[Target] = []
+    made: dict[int, tuple[str, ...]] = {}
+    for entry in entries:
+        if entry.kind == LossKind.SEQUENCE:
+            continue
+        if not entry.stored_in:
+            manifest.settle(entry.id, rows=0, left={})  # there was no row
+            continue
+        try:
+            target = read_target(manifest.connection, manifest.schema, entry)
+        except UnfitError as error:
+            yield _failed(manifest, entry, str(error))
+            continue
+        targets.append(target)
+        if not entry.restored_at:  # what is dropped later is dropped on purpose
+            made[entry.id] = make_partitions(manifest.connection, entry.partitions)
+    for group in _in_order(targets):
+        trusted = {t.oid for t in group if t.entry.id in marked and t.entry.relation == t.oid}
+        work = partial(_put_group_back, manifest, group, trusted)
+        for result in _in_savepoint(manifest, [target.entry for target in group], work):
+            yield replace(result, made=made.get(result.entry.id, ()))
+    for entry in entries:  # after the rows: the sequence of a column that came back is found by the column
+        if entry.kind == LossKind.SEQUENCE:
+            yield from _in_savepoint(manifest, [entry], partial(_put_position_back, manifest, entry))
 
 
-def put_group_back(
-    connection: Connection, schema: str, group: Sequence[Target], trusted: Collection[int]
-) -> list[PutBack]:
-    for target in group:
-        connection.exec_driver_sql(f"LOCK TABLE {target.source} IN SHARE ROW EXCLUSIVE MODE")
-    opening, closing = _around(connection, group)
-    for statement in opening:
-        connection.exec_driver_sql(statement)
-    for target in group:
-        if target.keys:
-            leave_gone(connection, target)
-            leave_changed(connection, target, trusted=target.oid in trusted)
-            leave_duplicates(connection, target)
-        elif not is_empty(connection, target):
-            remove_identical(connection, target)
-            leave_duplicates(connection, target)
-    _leave_orphans(connection, group)
-    for target in group:
-        connection.exec_driver_sql(_update(target) if target.keys else _insert(target))
-    for statement in closing:
-        connection.exec_driver_sql(statement)
-    return [_settle(connection, schema, target) for target in group]
+def _in_savepoint(manifest: Manifest, entries: Iterable[Entry], work: Callable[[], list[PutBack]]) -> list[PutBack]:
+    """In a savepoint: either all of it, or the archive as it was, with the error."""
+    try:
+        with savepoint(manifest.connection):
+            return work()
+    except UnfitError as error:
+        reason = str(error)
+    except DBAPIError as error:
+        if is_passing(error):
+            raise
+        reason = describe(error)
+    return [_failed(manifest, entry, reason) for entry in entries]
 
 
-def _leave_orphans(connection: Connection, group: Sequence[Target]) -> None:
-    """A row without parent may be the parent of another: to a fixpoint, where the tables refer to themselves."""
-    while sum(
-        leave_orphans(connection, target, key, [parent for parent in group if brings(parent, key)])
-        for target in group
-        for key in target.foreign_keys
-    ):
-        if not any(brings(parent, key) for target in group for key in target.foreign_keys for parent in group):
-            return
+def _failed(manifest: Manifest, entry: Entry, reason: str) -> PutBack:
+    manifest.update(entry.id, restore_error=reason)
+    return PutBack(entry, error=reason)
 
 
-def _insert(target: Target) -> str:
-    columns = ", ".join(map(name, target.values))
-    return (
-        f"INSERT INTO {target.table} {columns and f'({columns})'} OVERRIDING SYSTEM VALUE "
-        f"SELECT {columns} FROM ({target.incoming}) AS i"
-    )
+def _put_group_back(manifest: Manifest, group: Sequence[Target], trusted: Collection[int]) -> list[PutBack]:
+    """All rows with one statement for each table. Where the server refuses that, only the rows at fault stay."""
+    try:
+        with savepoint(manifest.connection):
+            left = write_group(manifest.connection, group, trusted, one_by_one=False)
+    except DBAPIError as error:
+        if is_passing(error):
+            raise
+        left = write_group(manifest.connection, group, trusted, one_by_one=True)
+    return [_settle(manifest, target, left) for target, left in zip(group, left, strict=True)]
 
 
-def _update(target: Target) -> str:
-    changes = ", ".join(f"{name(value)} = {archived(value)}" for value in target.values)
-    live = ", ".join(f"t.{name(value)}" for value in target.values)
-    kept = ", ".join(map(archived, target.values))
-    return (
-        f"UPDATE {target.source} AS t SET {changes} FROM {target.archive} AS a "
-        f"WHERE {target.joined} AND a.{LEFT_BEHIND} IS NULL AND ROW({live})::record *<> ROW({kept})::record"
-    )
-
-
-def _around(connection: Connection, group: Sequence[Target]) -> tuple[list[str], list[str]]:
-    """What to switch off before rows are put into the tables, and exactly that on again afterwards."""
-    opening, closing = list[str](), list[str]()
-    circular = [
-        (target, key)
-        for target in group
-        for key in target.foreign_keys
-        for other in group
-        if other is not target and brings(other, key)
-    ]
-    if circular:
-        closing.append("SET CONSTRAINTS ALL IMMEDIATE")
-    for target, key in circular:
-        alter = f"ALTER TABLE {target.table} ALTER CONSTRAINT {quote_identifier(key.name)}"
-        opening.append(f"{alter} DEFERRABLE INITIALLY DEFERRED")
-        closing.append(f"{alter} {key.timing}")
-    for target in group:
-        for trigger in connection.exec_driver_sql(_TRIGGERS, (target.oid,)):
-            always = "ALWAYS " if trigger.enabled == "A" else ""
-            opening.append(f"ALTER TABLE {trigger.table} DISABLE TRIGGER {trigger.name}")
-            closing.append(f"ALTER TABLE {trigger.table} ENABLE {always}TRIGGER {trigger.name}")
-        for value in target.values:
-            if target.keys and value.always_identity:  # which an UPDATE may not set
-                alter = f"ALTER TABLE {target.table} ALTER COLUMN {name(value)} SET GENERATED"
-                opening.append(f"{alter} BY DEFAULT")
-                closing.append(f"{alter} ALWAYS")
-    return [*opening, *(["SET CONSTRAINTS ALL DEFERRED"] if circular else [])], closing
-
-
-def _settle(connection: Connection, schema: str, target: Target) -> PutBack:
+def _settle(manifest: Manifest, target: Target, left: Mapping[str, int]) -> PutBack:
     """Take out of the archive what is back, so that it is not put back twice."""
-    left = count_left(connection, target)
     if left:
-        connection.exec_driver_sql(f"DELETE FROM {target.archive} WHERE {LEFT_BEHIND} IS NULL")
+        manifest.connection.exec_driver_sql(f"DELETE FROM {target.archive} WHERE {LEFT_BEHIND} IS NULL")
     else:
-        connection.exec_driver_sql(f"DROP TABLE {target.archive}")
-    rows = target.entry.row_count - sum(left.values())
-    settle_entry(connection, schema, target.entry.id, rows=rows, left=left)
-    return PutBack(target.entry, target.oid, rows, left)
+        manifest.connection.exec_driver_sql(f"DROP TABLE {target.archive}")
+    entry = target.entry
+    rows = entry.rows_left - sum(left.values())
+    manifest.settle(entry.id, rows=entry.restored_rows + rows, left=left)
+    return PutBack(entry, target.oid, rows, left)
 
 
-def put_position_back(connection: Connection, schema: str, entry: Entry) -> list[PutBack]:
+def _put_position_back(manifest: Manifest, entry: Entry) -> list[PutBack]:
     """Never backwards: whatever was handed out meanwhile stays handed out."""
+    connection = manifest.connection
     sequence = entry.quoted
     if entry.owner:
         table = ".".join(map(quote_identifier, entry.owner[:2]))
@@ -202,5 +191,5 @@ def put_position_back(connection: Connection, schema: str, entry: Entry) -> list
     elif (value > now.last_value) is not now.ascending:
         value, called = now.last_value, now.is_called
     connection.exec_driver_sql("SELECT setval($1::text::regclass, $2, $3)", (sequence, value, called))
-    settle_entry(connection, schema, entry.id, rows=0, left={})
+    manifest.settle(entry.id, rows=0, left={})
     return []

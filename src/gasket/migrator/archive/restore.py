@@ -1,7 +1,7 @@
 """When a revision is applied again, what its downgrade had taken away comes back, in the same transaction.
 
-What does not fit any more stays in the archive, row by row, with the reason. Where putting back fails, the archive
-stays as it was, with the error, and the upgrade goes on: an upgrade never fails for what the archive holds.
+What does not fit any more stays in the archive, row by row, with the reason, and the upgrade goes on: an upgrade never
+fails for what the archive holds. A passing fault (a full disk, a lock) does fail it: then nothing of it is done.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
+import msgspec
 from alembic.runtime.migration import MigrationContext
+from msgspec.structs import replace
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.copies import exact_settings, is_not_about_data
-from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.manifest import Entry, entries_to_restore, settle_entry, update_entry
-from gasket.migrator.archive.put_back import PutBack, in_order, put_group_back, put_position_back
-from gasket.migrator.archive.targets import Target, UnfitError, read_target
+from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
+from gasket.migrator.archive.entries import Entry
+from gasket.migrator.archive.inventory import LossKind, count_rows
+from gasket.migrator.archive.manifest import Manifest
+from gasket.migrator.archive.put_back import PutBack, put_archives_back
+from gasket.migrator.archive.refused_rows import TOO_NEW
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.archive.versions import carry_on, follow, mark_changed
-from gasket.migrator.attempts import TRY_LOCK_TIMEOUT_MS
-from gasket.migrator.connection import describe
+from gasket.migrator.archive.views import refresh_views
+from gasket.migrator.command_line import database_command
 from gasket.migrator.sql.render import Rendering
+from gasket.postgres.errors import describe
 
 log = logging.getLogger("gasket.migrator")
 
@@ -37,21 +39,36 @@ _ABOUT_ROWS = {"23503", "23505", "23514", "23502"}
 _NAMES = "SELECT oid, lower(relname) AS name FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])"
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What came back with one revision."""
+class RestoreReport(msgspec.Struct, frozen=True):
+    """What came back with one revision. `stale` are the names, as SQL, of materialized views that do not show it."""
 
     revision: str
     put_back: tuple[PutBack, ...] = ()
     seconds: float = 0.0
+    stale: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether nothing stayed in the archive."""
-        return not any(put_back.left or put_back.error for put_back in self.put_back)
+        return all(put_back.complete for put_back in self.put_back)
+
+    @property
+    def too_new(self) -> frozenset[int]:
+        """The numbers of archives with rows that wait for the transaction to be committed."""
+        return frozenset(put_back.entry.archive for put_back in self.put_back if TOO_NEW in put_back.left)
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """The commands that bring what stayed, and refresh what is stale."""
+        numbers = sorted({put_back.entry.archive for put_back in self.put_back if not put_back.complete})
+        return (
+            *(database_command(f"archive restore {number}") for number in numbers),
+            *(f"REFRESH MATERIALIZED VIEW {view}" for view in self.stale),
+        )
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.put_back)) or "nothing was archived"
+        stale = [f"materialized view {view} is stale" for view in self.stale]
+        return "; ".join([*map(str, self.put_back), *stale]) or "nothing was archived"
 
 
 def upgrade_restoring(
@@ -76,7 +93,8 @@ def upgrade_restoring(
         sqlalchemy.exc.DBAPIError: of the step itself; or a lock was not free in time, or the connection is gone.
     """
     connection = connection_of(context)
-    archived = entries_to_restore(connection, schema, revision, later=digests)
+    manifest = Manifest(connection, schema)
+    archived = manifest.entries_to_restore(revision, later=digests)
     named = partial(_archive_named, [entry for entry in archived if entry.revision == revision])
     if not restore:
         with named():
@@ -84,14 +102,13 @@ def upgrade_restoring(
         return RestoreReport(revision)
     fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
     entries = [entry for entry in fitting if entry.revision == revision]
-    of_another = tuple(
-        PutBack(entry, error=_ANOTHER)
-        for entry in archived
-        if entry.revision == revision and entry.stored_in and entry not in entries
-    )
+    others = [e for e in archived if e.revision == revision and e.stored_in and e not in entries]
+    for entry in others:
+        manifest.update(entry.id, restore_error=_ANOTHER)
+    of_another = tuple(PutBack(entry, error=_ANOTHER) for entry in others)
     waiting = [entry for entry in fitting if entry.revision != revision and entry.keeps_values]
     if waiting:
-        waiting = _concerned(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
+        waiting = _reached_by_step(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
     if not entries and not waiting:
         with named():
             run_upgrade()
@@ -109,16 +126,69 @@ def upgrade_restoring(
     if _transaction(connection) != transaction:
         marked, waiting = [], []  # an autocommit block let writers in: now nothing tells which rows they changed
     started = time.monotonic()
-    put_back = _put_back(connection, schema, entries, {entry.id for entry in marked}) if entries else ()
+    manifest = Manifest(connection, schema)
+    put_back = put_archives_back(manifest, entries, {entry.id for entry in marked}) if entries else ()
     _stay_unchanged(connection, schema, put_back, waiting, marked)
-    return _reported(RestoreReport(revision, put_back + of_another, time.monotonic() - started))
+    stale = refresh_views(connection, _tables(put_back))
+    return _reported(RestoreReport(revision, put_back + of_another, time.monotonic() - started, stale))
+
+
+def restore_archive(connection: Connection, schema: str, number: int) -> RestoreReport:
+    """Put back what is left in one archive, as far as it fits now, in the transaction that is open.
+
+    Of columns, values come back where nothing else is: which rows were changed is no longer known.
+
+    Raises:
+        TargetError: there is none of that number.
+        sqlalchemy.exc.DBAPIError: a passing fault: a lock, the disk, the connection.
+    """
+    manifest = Manifest(connection, schema)
+    found = manifest.entries_of_archive(number)
+    started = time.monotonic()
+    left = [entry for entry in found if entry.is_left]
+    connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    put_back = put_archives_back(manifest, [entry for entry in left if not entry.problem], ())
+    problems = tuple(PutBack(entry, error=entry.problem) for entry in left if entry.problem)
+    stale = refresh_views(connection, _tables(put_back))
+    return RestoreReport(found[0].revision, put_back + problems, time.monotonic() - started, stale)
+
+
+def restore_late(connection: Connection, schema: str, report: RestoreReport) -> RestoreReport:
+    """After the commit of the step that `report` is of: put back the rows that had to wait for it.
+
+    Returns what is true then. Where it fails the rows stay in the archive, for the revision itself is applied.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the connection is gone.
+    """
+    for number in sorted(report.too_new):
+        try:
+            with connection.begin():
+                again = restore_archive(connection, schema, number)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            log.warning("archive %d could not be put back after the commit: %s", number, describe(error))
+            continue
+        later = {put_back.entry.id: put_back for put_back in again.put_back}
+        put_back = tuple(later.get(put_back.entry.id, put_back) for put_back in report.put_back)
+        report = replace(report, put_back=put_back, stale=(*report.stale, *again.stale))
+        log.info(
+            "after the commit of revision %s, rows of archive %d were put back: %s", report.revision, number, again
+        )
+    return report
+
+
+def _tables(put_back: Iterable[PutBack]) -> frozenset[int]:
+    return frozenset(result.table for result in put_back if result.table is not None and result.rows)
 
 
 def _reported(report: RestoreReport) -> RestoreReport:
     if report.put_back:
-        level = logging.INFO if report.complete else logging.WARNING
-        text = "revision %s is applied again and brings back: %s (%.1f s)"
-        log.log(level, text, report.revision, report, report.seconds)
+        level = logging.WARNING if report.remedies else logging.INFO
+        then = f"; then run: {'; '.join(report.remedies)}" if report.remedies else ""
+        text = "rows of revision %s were put back: %s (%.1f s)%s"
+        log.log(level, text, report.revision, report, report.seconds, then)
     return report
 
 
@@ -128,21 +198,23 @@ def _archive_named(archived: Sequence[Entry]) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        kept = ", ".join(f"archive {e.archive}: {e.row_count} rows of {e.name}" for e in archived if e.stored_in)
+        kept = ", ".join(f"archive {e.archive}: {count_rows(e.row_count)} of {e.name}" for e in archived if e.stored_in)
         if kept and error.orig and getattr(error.orig, "sqlstate", None) in _ABOUT_ROWS:
             error.orig.add_note(
                 f"what its downgrade took away comes back only after upgrade() ({kept}): if that is what it lacks, "
-                "change the rows that it stumbles over, start again, and change them back"
+                "change the rows on which it fails, start again, and change them back"
             )
         raise
 
 
-def _concerned(
+def _reached_by_step(
     connection: Connection, waiting: Sequence[Entry], tables: Collection[int | None], rendering: Rendering
 ) -> list[Entry]:
-    """Of entries for later steps those of the given tables, and of such as this step's SQL speaks of.
+    """Of entries for later steps those of the given tables, and of tables that this step's SQL may write to.
 
-    What it does to others (by a trigger, say) counts there as somebody's change, which loses nothing.
+    A table counts when its name is anywhere in the SQL. The reader of SQL would find fewer: it does not look into
+    functions, EXECUTE or subqueries. A table too many costs a lock; a write that is missed (by a trigger, say) counts
+    as a change by an application, which loses nothing.
     """
     sql = "\n".join(statement.sql.lower() for statement in rendering.statements)
     live = connection.exec_driver_sql(_NAMES, ([entry.relation for entry in waiting],))
@@ -153,17 +225,6 @@ def _concerned(
         if entry.relation in tables
         or (entry.relation in names and (rendering.reason is not None or names[entry.relation] in sql))
     ]
-
-
-def _put_back(
-    connection: Connection, schema: str, entries: Sequence[Entry], marked: Collection[int]
-) -> tuple[PutBack, ...]:
-    with exact_settings(connection):
-        return tuple(
-            result
-            for _, archive in groupby(entries, key=lambda entry: entry.archive)
-            for result in _put_archive_back(connection, schema, list(archive), marked)
-        )
 
 
 def _stay_unchanged(
@@ -187,45 +248,3 @@ def _stay_unchanged(
 def _transaction(connection: Connection) -> str:
     number: str = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar_one()
     return number
-
-
-def _put_archive_back(
-    connection: Connection, schema: str, entries: Sequence[Entry], marked: Collection[int]
-) -> Iterator[PutBack]:
-    targets: list[Target] = []
-    for entry in entries:
-        if entry.kind == LossKind.SEQUENCE:
-            continue
-        if not entry.stored_in:
-            settle_entry(connection, schema, entry.id, rows=0, left={})  # there was no row
-            continue
-        try:
-            targets.append(read_target(connection, schema, entry))
-        except UnfitError as error:
-            yield _failed(connection, schema, entry, str(error))
-    for group in in_order(targets):
-        trusted = {t.oid for t in group if t.entry.id in marked and t.entry.relation == t.oid}
-        work = partial(put_group_back, connection, schema, group, trusted)
-        yield from _guarded(connection, schema, [target.entry for target in group], work)
-    for entry in entries:  # after the rows: the sequence of a column that came back is found by the column
-        if entry.kind == LossKind.SEQUENCE:
-            yield from _guarded(connection, schema, [entry], partial(put_position_back, connection, schema, entry))
-
-
-def _guarded(
-    connection: Connection, schema: str, entries: Iterable[Entry], work: Callable[[], list[PutBack]]
-) -> list[PutBack]:
-    """In a savepoint: either all of it, or the archive as it was, with the error."""
-    try:
-        with connection.begin_nested():
-            return work()
-    except DBAPIError as error:
-        if is_not_about_data(error):
-            raise
-        reason = describe(error.orig or error)
-    return [_failed(connection, schema, entry, reason) for entry in entries]
-
-
-def _failed(connection: Connection, schema: str, entry: Entry, reason: str) -> PutBack:
-    update_entry(connection, schema, entry.id, restore_error=reason)
-    return PutBack(entry, error=reason)

@@ -11,20 +11,24 @@ from typing import Any
 import asyncpg
 from sqlalchemy import Connection
 
-from gasket.migrator.connection import quote_identifier
 from gasket.migrator.errors import MissingPrivilegeError
+from gasket.postgres.driver import fetch
+from gasket.postgres.quoting import quote_identifier
 
+MANIFEST = "manifest"
+"""The table of the archive that says what the others hold."""
 _NAME = "gasket_archive"
 _LONGEST_NAME = 63  # bytes (PostgreSQL manual, "Identifiers and Key Words")
 
 # Asked of the catalog: to_regclass raises an error for a schema that this role may not look into.
-_RIGHTS = """
+_RIGHTS = f"""
 SELECT current_user::text AS role, n.oid IS NOT NULL AS there,
+    EXISTS (SELECT FROM aclexplode(n.nspacl) AS a WHERE a.grantee = 0) AS open_to_all,
     has_database_privilege(current_database(), 'CREATE') AS may_create,
     coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), false) AS may_use,
     (SELECT coalesce(bool_and(has_table_privilege(c.oid, needed.privilege)), true)
      FROM pg_class AS c CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed(privilege)
-     WHERE c.relnamespace = n.oid AND c.relname = 'manifest') AS may_write
+     WHERE c.relnamespace = n.oid AND c.relname = '{MANIFEST}') AS may_write
 FROM (SELECT $1::text AS name) AS wanted LEFT JOIN pg_namespace AS n ON n.nspname = wanted.name
 """
 _GRANTEES = """
@@ -62,14 +66,15 @@ def ensure_schema(connection: Connection, schema: str) -> None:
         MissingPrivilegeError: the role may not.
     """
     name = archive_schema(schema)
-    rights = connection.exec_driver_sql(_RIGHTS, (name,)).mappings().one()
+    [rights] = fetch(connection, _RIGHTS, name)
     _refuse_without_rights(rights, schema)
     if not rights["there"]:
         connection.exec_driver_sql(f"CREATE SCHEMA {quote_identifier(name)}")
         # ALTER DEFAULT PRIVILEGES ... ON SCHEMAS may have opened it already.
         for grantee in connection.exec_driver_sql(_GRANTEES, (name,)).scalars().all():
             connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA {quote_identifier(name)} FROM {grantee}")
-    connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA {quote_identifier(name)} FROM PUBLIC")
+    elif rights["open_to_all"]:
+        connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA {quote_identifier(name)} FROM PUBLIC")
 
 
 def _refuse_without_rights(rights: Any, schema: str) -> None:
@@ -84,7 +89,7 @@ def _refuse_without_rights(rights: Any, schema: str) -> None:
         need = f"create tables in schema {name}, {purpose}"
         statement = f"GRANT USAGE, CREATE ON SCHEMA {quoted} TO {role}"
     elif not rights["may_write"]:
-        need = f"write in {name}.manifest, the book of what downgrades took away"
+        need = f"write in {name}.{MANIFEST}, the book of what downgrades took away"
         statement = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {quoted} TO {role}"
     else:
         return

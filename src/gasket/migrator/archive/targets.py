@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.copies import LEFT_BEHIND
+from gasket.migrator.archive.entries import Entry
 from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.manifest import Entry
 from gasket.migrator.archive.schema import stored
-from gasket.migrator.connection import quote_identifier
+from gasket.postgres.quoting import quote_identifier
 
 # adbin of a constant begins with that: evaluating another default might draw from a sequence.
 _COLUMNS = """
@@ -58,11 +58,10 @@ ORDER BY i.indexrelid
 
 
 class UnfitError(Exception):
-    """The table is not what the rows were taken from."""
+    """The table is not what the rows were taken from, or does not take them; the message is the reason that is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiveColumn:
+class LiveColumn(msgspec.Struct, frozen=True):
     """`filled_in` and `default` are SQL for what ADD COLUMN wrote into rows there were, and for a constant default."""
 
     name: str
@@ -71,9 +70,18 @@ class LiveColumn:
     filled_in: str | None
     default: str | None
 
+    @property
+    def quoted(self) -> str:
+        """Its name as SQL."""
+        return quote_identifier(self.name)
 
-@dataclass(frozen=True, slots=True)
-class ForeignKey:
+    @property
+    def archived(self) -> str:
+        """The value of the archived row `a`, in the type that the column has now."""
+        return f"a.{self.quoted}::{self.type}"
+
+
+class ForeignKey(msgspec.Struct, frozen=True):
     """`parent` is an oid, `parent_source` what stands behind FROM; `columns` refer to `keys`, one to one."""
 
     name: str
@@ -84,8 +92,7 @@ class ForeignKey:
     timing: str
 
 
-@dataclass(frozen=True, slots=True)
-class UniqueIndex:
+class _UniqueIndex(msgspec.Struct, frozen=True):
     """`keys` and `predicate` are SQL over `columns`, which are names."""
 
     keys: tuple[str, ...]
@@ -94,8 +101,7 @@ class UniqueIndex:
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """The live table (`oid`) of an entry. `table` is its name as SQL, `source` what stands behind FROM or UPDATE.
 
     `values` are the archived columns that go back, `keys` those by which a row is found, `rest` the other columns.
@@ -111,12 +117,17 @@ class Target:
     keys: tuple[LiveColumn, ...]
     rest: tuple[LiveColumn, ...]
     foreign_keys: tuple[ForeignKey, ...]
-    unique_indexes: tuple[UniqueIndex, ...]
+    unique_indexes: tuple[_UniqueIndex, ...]
 
     @property
     def joined(self) -> str:
         """The condition by which the live row `t` is the archived row `a`'s."""
-        return " AND ".join(f"t.{name(key)} = {archived(key)}" for key in self.keys)
+        return " AND ".join(f"t.{key.quoted} = {key.archived}" for key in self.keys)
+
+    def brings(self, key: ForeignKey) -> bool:
+        """Whether rows that the key may refer to come back with this one."""
+        by_key = self.entry.kind == LossKind.COLUMNS
+        return key.parent == self.oid and not (by_key and {v.name for v in self.values}.isdisjoint(key.keys))
 
     @property
     def incoming(self) -> str:
@@ -124,31 +135,26 @@ class Target:
 
         `gasket_row` is the row's place in the archive, `gasket_place` its place in the table, if it has one.
         """
-        values = ", ".join(f"{archived(value)} AS {name(value)}" for value in self.values)
+        return self.incoming_of("true")
+
+    def incoming_of(self, rows: str) -> str:
+        """The same for a part of the archived rows: `rows` is a condition on `a`."""
+        values = ", ".join(f"{value.archived} AS {value.quoted}" for value in self.values)
+        where = f"WHERE a.{LEFT_BEHIND} IS NULL AND {rows}"
         if not self.keys:
             return (
                 f"SELECT a.ctid AS gasket_row, NULL::text AS gasket_place{values and ', '}{values} "
-                f"FROM {self.archive} AS a WHERE a.{LEFT_BEHIND} IS NULL"
+                f"FROM {self.archive} AS a {where}"
             )
-        rest = ", ".join(f"t.{name(column)}" for column in (*self.keys, *self.rest))
+        rest = ", ".join(f"t.{column.quoted}" for column in (*self.keys, *self.rest))
         return (
             f"SELECT a.ctid AS gasket_row, {PLACE} AS gasket_place, {rest}, {values} "
-            f"FROM {self.archive} AS a JOIN {self.source} AS t ON {self.joined} WHERE a.{LEFT_BEHIND} IS NULL"
+            f"FROM {self.archive} AS a JOIN {self.source} AS t ON {self.joined} {where}"
         )
 
 
 PLACE = "t.tableoid || ' ' || t.ctid"
 """Where the live row `t` is; in a partitioned table the second half alone would not tell."""
-
-
-def name(column: LiveColumn) -> str:
-    """As SQL."""
-    return quote_identifier(column.name)
-
-
-def archived(column: LiveColumn) -> str:
-    """The value of the archived row `a`, in the type that the column has now."""
-    return f"a.{name(column)}::{column.type}"
 
 
 def read_target(connection: Connection, schema: str, entry: Entry) -> Target:
@@ -177,7 +183,7 @@ def read_target(connection: Connection, schema: str, entry: Entry) -> Target:
 
     foreign_keys = (_foreign_key(row) for row in connection.exec_driver_sql(_FOREIGN_KEYS, (found.oid,)))
     unique_indexes = (
-        UniqueIndex(tuple(row.expressions), row.predicate, row.nulls_are_equal, tuple(row.columns))
+        _UniqueIndex(tuple(row.expressions), row.predicate, row.nulls_are_equal, tuple(row.columns))
         for row in connection.exec_driver_sql(_UNIQUE_INDEXES, (found.oid,))
     )
     return Target(

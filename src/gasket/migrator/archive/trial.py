@@ -6,58 +6,83 @@ commit: an autocommit block would end the transaction, and what was tried would 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+import msgspec
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
+from gasket.migrator.archive.bystanders import read_bystanders, taken_along
 from gasket.migrator.archive.inventory import (
+    Counted,
+    Held,
     Inventory,
     Losses,
-    Marks,
+    Mark,
+    Relation,
     changed_rows,
     emptied,
     find_losses,
-    locked_relations,
-    read_marks,
-    read_relations,
+    held_relations,
+    read_inventory,
 )
 from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.sql.reader import read, without_concurrently
+from gasket.migrator.sql.reading import Reading, TouchIndex
 from gasket.migrator.sql.render import Rendering
-from gasket.migrator.sql.sqltext import squeeze
+from gasket.postgres.driver import Batch
 
 _SAVEPOINT = "gasket_trial"
 _ACTIVE_SQL_TRANSACTION = "25001"
-_GAP = r"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
-# Each is the only form that PostgreSQL has for it.
-_INDEX_CONCURRENTLY = re.compile(rf"\bINDEX{_GAP}CONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
-_DETACH_CONCURRENTLY = re.compile(rf"(\bDETACH{_GAP}PARTITION\b.*?){_GAP}CONCURRENTLY\b", re.IGNORECASE | re.DOTALL)
-# These over squeezed SQL. DROP INDEX CONCURRENTLY knows no CASCADE, so none of the first takes data away.
-_ONLY_INDEXES = re.compile(r"(?:(?:CREATE (?:UNIQUE )?|DROP )INDEX CONCURRENTLY|REINDEX)\b", re.IGNORECASE)
-_NOT_IN_TRANSACTION = re.compile(r"(?:VACUUM|REINDEX)\b", re.IGNORECASE)
-_TRANSACTION_CONTROL = re.compile(
-    r"(?:BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (?:WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
-)
+# What the text of these does not tell is about locks, scans and rewrites; without CASCADE they drop nothing else.
+_DROPS_WHAT_IT_NAMES = frozenset({"alter table", "create table", "drop table"})
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class TrialStep(msgspec.Struct, frozen=True):
+    """A downgrade to be tried out. `run_downgrade` is called only where the rendering gives a reason.
+
+    `description` is the first line of the file's docstring, for people.
+    """
+
+    revision: str
+    rendering: Rendering
+    run_downgrade: Callable[[], None]
+    description: str = ""
+
+
+class Tried(msgspec.Struct, frozen=True):
     """What a step did when it was tried out. `before` are the relations that it had to do with, as they were.
 
-    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked` and `written` are oids, the latter of
-    relations whose rows are written anew, or gone.
+    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked`, `gone` and `written` are oids:
+    `gone` are those of the locked that are not there any more, `written` relations whose rows are written anew, or
+    gone. `taken_along` says what CASCADE would take beside rows.
     """
 
     in_parts: bool
     losses: Losses
     before: Inventory
     locked: frozenset[int]
+    gone: frozenset[int]
     written: frozenset[int]
+    taken_along: str | None
+
+    @property
+    def not_copied(self) -> list[tuple[Relation | None, str]]:
+        """What is lost and cannot be copied, in words, each with its relation, if it is of one."""
+        return [*self.losses.not_copied, *([(None, self.taken_along)] if self.taken_along else [])]
+
+    @property
+    def refusal(self) -> str | None:
+        """Why what the step takes away cannot be archived; None where it can."""
+        if not (self.losses.found and self.in_parts):
+            return None
+        return (
+            f"it takes data of {', '.join(str(loss.relation) for loss in self.losses.found)} away and has an "
+            "autocommit block, which commits the copy and lets writers in before the rest is done"
+        )
 
 
 def connection_of(context: MigrationContext) -> Connection:
@@ -72,16 +97,16 @@ def touches_only_indexes(rendering: Rendering) -> bool:
     Tried out, it would hold writers off for as long as the index takes.
     """
     return rendering.reason is None and all(
-        statement.autocommit and _ONLY_INDEXES.match(squeeze(statement.sql)) for statement in rendering.statements
+        statement.autocommit and all(map(_touches_an_index, read(statement.sql))) for statement in rendering.statements
     )
 
 
 @contextmanager
-def taken_back(connection: Connection) -> Iterator[None]:
+def _taken_back(connection: Connection) -> Iterator[None]:
     """A savepoint that is rolled back in every case; the locks taken in it are free again afterwards.
 
     And released: SQLAlchemy's own leaves a subtransaction open, and the rows that the real step then writes would not
-    bear the number of its transaction, by which they are told from rows that somebody else changed.
+    bear the number of its transaction, which tells them from rows that another session changed.
     """
     connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
     transaction = connection.get_transaction()
@@ -89,74 +114,129 @@ def taken_back(connection: Connection) -> Iterator[None]:
         yield
     finally:
         if transaction is not None and transaction.is_active:
-            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-        else:  # somebody ended the transaction, and SQLAlchemy takes it for ended; the server must too
+            connection.exec_driver_sql(Batch(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}"))
+        else:  # the revision ended the transaction, and SQLAlchemy takes it for ended; the server must too
             connection.connection.rollback()
 
 
+class _Seen(NamedTuple):
+    """What one step showed while it was tried out. `held` is what all steps up to it have locked so as to write."""
+
+    in_parts: bool
+    held: Held
+    after: Inventory
+    empty: frozenset[int]
+
+
 def try_out(
-    context: MigrationContext, schema: str, steps: Sequence[tuple[str, Rendering, Callable[[], None]]]
+    context: MigrationContext,
+    schema: str,
+    steps: Sequence[TrialStep],
+    counted: Counted | None = None,
 ) -> list[Tried]:
-    """Try steps out one after the other, and take them back; a step is a revision, its downgrade as SQL and as Python.
+    """Try steps out one after the other, and take them back.
+
+    `counted` is that of the run, where several steps are tried out one after the other for real.
 
     Raises:
         NotArchivedError: one commits by itself.
         sqlalchemy.exc.DBAPIError: one fails, as the real one would, or a lock was not free in time.
     """
     connection = connection_of(context)
-    seen: list[tuple[bool, Marks, Inventory, frozenset[int], frozenset[int]]] = []
-    with taken_back(connection):
-        marks = read_marks(connection)
-        for revision, rendering, run_downgrade in steps:
-            in_parts = _try_downgrade(context, revision, rendering, run_downgrade)
-            before, marks = marks, read_marks(connection)
-            locked = locked_relations(connection)
-            relations = read_relations(connection, schema, locked | changed_rows(before, marks))
-            after = Inventory(relations, marks)
-            seen.append((in_parts, before, after, locked, emptied(connection, before, after)))
+    seen: list[_Seen] = []
+    watched = any(_may_cascade(step.rendering) for step in steps)
+    bystanders = [read_bystanders(connection) if watched else ()]
+    counted = counted or Counted()
+    named = {name for step in steps for name in _named(step.rendering)}
+    with _taken_back(connection):
+        # What is known of what was there. The rest is looked at when the steps are taken back.
+        start = known = counted.read(connection, named)
+        for step in steps:
+            in_parts = _try_downgrade(context, step)
+            held = held_relations(connection)
+            changed = held.exclusive - held.gone | changed_rows(known, held.marks)
+            after = Inventory(read_inventory(connection, schema, changed).relations, held.marks)
+            seen.append(_Seen(in_parts, held, after, emptied(connection, known, after)))
+            bystanders.append(read_bystanders(connection) if watched else ())
+            known = {oid: mark for oid, mark in known.items() if oid not in held.oids} | dict(held.marks)
     # Until a step has locked a relation, it is as it is now; from then on as the step before has left it.
-    touched = frozenset[int]().union(*(locked | after.relations.keys() for _, _, after, locked, _ in seen))
-    present = read_relations(connection, schema, touched)
+    held_by_any = frozenset[int]().union(*(of_step.held.oids for of_step in seen))
+    counted.add(held_by_any)
+    present = read_inventory(connection, schema, held_by_any)
+    marks_before = {oid: Mark(mark.file, 0, 0, 0) for oid, mark in present.marks.items()} | dict(start)
     tried: list[Tried] = []
-    left, known = present, frozenset[int]()
-    for in_parts, marks_before, after, locked, empty in seen:
-        relations = {oid: relation for oid, relation in present.items() if oid not in known and oid in marks_before}
-        relations |= {oid: relation for oid, relation in left.items() if oid in known}
+    left, touched = present.relations, frozenset[int]()
+    for number, of_step in enumerate(seen):
+        after, held = of_step.after, of_step.held
+        relations = {
+            oid: relation for oid, relation in present.relations.items() if oid not in touched and oid in marks_before
+        }
+        relations |= {oid: relation for oid, relation in left.items() if oid in touched}
         before_it = Inventory(relations, marks_before)
-        losses = find_losses(before_it, after, locked=locked, empty=empty)
-        written = frozenset(oid for oid, mark in marks_before.items() if after.marks.get(oid) != mark)
-        tried.append(Tried(in_parts, losses, before_it, locked, written))
-        left, known = after.relations, locked
+        losses = find_losses(before_it, after, locked=held.exclusive, empty=of_step.empty)
+        written = frozenset(oid for oid in held.oids & marks_before.keys() if after.marks.get(oid) != marks_before[oid])
+        along = taken_along(
+            bystanders[number],
+            bystanders[number + 1],
+            tables=after,
+            held=held.oids,
+            sql="\n".join(statement.sql for statement in steps[number].rendering.statements),
+        )
+        tried.append(Tried(of_step.in_parts, losses, before_it, held.exclusive, held.gone, written, along))
+        left, touched = after.relations, held.exclusive
+        marks_before = {oid: mark for oid, mark in marks_before.items() if oid not in held.oids} | dict(after.marks)
     return tried
 
 
-def _try_downgrade(
-    context: MigrationContext, revision: str, rendering: Rendering, run_downgrade: Callable[[], None]
-) -> bool:
+def _named(rendering: Rendering) -> Iterator[str]:
+    """The names, without their schemas, of the relations that its statements lock."""
+    for statement in rendering.statements:
+        for reading in read(statement.sql):
+            for touch in reading.touches:
+                yield touch.relation[-1]
+
+
+def _may_cascade(rendering: Rendering) -> bool:
+    """Whether something may go that no statement names: reading the whole catalog for it takes milliseconds."""
+    return rendering.reason is not None or any(
+        "cascade" in statement.sql.lower()
+        or any(reading.not_told and reading.kind not in _DROPS_WHAT_IT_NAMES for reading in read(statement.sql))
+        for statement in rendering.statements
+    )
+
+
+def _try_downgrade(context: MigrationContext, step: TrialStep) -> bool:
     """Run it inside the savepoint that is open; True if the real one is committed in parts, by autocommit blocks."""
     connection = connection_of(context)
-    if rendering.reason is not None:
-        with _contained(context, revision) as blocks:
-            run_downgrade()
+    if step.rendering.reason is not None:
+        with _contained(context, step.revision) as blocks:
+            step.run_downgrade()
         return bool(blocks)
-    for statement in rendering.statements:
+    for statement in step.rendering.statements:
         if statement.autocommit:
             _try_alone(connection, statement.sql)
         else:
             connection.exec_driver_sql(statement.sql)
-    return any(statement.autocommit for statement in rendering.statements)
+    return any(statement.autocommit for statement in step.rendering.statements)
 
 
-def _without_concurrently(sql: str) -> str:
-    return _DETACH_CONCURRENTLY.sub(r"\1", _INDEX_CONCURRENTLY.sub("INDEX", sql, count=1), count=1)
+def _touches_an_index(reading: Reading) -> bool:
+    """CREATE, DROP or REINDEX of an index, CONCURRENTLY: for those PostgreSQL knows no CASCADE."""
+    return reading.kind == "reindex" or any(
+        isinstance(change, TouchIndex) and change.concurrently for change in reading.changes
+    )
+
+
+def _takes_no_data(reading: Reading) -> bool:
+    """VACUUM and REINDEX, which PostgreSQL refuses in a transaction."""
+    return reading.kind in ("vacuum", "reindex")
 
 
 def _try_alone(connection: Connection, sql: str) -> None:
     """What cannot run in a transaction at all (VACUUM, REINDEX CONCURRENTLY, ...) takes no data away: left out."""
     try:
         with connection.begin_nested():
-            connection.exec_driver_sql(_without_concurrently(sql))
+            connection.exec_driver_sql(without_concurrently(sql))
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _ACTIVE_SQL_TRANSACTION:
             raise
@@ -182,10 +262,11 @@ def _contained(context: MigrationContext, revision: str) -> Iterator[list[str]]:
     def rewrite(
         _connection: object, _cursor: object, sql: str, parameters: Any, _context: object, _many: bool
     ) -> tuple[str, Any]:
-        if _TRANSACTION_CONTROL.match(squeeze(sql)):
+        readings = read(sql)
+        if any(reading.transaction_control and not reading.is_savepoint for reading in readings):
             refuse()
         if blocks:
-            sql = "SELECT" if _NOT_IN_TRANSACTION.match(squeeze(sql)) else _without_concurrently(sql)
+            sql = "SELECT" if any(map(_takes_no_data, readings)) else without_concurrently(sql)
         return sql, parameters
 
     context.autocommit_block = no_block  # type: ignore[method-assign,assignment]

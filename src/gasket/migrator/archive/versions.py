@@ -1,8 +1,8 @@
 """Which live rows are still those that archived columns were taken from, told by the version (`xmin`) of the row.
 
 Steps write to these rows, too: a backfill, an ALTER TABLE that writes the table anew, values that are put back. So
-before a step the rows that somebody has changed are marked, for good, and after it the new versions of the others are
-noted. The table is locked against writers in between: every version that is new then is the step's own.
+before a step the rows that another session has changed are marked, for good, and after it the new versions of the
+others are noted. The table is locked against writers in between: every version that is new then is the step's own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from msgspec.structs import replace
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.copies import CHANGED, VERSION, is_not_about_data
-from gasket.migrator.archive.manifest import Entry, update_entry
+from gasket.migrator.archive.copies import CHANGED, VERSION, exact_settings
+from gasket.migrator.archive.entries import Entry
+from gasket.migrator.archive.faults import is_passing
+from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.put_back import PutBack
+from gasket.migrator.archive.savepoints import savepoint
 from gasket.migrator.archive.schema import stored
-from gasket.migrator.connection import quote_identifier
+from gasket.postgres.quoting import quote_identifier
 
 _RELATION = """
 SELECT c.oid::regclass::text AS name, c.relkind::text AS kind
@@ -43,16 +46,18 @@ def mark_changed(connection: Connection, schema: str, entries: Iterable[Entry], 
     Raises:
         sqlalchemy.exc.DBAPIError: a lock was not free in time, or the connection is gone.
     """
-    return [entry for entry in entries if _guarded(connection, partial(_mark, connection, schema, entry, strong))]
+    return [
+        entry for entry in entries if _unless_unknown(connection, partial(_mark, connection, schema, entry, strong))
+    ]
 
 
 def carry_on(connection: Connection, schema: str, entries: Iterable[Entry]) -> None:
-    """After a step, in its transaction: note the versions that it has given to rows which nobody else changed.
+    """After a step, in its transaction: note the versions that it has given to rows which no other session changed.
 
     The entries are what `mark_changed` and `follow` returned.
     """
     for entry in entries:
-        _guarded(connection, partial(_note_versions, connection, schema, entry))
+        _unless_unknown(connection, partial(_note_versions, connection, schema, entry))
 
 
 def follow(connection: Connection, schema: str, back: PutBack, waiting: Iterable[Entry]) -> list[Entry]:
@@ -63,7 +68,7 @@ def follow(connection: Connection, schema: str, back: PutBack, waiting: Iterable
     work = (
         partial(_follow, connection, schema, back, entry) for entry in waiting if entry.relation == back.entry.relation
     )
-    return [entry for each in work if (entry := _guarded(connection, each))]
+    return [entry for each in work if (entry := _unless_unknown(connection, each))]
 
 
 def _mark(connection: Connection, schema: str, entry: Entry, strong: bool) -> Entry:
@@ -99,7 +104,7 @@ def _follow(connection: Connection, schema: str, back: PutBack, entry: Entry) ->
     columns = tuple(
         replace(column, number=numbers[names[column.number]]) if column.key else column for column in entry.columns
     )
-    update_entry(connection, schema, entry.id, relation=back.table, columns=columns)
+    Manifest(connection, schema).update(entry.id, relation=back.table, columns=columns)
     return replace(entry, relation=back.table, columns=columns)
 
 
@@ -130,14 +135,17 @@ def _joined(connection: Connection, entry: Entry) -> str:
     )
 
 
-def _guarded(connection: Connection, work: Callable[[], Entry]) -> Entry | None:
-    """In a savepoint: what cannot be told is no reason to fail; the rows then count as changed."""
+def _unless_unknown(connection: Connection, work: Callable[[], Entry]) -> Entry | None:
+    """Do the work in a savepoint; None where it fails. The rows then count as changed, which loses nothing.
+
+    `exact_settings` makes PostgreSQL raise an error where a policy hides rows from this role.
+    """
     try:
-        with connection.begin_nested():
+        with savepoint(connection), exact_settings(connection):
             return work()
     except _UnknownError:
         return None
     except DBAPIError as error:
-        if is_not_about_data(error):
+        if is_passing(error):
             raise
         return None

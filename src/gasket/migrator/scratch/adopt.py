@@ -1,145 +1,114 @@
-"""A database that was not built by our runner: whether it is what a revision builds."""
+"""A database that our runner did not build: whether it is what a revision builds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import asyncpg
 
-from gasket.migrator.catalog import Catalog, read_catalog
-from gasket.migrator.connection import MigratorConfig, connect
+from gasket.migrator.catalog.difference import Difference, compare_catalogs
+from gasket.migrator.catalog.query import MIGRATING_ROLE
+from gasket.migrator.catalog.read import Catalog, Object, read_catalog
+from gasket.migrator.catalog.recorded import write_record
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.connecting import connected
 from gasket.migrator.errors import MigrationFailedError, ScratchDatabaseError
-from gasket.migrator.revisions import Revisions
+from gasket.migrator.revisions.files import Revisions
+from gasket.migrator.runner import locked
 from gasket.migrator.scratch.database import scratch_database
+from gasket.migrator.scratch.held_back import Guard, HeldBack
 from gasket.migrator.scratch.rehearsal import build
+from gasket.migrator.sql.lexer import tokens
 
-_CLOSE_TIMEOUT = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One object of the catalog (`catalog.Catalog`): its definition on live and as the revisions make it."""
-
-    kind: str
-    name: str
-    live: str | None
-    expected: str | None
+NOT_COMPARED = (
+    "Not compared: rows, the order of columns, owners, roles and their memberships, tablespaces, settings of roles and "
+    "of the database, versions of extensions, large objects, security labels."
+)
+"""What a revision may change and no catalog of ours shows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The live schema against what the revisions build.
+async def compare_with_revision(
+    config: MigratorConfig, revisions: Revisions, revision: str
+) -> tuple[Difference, Catalog]:
+    """Compare the live database with what `revision`, and all it stands on, makes in a scratch database.
 
-    Extra are objects of other applications and rights of other roles too: they are shown and are no reason to
-    refuse. `notes` say how the scratch database differs from the live one.
-    """
-
-    missing: tuple[Entry, ...]
-    extra: tuple[Entry, ...]
-    different: tuple[Entry, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def fits(self) -> bool:
-        """Whether the live schema has everything, as the revisions make it."""
-        return not (self.missing or self.different)
-
-    def lines(self) -> list[str]:
-        """For a reader; of a whole table that is missing or extra, one line."""
-        return [
-            *(f"missing    {entry.kind} {entry.name}" + _in_words(entry) for entry in _wholes(self.missing)),
-            *(
-                f"different  {entry.kind} {entry.name}: is {entry.live!r}, the revisions make it {entry.expected!r}"
-                for entry in self.different
-            ),
-            *(f"extra      {entry.kind} {entry.name}" + _in_words(entry) for entry in _wholes(self.extra)),
-            *(f"note       {note}" for note in self.notes),
-        ]
-
-
-async def compare_with_revision(config: MigratorConfig, revisions: Revisions, revision: str) -> Difference:
-    """Compare the live schema with what `revision`, and all it stands on, builds on a scratch database.
+    Returns also what the catalog is expected to be once the revision is recorded: what is there by then.
 
     Raises:
         ScratchDatabaseError: there is none, or the revisions cannot be built on it.
         DatabaseUnavailableError, DatabaseRefusedError: the live database cannot be reached.
     """
     async with scratch_database(config, revisions) as scratch:
+        empty = await _read(scratch.config)
+        guard = Guard(scratch.not_there)
         try:
-            await build(scratch, revisions, [revision])
+            await build(scratch, revisions, [revision], guard)
         except MigrationFailedError as error:
             raise ScratchDatabaseError(
-                reason=f"revision {revision} cannot be built on it ({error})",
+                reason=f"revision {revision} cannot be built on it ({error.what})",
+                made=True,
                 mend=" ".join(scratch.notes) or "Correct what it failed at.",
             ) from error
-        expected = await _read(scratch.config)
-        return difference(await _read(config), expected, notes=scratch.notes)
+        built = await _read(scratch.config)
+        live = await _read(config)
+    made = {key: found for key, found in built.items() if empty.get(key) != found}
+    schemas = {config.schema, *(found.schema for found in made.values() if found.schema)}
+    taken_away = empty.keys() - built.keys()
+    if absent := await _roles_not_there(config, guard.held_back):
+        made |= {("role", role): Object(None, None, "") for role in absent}
+    notes = (*scratch.notes, *map(_not_compared, guard.held_back), *guard.cluster_changes)
+    difference = compare_catalogs(live, made, taken_away=taken_away, schemas=schemas, notes=notes)
+    unequal = {(entry.kind, entry.name) for entry in (*difference.missing, *difference.different)}
+    equal = {key: found for key, found in made.items() if key not in unequal}
+    return difference, equal | {key: live[key] for key in unequal & made.keys() & live.keys()}
 
 
-async def compare(live: asyncpg.Connection, scratch: asyncpg.Connection, schema: str) -> Difference:
-    """Compare the schema of that name in two databases of one server: another version words definitions otherwise."""
-    return difference(await read_catalog(live, schema), await read_catalog(scratch, schema))
+async def record_adopted(config: MigratorConfig, revisions: Revisions, expected: Catalog) -> None:
+    """Keep what is expected from now on, for the drift that `status` shows.
+
+    Raises:
+        MigratorError: the lock was not to be had.
+    """
+
+    async def write(connection: asyncpg.Connection) -> None:
+        role: str = await connection.fetchval("SELECT current_user::text")
+        await write_record(connection, config.schema, _name_role(expected, role))
+
+    async with locked(config, revisions) as session:
+        await session.prepare()
+        await session.on_own_tables(write)
 
 
-def difference(live: Catalog, expected: Catalog, *, notes: tuple[str, ...] = ()) -> Difference:
-    """Compare two catalogs. Pure."""
-    entries = [Entry(kind, name, live.get((kind, name)), expected.get((kind, name))) for kind, name in live | expected]
-    unequal = [part for entry in entries if entry.live != entry.expected for part in _parts(entry)]
-    unequal.sort(key=lambda entry: (entry.kind != "table", entry.kind, entry.name))
-    return Difference(
-        missing=tuple(entry for entry in unequal if entry.live is None),
-        extra=tuple(entry for entry in unequal if entry.expected is None),
-        different=tuple(entry for entry in unequal if entry.live is not None and entry.expected is not None),
-        notes=notes,
-    )
+async def _roles_not_there(config: MigratorConfig, held_back: Iterable[HeldBack]) -> list[str]:
+    """Roles that the revisions make and that the live server has not."""
+    names = [role for held in held_back for role in _roles_made(held.sql)]
+    if not names:
+        return []
+    async with connected(config, migrating=True) as connection:
+        rows = await connection.fetch("SELECT rolname::text FROM pg_catalog.pg_roles WHERE rolname = ANY ($1)", names)
+    return sorted(set(names) - {row[0] for row in rows})
+
+
+def _roles_made(sql: str) -> list[str]:
+    """The role that a CREATE ROLE, USER or GROUP makes."""
+    words = [token for token in tokens(sql) if token.is_identifier]
+    makes = len(words) > 2 and words[0].is_word("create") and words[1].is_word("role", "user", "group")
+    return [words[2].text] if makes and not words[2].is_word("mapping") else []
+
+
+def _name_role(catalog: Catalog, migrating_role: str) -> Catalog:
+    """The catalog as it is without `migrating_role`: with the name of the role in its part's place."""
+    return {
+        (kind, name.replace(MIGRATING_ROLE, migrating_role, 1) if kind == "default privileges" else name): found
+        for (kind, name), found in catalog.items()
+    }
+
+
+def _not_compared(held: HeldBack) -> str:
+    return f"{held.kind.upper()} in revision {held.revision} is not compared: {held.reason}."
 
 
 async def _read(config: MigratorConfig) -> Catalog:
-    connection = await connect(config, migrating=True)
-    try:
-        return await read_catalog(connection, config.schema)
-    finally:
-        await connection.close(timeout=_CLOSE_TIMEOUT)
-
-
-def _parts(entry: Entry) -> Iterator[Entry]:
-    """The entry; rights one by one, for more of them on live are no harm."""
-    if entry.kind == "constraint" and all(
-        text is None or text.startswith("NOT NULL ") for text in (entry.live, entry.expected)
-    ):
-        return  # its column says the same; PostgreSQL 18 names it, and does so by the column's first name
-    if entry.kind != "privileges":
-        yield entry
-        return
-    live, expected = (set(text.split(", ")) if text else set() for text in (entry.live, entry.expected))
-    if lacking := ", ".join(sorted(expected - live)):
-        yield Entry(entry.kind, entry.name, None, lacking)
-    if beyond := ", ".join(sorted(live - expected)):
-        yield Entry(entry.kind, entry.name, beyond, None)
-
-
-def _wholes(entries: tuple[Entry, ...]) -> list[Entry]:
-    """Without what belongs to a table that is among the entries itself."""
-    tables = {entry.name for entry in entries if entry.kind == "table"}
-    owners = tables | {entry.name for entry in entries if entry.kind in ("index", "sequence") and _is_of(entry, tables)}
-    return [
-        entry for entry in entries if (entry.name in tables and entry.kind == "table") or not _belongs(entry, owners)
-    ]
-
-
-def _is_of(entry: Entry, tables: set[str]) -> bool:
-    """Whether the definition of an index or a sequence names one of the tables, or a column of it."""
-    words = (entry.live or entry.expected or "").split()
-    return any(word in tables or word.rpartition(".")[0] in tables for word in words)
-
-
-def _belongs(entry: Entry, owners: set[str]) -> bool:
-    return any(entry.name == owner or entry.name.startswith((f"{owner}.", f"{owner} to ")) for owner in owners)
-
-
-def _in_words(entry: Entry) -> str:
-    """The definition, where it is one line that a reader can do something with."""
-    definition = entry.live or entry.expected or ""
-    plain = entry.kind in ("column", "comment", "constraint", "index", "privileges", "rule", "trigger")
-    return f": {definition}" if plain and definition and "\n" not in definition else ""
+    async with connected(config, migrating=True) as connection:
+        role: str = await connection.fetchval("SELECT current_user::text")
+        return await read_catalog(connection, config.schema, migrating_role=role)

@@ -16,57 +16,55 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
 import asyncpg
+import msgspec
 
-from gasket.migrator.connection import (
-    MigratorConfig,
-    connect,
-    describe,
-    leads_through_pooler,
-    open_connection,
-    prepare_session,
-    quote_identifier,
-)
+from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.lock import migration_lock
+from gasket.migrator.config import MigratorConfig, tell_nobody
+from gasket.migrator.connecting import connected, open_connection
 from gasket.migrator.errors import ScratchDatabaseError
-from gasket.migrator.lock import LOCK_CLASS, lock_key, migration_lock
-from gasket.migrator.revisions import Revisions
+from gasket.migrator.revisions.files import Revisions
+from gasket.migrator.revisions.rules.source import made_extensions
 from gasket.migrator.scratch.set_aside import (
     MARK,
     MARKED,
     MEND,
     SETTING,
     claim,
-    give_back,
     is_empty,
     read_extensions,
-    refuse_unfit,
 )
+from gasket.postgres.connections import close_connection
+from gasket.postgres.errors import DRIVER_ERRORS, describe
+from gasket.postgres.poolers import leads_through_pooler
+from gasket.postgres.quoting import quote_identifier
+from gasket.postgres.sessions import prepare_session
 
 log = logging.getLogger("gasket.migrator")
 
-_NAME = r"^gasket_scratch_[0-9a-f]{16}$"
+NAME = r"^gasket_scratch_[0-9a-f]{16}$"
 _LOCK_IN_GIVEN = "gasket scratch database"  # no schema's name: those have no spaces
 _STATEMENT_LIMIT = 60.0
-_CLOSE_TIMEOUT = 2.0
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError)  # a timeout is an OSError
-
-_CREATE_EXTENSION = re.compile(rb"CREATE\s+EXTENSION\s+(?:IF\s+NOT\s+EXISTS\s+)?\W{0,2}([\w-]+)", re.IGNORECASE)
+_FAILURES = (*DRIVER_ERRORS, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """`config` is the live one with both URLs led to the scratch database; `notes` say how that differs from live."""
+class Scratch(msgspec.Struct, frozen=True):
+    """`config` is the live one with both URLs led to the scratch database; `notes` say how that differs from live.
+
+    `not_there` are roles that the live server has and the scratch database's has not.
+    """
 
     config: MigratorConfig
     notes: tuple[str, ...]
+    not_there: frozenset[str] = frozenset()
 
 
 @asynccontextmanager
@@ -81,20 +79,21 @@ async def scratch_database(config: MigratorConfig, revisions: Revisions) -> Asyn
         DatabaseUnavailableError, DatabaseRefusedError: the live database cannot be reached.
         LockTimeoutError: another plan uses the database that was given.
     """
-    live = await connect(config, migrating=True)
-    try:
+    async with connected(config, migrating=True) as live:
         if await leads_through_pooler(live):
             raise ScratchDatabaseError(
                 reason=f"{config.migration_setting} leads through a connection pooler",
                 mend="Set GASKET_MIGRATION_DATABASE_URL to a direct connection to the same database.",
             )
-        await prepare_session(live, config)
+        await prepare_session(live, config.schema)
         making = _given(config, live, config.scratch_url) if config.scratch_url else _made(config, live)
         async with making as url:
-            on_scratch = replace(config, database_url=url, migration_database_url=url, scratch_url=None)
-            yield Scratch(config=on_scratch, notes=await _add_extensions(on_scratch, live, revisions))
-    finally:
-        await _close(live)
+            on_scratch = replace(
+                config, database_url=url, migration_database_url=url, scratch_url=None, notify=tell_nobody
+            )
+            notes = await _add_extensions(on_scratch, live, revisions)
+            missing = await _missing_roles(on_scratch, live) if config.scratch_url else frozenset[str]()
+            yield Scratch(config=on_scratch, notes=notes, not_there=missing)
 
 
 def with_database(url: str, name: str) -> str:
@@ -122,7 +121,7 @@ async def _made(config: MigratorConfig, live: asyncpg.Connection) -> AsyncIterat
         )
     await _drop_leftovers(config, live)
     name = f"gasket_scratch_{secrets.token_hex(8)}"
-    async with migration_lock(live, name, wait=0, not_needed=_never_here):
+    async with migration_lock(live, name, wait=0):
         try:
             await _create(live, name)
             yield with_database(config.migration_url, name)
@@ -131,7 +130,7 @@ async def _made(config: MigratorConfig, live: asyncpg.Connection) -> AsyncIterat
 
 
 async def _create(live: asyncpg.Connection, name: str) -> None:
-    """Of template0, so that nobody's connection to the template is in the way; with live's encoding and collation."""
+    """Of template0, to which no session connects; with the encoding and collation of the live database."""
     [row] = await live.fetch(
         "SELECT pg_encoding_to_char(encoding) AS encoding, datcollate, datctype, "
         "current_setting('server_version_num')::int >= 150000 AS has_providers "
@@ -151,7 +150,7 @@ async def _create(live: asyncpg.Connection, name: str) -> None:
 
 
 async def _drop(config: MigratorConfig, live: asyncpg.Connection, name: str) -> None:
-    """Whoever is connected; where this role may not end their connections, only if nobody is."""
+    """Drop it with its connections; where this role may not end those, only if there are none."""
     connection = live
     try:
         if live.is_closed():
@@ -161,10 +160,10 @@ async def _drop(config: MigratorConfig, live: asyncpg.Connection, name: str) -> 
         except asyncpg.InsufficientPrivilegeError:
             await connection.execute(f"DROP DATABASE IF EXISTS {name}", timeout=_STATEMENT_LIMIT)
     except _FAILURES as error:
-        log.warning("scratch database %s could not be dropped, the next plan will: %s", name, describe(error))
+        log.warning("scratch database %s could not be dropped; the next plan drops it: %s", name, describe(error))
     finally:
         if connection is not live:
-            await _close(connection)
+            await close_connection(connection)
 
 
 async def _drop_leftovers(config: MigratorConfig, live: asyncpg.Connection) -> None:
@@ -174,7 +173,7 @@ async def _drop_leftovers(config: MigratorConfig, live: asyncpg.Connection) -> N
         "FROM pg_database AS d WHERE d.datname ~ $1 AND pg_has_role(d.datdba, 'USAGE') "
         "AND NOT EXISTS (SELECT FROM pg_stat_activity AS a WHERE a.datid = d.oid "
         "AND a.backend_type IS DISTINCT FROM 'autovacuum worker')",
-        *(_NAME, MARKED),
+        *(NAME, MARKED),
     )
     # Looked up after the names: the lock of a living plan is older than its database.
     held = {
@@ -187,19 +186,19 @@ async def _drop_leftovers(config: MigratorConfig, live: asyncpg.Connection) -> N
         if lock_key(name) in held:
             continue
         try:
-            if marked or await _is_empty_database(with_database(config.migration_url, name)):
+            if marked or await _is_empty_database(config, with_database(config.migration_url, name)):
                 await live.execute(f"DROP DATABASE {name}", timeout=_STATEMENT_LIMIT)
-                log.info("dropped scratch database %s, which a killed plan had left", name)
+                log.info("dropped scratch database %s, which an interrupted plan had left behind", name)
         except _FAILURES as error:
-            log.info("database %s looks like a scratch database and stays: %s", name, describe(error))
+            log.info("database %s looks like a scratch database but could not be dropped: %s", name, describe(error))
 
 
-async def _is_empty_database(url: str) -> bool:
-    connection = await asyncpg.connect(url, timeout=_STATEMENT_LIMIT)
+async def _is_empty_database(config: MigratorConfig, url: str) -> bool:
+    connection = await open_connection(replace(config, migration_database_url=url), migrating=True)
     try:
         return await is_empty(connection)
     finally:
-        await _close(connection)
+        await close_connection(connection)
 
 
 @asynccontextmanager
@@ -212,16 +211,15 @@ async def _given(config: MigratorConfig, live: asyncpg.Connection, url: str) -> 
             reason=f"that of {SETTING} cannot be reached: {describe(error)}", mend=f"Correct {SETTING}."
         ) from None
     try:
-        await prepare_session(connection, config)
-        async with migration_lock(connection, _LOCK_IN_GIVEN, wait=config.lock_wait, not_needed=_never_here):
-            await refuse_unfit(connection, live)
-            comment, stay = await claim(connection)
+        await prepare_session(connection, config.schema)
+        async with migration_lock(connection, _LOCK_IN_GIVEN, wait=config.lock_wait):
+            give_back = await claim(connection, live)
             try:
                 yield url
             finally:
-                await _to_the_end(give_back(connection, comment, stay))
+                await _to_the_end(give_back())
     finally:
-        await _close(connection)
+        await close_connection(connection)
 
 
 async def _add_extensions(scratch: MigratorConfig, live: asyncpg.Connection, revisions: Revisions) -> tuple[str, ...]:
@@ -229,11 +227,9 @@ async def _add_extensions(scratch: MigratorConfig, live: asyncpg.Connection, rev
     wanted = await read_extensions(live)
     if not wanted:
         return ()
-    texts = b"\n".join(file.path.read_bytes() for file in revisions.values())
-    made_by_revisions = {name.decode() for name in _CREATE_EXTENSION.findall(texts)}
+    made_by_revisions = {name for file in revisions.values() for name in made_extensions(file.path.read_bytes())}
     notes = []
-    connection = await connect(scratch, migrating=True)
-    try:
+    async with connected(scratch, migrating=True) as connection:
         present = await read_extensions(connection)
         for name in sorted(wanted.keys() - present.keys() - made_by_revisions):
             schema = quote_identifier(wanted[name])
@@ -249,9 +245,15 @@ async def _add_extensions(scratch: MigratorConfig, live: asyncpg.Connection, rev
                     f"revision that needs it fails there. Let an administrator make it in an empty database and "
                     f"let {SETTING} name that."
                 )
-    finally:
-        await _close(connection)
     return tuple(notes)
+
+
+async def _missing_roles(scratch: MigratorConfig, live: asyncpg.Connection) -> frozenset[str]:
+    """The database that was set aside may be on another server."""
+    roles = "SELECT rolname::text FROM pg_catalog.pg_roles"
+    async with connected(scratch, migrating=True) as connection:
+        wanted, present = await live.fetch(roles), await connection.fetch(roles)
+    return frozenset(row[0] for row in wanted) - {row[0] for row in present}
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -262,12 +264,3 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait({cleaning}, timeout=_STATEMENT_LIMIT)
         raise
-
-
-async def _close(connection: asyncpg.Connection) -> None:
-    with suppress(*_FAILURES):
-        await connection.close(timeout=_CLOSE_TIMEOUT)
-
-
-async def _never_here() -> bool:
-    return False

@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class LockMode(StrEnum):
-    """Table-level lock modes, weakest first (PostgreSQL manual, "Explicit Locking")."""
-
-    ACCESS_SHARE = "ACCESS SHARE"
-    ROW_SHARE = "ROW SHARE"
-    ROW_EXCLUSIVE = "ROW EXCLUSIVE"
-    SHARE_UPDATE_EXCLUSIVE = "SHARE UPDATE EXCLUSIVE"
-    SHARE = "SHARE"
-    SHARE_ROW_EXCLUSIVE = "SHARE ROW EXCLUSIVE"
-    EXCLUSIVE = "EXCLUSIVE"
-    ACCESS_EXCLUSIVE = "ACCESS EXCLUSIVE"
-
-    @classmethod
-    def of_pg_locks(cls, mode: str) -> LockMode:
-        """`AccessExclusiveLock`, as `pg_locks.mode` has it."""
-        return cls(re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper())
-
-    @property
-    def strength(self) -> int:
-        """1 to 8."""
-        return list(LockMode).index(self) + 1
-
-    @property
-    def blocks(self) -> str:
-        """Whom it keeps waiting, for as long as it is held."""
-        if self is LockMode.ACCESS_EXCLUSIVE:
-            return "blocks reads and writes"
-        if self.strength >= LockMode.SHARE.strength:
-            return "blocks writes"
-        if self is LockMode.SHARE_UPDATE_EXCLUSIVE:
-            return "reads and writes go on"
-        return "blocks schema changes only"
+from gasket.migrator.scratch.requirements import Requirement
+from gasket.migrator.sql.locks import LockMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +18,22 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class TableLock:
-    """The strongest lock on a table; `statement` counts from 1. Estimated: from the SQL, not seen."""
+    """The strongest lock on a table; `statement` counts from 1. Estimated: from the SQL, not seen.
+
+    `rows` and `bytes` are of the live table, None until it is looked at. `rows` is PostgreSQL's estimate, None also
+    where there is none yet. `bytes` are with indexes and TOAST, None also for a table that is not live yet.
+    """
 
     table: str
     mode: LockMode
+    blocks: str = field(init=False)
     statement: int
     estimated: bool
+    rows: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", self.mode.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +44,22 @@ class IndexBuild:
     table: str
 
 
+@dataclass(frozen=True, slots=True)
+class NotTried:
+    """A statement that was not tried out, counted from 1; `kind` are its first words: `create role`."""
+
+    statement: int
+    kind: str
+    reason: str
+
+
 @dataclass(slots=True)
 class Effects:
     """Of one revision, in the order of its statements. Tables that it makes itself are left out.
 
     A lock on an index or on a column's sequence counts as one on its table: no query of the table does without.
-    `unknown` says, in sentences, what could not be found out.
+    `unknown` says, in sentences, what could not be found out. `requirements` are what rows that are there must fulfil.
+    `row_locks` are tables with the statement (from 1) that took ROW EXCLUSIVE on them: it may write to their rows.
     """
 
     statements: list[Statement] = field(default_factory=list)
@@ -81,6 +68,9 @@ class Effects:
     scans: list[str] = field(default_factory=list)
     index_builds: list[IndexBuild] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    not_tried: list[NotTried] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
+    row_locks: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def concurrently(self) -> bool:

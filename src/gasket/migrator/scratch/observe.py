@@ -9,24 +9,28 @@ transaction, and its messages at `client_min_messages = debug1`, which are not t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import asyncpg
+import msgspec
 from sqlalchemy import Connection, event
 from sqlalchemy.util import await_only
 
+from gasket.migrator.apply.session import MigrationSession
+from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.errors import MigrationFailedError
-from gasket.migrator.ledger import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.revisions import Revisions
+from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import Scratch
-from gasket.migrator.scratch.effects import Effects, IndexBuild, LockMode, Statement
-from gasket.migrator.scratch.estimate import touched_tables
+from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement
+from gasket.migrator.scratch.held_back import Guard, is_of_a_revision
 from gasket.migrator.scratch.rehearsal import build
-from gasket.migrator.session import MigrationSession
-from gasket.migrator.steps import StepRecorder
+from gasket.migrator.scratch.requirements import SeenRequirements
+from gasket.migrator.sql.locks import LockMode
+from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.reading import touched_tables
 
 # `name` is without the schema if that is $1. `part_of` is the table that an index or a column's sequence belongs to.
 _RELATIONS = """
@@ -54,12 +58,9 @@ _VERIFYING = re.compile(r'verifying table "(.+)"')
 _BUILDING = re.compile(r'building index "(.+)" on table "(.+?)"')
 _VALIDATING = re.compile(r'validating foreign key constraint "(.+)"')
 _PARAMETERS_SHOWN = 200
-# What Alembic and SQLAlchemy ask for themselves.
-_NOT_THE_REVISIONS = re.compile(rf"\s*SELECT\s+pg_catalog\.|.*\b{VERSION_TABLE}\b", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class _Relation(msgspec.Struct, frozen=True):
     """`file` changes when the contents are written anew; `part_of` is the oid of the table it is a part of."""
 
     name: str
@@ -69,12 +70,12 @@ class Relation:
     part_of: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """The effects of each revision that went through, and why the next one did not."""
+class Observation(msgspec.Struct, frozen=True):
+    """The effects of each revision that went through, and why the next one did not; `notes` are on the cluster."""
 
     effects: dict[str, Effects]
     failure: str | None
+    notes: tuple[str, ...] = ()
 
 
 async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str], target: str) -> Observation:
@@ -85,38 +86,44 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
     """
     watcher: _Watcher | None = None
     failure: str | None = None
+    guard = Guard(scratch.not_there)
 
     def watched(session: MigrationSession, connection: Connection) -> None:
         nonlocal watcher
-        watcher = _Watcher(session.steps, connection, scratch.config.schema)
+        watcher = _Watcher(session.steps, connection, guard, scratch.config.schema)
         watcher.start()
         upgrade_in_process(session, connection, target)
 
     try:
-        await build(scratch, revisions, applied, watched)
+        await build(scratch, revisions, applied, guard, watched)
     except MigrationFailedError as error:
         if watcher is None:
             raise
-        failure = str(error)
+        failure = error.what
     assert watcher is not None
-    return Observation(watcher.complete(), failure)
+    return Observation(watcher.complete(), failure, tuple(guard.cluster_changes))
 
 
-async def read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, Relation]:
+async def _read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, _Relation]:
     """Every relation but PostgreSQL's and the migrator's own, by oid."""
     rows = await connection.fetch(_RELATIONS, schema, VERSION_TABLE, OWN_TABLES_PREFIX)
-    return {row["oid"]: Relation(row["name"], row["kind"], row["file"], row["scans"], row["part_of"]) for row in rows}
+    return {row["oid"]: _Relation(row["name"], row["kind"], row["file"], row["scans"], row["part_of"]) for row in rows}
 
 
-def parts(relations: dict[int, Relation]) -> dict[str, str]:
+async def read_parts(connection: asyncpg.Connection, schema: str) -> dict[str, str]:
     """The name of the table for the name of each index and sequence of it."""
+    return _parts(await _read_relations(connection, schema))
+
+
+def _parts(relations: dict[int, _Relation]) -> dict[str, str]:
     return {r.name: relations[r.part_of].name for r in relations.values() if r.part_of in relations}
 
 
 class _Watcher:
     """Looks before each revision and after each statement; the look after one is the look before the next."""
 
-    def __init__(self, steps: StepRecorder, connection: Connection, schema: str) -> None:
+    def __init__(self, steps: StepRecorder, connection: Connection, guard: Guard, schema: str) -> None:
+        self._guard = guard
         self._effects: dict[str, Effects] = {}
         self._steps = steps
         self._built = len(steps.applied)
@@ -127,8 +134,10 @@ class _Watcher:
         self._driver = driver_connection
         self._messages: list[str] = []
         self._revision: str | None = None
-        self._known: dict[int, Relation] = {}
-        self._before: dict[int, Relation] = {}
+        self._known: dict[int, _Relation] = {}
+        self._before: dict[int, _Relation] = {}
+        self._requirements = SeenRequirements(self._driver, schema)
+        self._row_locked: set[str] = set()
 
     def start(self) -> None:
         await_only(self._driver.execute("SET client_min_messages = debug1"))
@@ -150,7 +159,9 @@ class _Watcher:
     def _look_before(self, _c: object, _cursor: object, statement: str, *_rest: object) -> None:
         if self._is_watched(statement) and self._steps.current != self._revision:
             self._revision = self._steps.current
-            self._known = self._before = await_only(read_relations(self._driver, self._schema))
+            self._known = self._before = await_only(_read_relations(self._driver, self._schema))
+            await_only(self._requirements.look())
+            self._row_locked = set()
         self._messages.clear()
 
     def _look_after(self, _c: object, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
@@ -160,8 +171,12 @@ class _Watcher:
         effects = self._effects.setdefault(self._revision, Effects())
         in_transaction = self._driver.is_in_transaction()
         effects.statements.append(Statement(_with_parameters(statement, parameters), autocommit=not in_transaction))
-        now = await_only(read_relations(self._driver, self._schema))
+        if held := self._guard.take_last():
+            effects.not_tried.append(NotTried(len(effects.statements), held.kind, held.reason))
+            return
+        now = await_only(_read_relations(self._driver, self._schema))
         self._note_locks(effects, statement, in_transaction)
+        effects.requirements += await_only(self._requirements.after(len(effects.statements), read(statement)))
         # It makes an empty file and builds empty indexes: neither is a rewrite.
         if statement.split(maxsplit=1)[0].upper() != "TRUNCATE":
             self._note_changes(effects, now)
@@ -169,21 +184,30 @@ class _Watcher:
         self._before = now
 
     def _is_watched(self, statement: str) -> bool:
-        return self._steps.current is not None and not _NOT_THE_REVISIONS.match(statement)
+        return is_of_a_revision(statement, self._steps)
 
     def _note_locks(self, effects: Effects, statement: str, in_transaction: bool) -> None:
         if not in_transaction:
             names = {relation.name for relation in self._known.values()}
-            for touch in touched_tables(statement, self._schema, parts(self._known)) or ():
-                if touch.table in names:
-                    effects.add_lock(touch.table, touch.mode, estimated=True)
+            for name, touch in touched_tables(read(statement), self._schema, _parts(self._known)):
+                if name in names:
+                    effects.add_lock(name, touch.mode, estimated=True)
             return
         for row in await_only(self._driver.fetch(_LOCKS)):
             if table := self._table(row["relation"]):
                 mode = max((LockMode.of_pg_locks(mode) for mode in row["modes"]), key=lambda mode: mode.strength)
                 effects.add_lock(table.name, mode, estimated=False)
+                self._note_row_lock(effects, row["relation"], row["modes"])
 
-    def _note_changes(self, effects: Effects, now: dict[int, Relation]) -> None:
+    def _note_row_lock(self, effects: Effects, oid: int, modes: Sequence[str]) -> None:
+        """Of a table itself: nextval() takes the same lock on a sequence."""
+        relation = self._known[oid]
+        is_row_lock = "RowExclusiveLock" in modes and relation.kind in ("r", "p", "f")
+        if is_row_lock and relation.name not in self._row_locked:
+            self._row_locked.add(relation.name)
+            effects.row_locks.append((len(effects.statements), relation.name))
+
+    def _note_changes(self, effects: Effects, now: dict[int, _Relation]) -> None:
         for oid, known in self._known.items():
             before, after = self._before.get(oid), now.get(oid)
             if known.kind not in ("r", "m") or not before or not after:
@@ -207,7 +231,7 @@ class _Watcher:
                     if table := self._table(row["conrelid"]):
                         effects.add_scan(table.name)
 
-    def _table(self, oid: int) -> Relation | None:
+    def _table(self, oid: int) -> _Relation | None:
         """The relation, or the table it is a part of; None for one that the revision made itself."""
         relation = self._known.get(oid)
         return self._known.get(relation.part_of, relation) if relation and relation.part_of else relation

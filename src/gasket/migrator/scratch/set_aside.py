@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
+from typing import Any
 
 import asyncpg
 
-from gasket.migrator.connection import describe, leads_through_pooler, quote_identifier
 from gasket.migrator.errors import ScratchDatabaseError
+from gasket.postgres.errors import DRIVER_ERRORS, describe
+from gasket.postgres.poolers import leads_through_pooler
+from gasket.postgres.quoting import quote_identifier
 
 log = logging.getLogger("gasket.migrator")
 
@@ -62,7 +66,7 @@ async def read_extensions(connection: asyncpg.Connection) -> dict[str, str]:
     return {row["extname"]: row["nspname"] for row in rows}
 
 
-async def wipe(connection: asyncpg.Connection, *, keep_extensions: Collection[str]) -> None:
+async def _wipe(connection: asyncpg.Connection, *, keep_extensions: Collection[str]) -> None:
     """Drop every object, schema and extension, but for `public` and the extensions to keep.
 
     In many small transactions: a DROP SCHEMA CASCADE takes all its locks at once, and with a long history there are
@@ -82,8 +86,8 @@ async def wipe(connection: asyncpg.Connection, *, keep_extensions: Collection[st
         await connection.execute(";\n".join(drops[start : start + _BATCH]), timeout=_STATEMENT_LIMIT)
 
 
-async def refuse_unfit(connection: asyncpg.Connection, live: asyncpg.Connection) -> None:
-    """Above all: never the live database, nor one with somebody's data."""
+async def _refuse_unfit(connection: asyncpg.Connection, live: asyncpg.Connection) -> None:
+    """Refuse the live database, and any database that has data."""
     identity = (
         "SELECT (SELECT system_identifier FROM pg_control_system()) AS server, d.oid, d.datname::text AS name, "
         "current_setting('server_version_num')::int / 10000 AS version, current_user::text AS role, "
@@ -107,27 +111,32 @@ async def refuse_unfit(connection: asyncpg.Connection, live: asyncpg.Connection)
         raise ScratchDatabaseError(reason=f"{SETTING} {reason}", mend=MEND)
 
 
-async def claim(connection: asyncpg.Connection) -> tuple[str | None, set[str]]:
-    """Mark it ours, and empty it of what a killed plan left; the comment it had, and the extensions that stay."""
+async def claim(connection: asyncpg.Connection, live: asyncpg.Connection) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Mark it ours, and empty it of what a killed plan left; what is returned empties it again and gives it back.
+
+    Raises:
+        ScratchDatabaseError: it is the live database, or has data, or is not fit.
+    """
+    await _refuse_unfit(connection, live)
     comment: str | None = await connection.fetchval(
         "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
     )
     if comment and comment.startswith(MARK):
         stay, comment = set(comment.removeprefix(MARK).split()), None
-        await wipe(connection, keep_extensions=stay)
+        await _wipe(connection, keep_extensions=stay)
     else:
         stay = set(await read_extensions(connection))
         await _comment(connection, MARK + " ".join(sorted(stay)))
-    return comment, stay
+    return partial(_give_back, connection, comment, stay)
 
 
-async def give_back(connection: asyncpg.Connection, comment: str | None, stay: set[str]) -> None:
+async def _give_back(connection: asyncpg.Connection, comment: str | None, stay: set[str]) -> None:
     """Empty it, and then put its own comment in the place of ours."""
     try:
-        await wipe(connection, keep_extensions=stay)
+        await _wipe(connection, keep_extensions=stay)
         await _comment(connection, comment)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        log.warning("the database of %s could not be emptied, the next plan will: %s", SETTING, describe(error))
+    except DRIVER_ERRORS as error:
+        log.warning("the database of %s could not be emptied; the next plan empties it: %s", SETTING, describe(error))
 
 
 async def _comment(connection: asyncpg.Connection, comment: str | None) -> None:

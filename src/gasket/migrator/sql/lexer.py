@@ -1,7 +1,7 @@
-"""PostgreSQL's SQL cut into tokens, comments left out (manual, "Lexical Structure").
+"""PostgreSQL's SQL cut into tokens and into statements (PostgreSQL manual, "Lexical Structure").
 
-It cuts, it does not parse: enough to tell a keyword from a text, a quoted name or the body of a function that looks
-like one, and to walk along them.
+It cuts, it does not parse: it tells a keyword from a string, from a quoted name and from the body of a function, and
+lets a reader walk along them. Comments are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple
 Name = tuple[str, ...]
 """The parts of a name: ("table",) or ("schema", "table")."""
 
+_NAME_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL cuts longer names off
+
 
 class Kind(Enum):
     """What a token is."""
@@ -23,18 +25,30 @@ class Kind(Enum):
     NAME = auto()
     """A quoted name, without its quotes."""
     STRING = auto()
-    """A text between quotes or dollar quotes, without them; its escapes are left as they are."""
+    """A text between quotes or dollar quotes, without them; its backslashes are left as they are."""
     NUMBER = auto()
     PARAMETER = auto()
     SYMBOL = auto()
-    """One character; but two for `::`."""
+    """One character; but two for `::` and `:=`."""
 
 
 class Token(NamedTuple):
-    """A token and its text."""
+    """A token, its text, and where it stands in the SQL."""
 
     kind: Kind
     text: str
+    start: int
+    end: int
+
+    def is_symbol(self, text: str) -> bool:
+        return self.kind is Kind.SYMBOL and self.text == text
+
+    def is_word(self, *texts: str) -> bool:
+        return self.kind is Kind.WORD and self.text in texts
+
+    @property
+    def is_identifier(self) -> bool:
+        return self.kind in (Kind.WORD, Kind.NAME)
 
 
 _TOKEN = re.compile(
@@ -48,56 +62,110 @@ _TOKEN = re.compile(
     | (?P<word> [^\W\d] [\w$]* )
     | (?P<number> \.?\d [\w.]* )
     | \$(?P<parameter> \d+ )
-    | (?P<symbol> :: | . )
+    | (?P<symbol> :: | := | . )
     """,
     re.VERBOSE | re.DOTALL,
 )
+_MAY_SPLIT = re.compile(r";|--|/\*")  # of a text without these cutting it into tokens would find one statement
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
+_KINDS = {
+    "word": Kind.WORD,
+    "name": Kind.NAME,
+    "escaped": Kind.STRING,
+    "text": Kind.STRING,
+    "dollar": Kind.STRING,
+    "number": Kind.NUMBER,
+    "parameter": Kind.PARAMETER,
+    "symbol": Kind.SYMBOL,
+}
+
+
+def is_same_name(name: Name, other: Name) -> bool:
+    """Whether two names are of one object; one without a schema is in any schema that is searched."""
+    return name[-1:] == other[-1:] and (len(name) != len(other) or name == other)
 
 
 def tokens(sql: str) -> Iterator[Token]:
     """The tokens of `sql`. A quote without an end is a symbol."""
     position = 0
     while match := _TOKEN.match(sql, position):
-        position = match.end()
-        match match.lastgroup:
-            case "blank":
-                pass
-            case "comment":
-                position = _end_of_comment(sql, position)
-            case "word":
-                yield Token(Kind.WORD, match["word"].lower())
-            case "name":
-                yield Token(Kind.NAME, match["name"].replace('""', '"'))
-            case "escaped" | "text" | "dollar" as group:
-                yield Token(Kind.STRING, match[group])
-            case "number":
-                yield Token(Kind.NUMBER, match["number"])
-            case "parameter":
-                yield Token(Kind.PARAMETER, match["parameter"])
-            case _:
-                yield Token(Kind.SYMBOL, match["symbol"])
+        start, position = match.span()
+        group = match.lastgroup or "symbol"
+        if group == "blank":
+            continue
+        if group == "comment":
+            position = _end_of_comment(sql, position)
+            continue
+        text = match[group]
+        if group == "word":
+            text = _cut_off(_folded(text))
+        elif group in ("text", "escaped"):
+            text = text.replace("''", "'")
+        elif group == "name":
+            text = _cut_off(text.replace('""', '"'))
+        yield Token(_KINDS[group], text, start, position)
 
 
-def first_word(sql: str) -> str:
-    """The keyword that a statement begins with, in lower case, or nothing."""
-    first = next(tokens(sql), None)
-    return first.text if first is not None and first.kind is Kind.WORD else ""
+def statements(sql: str) -> list[str]:
+    """The statements of a text, without the semicolons between them.
+
+    A text of one statement, its semicolon and its comments included, is returned as it is.
+    """
+    if sql.strip() and not _MAY_SPLIT.search(sql):
+        return [sql.strip()]
+    found = [sql[group[0].start : group[-1].end] for group in split(tokens(sql))]
+    return [sql.strip()] if len(found) == 1 else found
+
+
+def split(stream: Iterator[Token]) -> Iterator[list[Token]]:
+    """The tokens of each statement. The body of a function in standard SQL is a part of its statement."""
+    statement = list[Token]()
+    depth = blocks = 0
+    for token in stream:
+        if token.is_symbol(";") and depth <= 0 and not blocks:
+            if statement:
+                yield statement
+            statement, depth = [], 0
+            continue
+        depth += _step(token)
+        begins_body = token.is_word("atomic") and bool(statement) and statement[-1].is_word("begin")
+        if begins_body or (blocks and token.is_word("case")):
+            blocks += 1
+        elif blocks and token.is_word("end"):
+            blocks -= 1
+        statement.append(token)
+    if statement:
+        yield statement
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """A statement or a reason for a log line or an error: one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 class Words:
-    """The tokens of a statement, and how far along them one is."""
+    """The tokens of one statement, and a position in them."""
 
     def __init__(self, words: Sequence[Token]) -> None:
-        self._words = words[:-1] if words and words[-1] == (Kind.SYMBOL, ";") else words
+        self._words = words
         self._at = 0
 
     def __bool__(self) -> bool:
         return self._at < len(self._words)
 
     def rest(self) -> Sequence[Token]:
-        """What is not consumed yet."""
+        """The tokens that are not consumed yet."""
         return self._words[self._at :]
+
+    def next(self) -> Token | None:
+        """The token that comes next, not consumed."""
+        return self._words[self._at] if self else None
+
+    def is_at(self, *words: str) -> bool:
+        """Whether one of these keywords or symbols comes next."""
+        token = self.next()
+        return token is not None and token.kind in (Kind.WORD, Kind.SYMBOL) and token.text in words
 
     def take(self, *expected: str) -> bool:
         """Consume these words and symbols, if they come next."""
@@ -107,12 +175,23 @@ class Words:
         self._at += len(expected)
         return True
 
+    def take_any(self, *expected: str) -> bool:
+        """Consume as many of these words as come next, in any order."""
+        start = self._at
+        while any(self.take(word) for word in expected):
+            pass
+        return self._at > start
+
+    def skip(self) -> None:
+        """Consume one token."""
+        self._at += 1
+
     def word(self) -> str:
-        """Consume a keyword; nothing where there is none."""
+        """Consume a keyword; empty when there is none."""
         return self._one_of(Kind.WORD)
 
     def identifier(self) -> str:
-        """Consume one part of a name; nothing where there is none."""
+        """Consume one part of a name; empty when there is none."""
         return self._one_of(Kind.WORD, Kind.NAME)
 
     def name(self) -> Name:
@@ -133,10 +212,19 @@ class Words:
             self._at += 1
         return tuple(self._words[start : self._at])
 
+    def inside(self) -> Words:
+        """Consume the parentheses that come next; what is between them, empty when none come next."""
+        start = self._at
+        self.skip_parentheses()
+        return Words(self._words[start + 1 : self._at - 1] if self._at > start else ())
+
     def skip_parentheses(self) -> None:
-        """Consume what is in the parentheses that come next, if any do."""
-        depth = 0
-        while self and (depth or self._words[self._at] == (Kind.SYMBOL, "(")):
+        """Consume the parentheses that come next, if any do, and what is between them."""
+        if not self.is_at("("):
+            return
+        depth = 1
+        self._at += 1
+        while self and depth:
             depth += _step(self._words[self._at])
             self._at += 1
 
@@ -145,7 +233,7 @@ class Words:
         depth, part = 0, list[Token]()
         for token in self.rest():
             depth += _step(token)
-            if token == (Kind.SYMBOL, ",") and not depth:
+            if token.is_symbol(",") and not depth:
                 yield Words(part)
                 part = []
             else:
@@ -170,6 +258,16 @@ class Words:
         return ""
 
 
+def _folded(word: str) -> str:
+    """PostgreSQL folds ASCII letters alone when the database's encoding has more than one byte a character."""
+    return word.lower() if word.isascii() else "".join(c.lower() if c.isascii() else c for c in word)
+
+
+def _cut_off(name: str) -> str:
+    encoded = name.encode("utf-8", "replace")
+    return name if len(encoded) <= _NAME_BYTES else encoded[:_NAME_BYTES].decode("utf-8", "ignore")
+
+
 def _step(token: Token) -> int:
     """How much deeper in parentheses or brackets the text is after this token."""
     if token.kind is not Kind.SYMBOL:
@@ -178,7 +276,7 @@ def _step(token: Token) -> int:
 
 
 def _end_of_comment(sql: str, position: int) -> int:
-    """Comments nest, unlike in the SQL standard's minimum and in C."""
+    """Comments nest, unlike in C."""
     depth = 1
     while depth and (edge := _COMMENT_EDGE.search(sql, position)):
         depth += 1 if edge[0] == "/*" else -1

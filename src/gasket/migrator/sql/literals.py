@@ -6,7 +6,7 @@ as its type's input text, so that what the statement means does not depend on ho
 which is lossy (bytes, JSON, time zones).
 
 Of SQLAlchemy's names these are not public: `visit_bindparam` and `_collected_params` of its compiler,
-`_unwrapped_dialect_impl` and `_has_bind_expression` of its types. `tests/unit/test_render.py` fails when it
+`_unwrapped_dialect_impl` and `_has_bind_expression` of its types. `tests/migrator/unit/test_render.py` fails when it
 changes them.
 """
 

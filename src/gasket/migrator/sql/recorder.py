@@ -1,31 +1,26 @@
 """What a revision gets for its connection while it is rendered: it notes each statement and answers nothing.
 
 Of SQLAlchemy's names these are not public: `Connection._run_ddl_visitor`, and `_sa_instance_state`, which `inspect`
-looks for. `tests/unit/test_render.py` fails when they change.
+looks for. `tests/migrator/unit/test_render.py` fails when they change.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, NoReturn
 
 from alembic.ddl.base import AlterColumn
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Dialect, Executable
 from sqlalchemy.dialects.postgresql import CreateDomainType, CreateEnumType, DropDomainType, DropEnumType
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.functions import FunctionElement
 
-from gasket.migrator.sql.lexer import first_word
+from gasket.migrator.sql.lexer import shortened, statements
 from gasket.migrator.sql.literals import UnwritableError, write_out
+from gasket.migrator.sql.reader import may_control_transaction, read
 
-_REASON_LENGTH = 200
-_TRANSACTION_CONTROL = frozenset(
-    {"abort", "begin", "commit", "end", "prepare", "release", "rollback", "savepoint", "start"}
-)
 # Options of a statement that change nothing of what it does.
 _HARMLESS_OPTIONS = frozenset({"autocommit", "compiled_cache", "logging_token", "no_parameters"})
 _DROP_TYPE = re.compile(r"\ADROP (?:TYPE|DOMAIN) ")
@@ -133,20 +128,18 @@ class Recorder:
         self._add(sql, was)
 
     def _add(self, sql: str, was: str | None = None) -> None:
-        sql = sql.strip()
-        if not sql:
-            return
-        if first_word(sql) in _TRANSACTION_CONTROL:
-            self.refuse(f"controls the transaction ({sql})")
+        """A driver takes one statement at a time: a text of several is kept as several."""
         if not _is_storable(sql):
             self.refuse("has a character in its SQL that cannot be stored")
-        self.statements.append((sql, self.autocommit, was))
+        for statement in statements(sql):
+            self.statements.append((statement, self.autocommit, was))
+            if may_control_transaction(statement) and any(r.transaction_control for r in read(statement)):
+                self.refuse(f"controls the transaction ({statement})")
 
     def note(self, reason: str) -> None:
         """Keep the first reason, in one line that can be stored."""
         if self.reason is None:
-            line = " ".join(reason.encode("utf-8", "replace").decode().replace("\x00", " ").split())
-            self.reason = line if len(line) <= _REASON_LENGTH else f"{line[: _REASON_LENGTH - 1]}…"
+            self.reason = shortened(reason.encode("utf-8", "replace").decode().replace("\x00", " "))
 
     def refuse(self, reason: str) -> NoReturn:
         self.note(reason)
@@ -176,30 +169,6 @@ class _NoResult:
 
     def __getattr__(self, _name: str) -> NoReturn:
         self._refuse()
-
-
-class NoEnvironment:
-    """Stands in for `alembic.context`, which would lead to the live connection."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def is_offline_mode(self) -> bool:
-        return False
-
-    def __getattr__(self, name: str) -> NoReturn:
-        self._recorder.refuse(f"uses alembic.context.{name}")
-
-
-class RecordingContext(MigrationContext):
-    @contextmanager
-    def autocommit_block(self) -> Iterator[None]:
-        recorder: Any = self.connection
-        recorder.autocommit = True
-        try:
-            yield
-        finally:
-            recorder.autocommit = False
 
 
 def _unless_it_exists(sql: str) -> str:

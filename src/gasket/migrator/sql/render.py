@@ -5,13 +5,12 @@ and refuses to answer: a revision that reads the database, or takes its transact
 replayed from a list, and the reason is kept. What a function does beside SQL happens when it is rendered; and a
 clock, the environment or chance that it asks cannot be noticed.
 
-Of Alembic's names `_proxy` of `alembic.op` and of `alembic.context` is not public; `tests/unit/test_render.py` fails
-when it changes.
+Of Alembic's names `_proxy` of `alembic.op` and of `alembic.context` is not public; `tests/migrator/unit/test_render.py`
+fails when it changes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -19,16 +18,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import alembic.context
 import alembic.op
+import msgspec
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Dialect, MetaData
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from gasket.migrator.sql.recorder import NoEnvironment, Recorder, RecordingContext, Refusal
+from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.recorder import Recorder, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,7 @@ class Statement:
     was: str | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Rendering:
+class Rendering(msgspec.Struct, frozen=True):
     """`reason` says why the statements cannot be replayed, as what "it" does; None when they can.
 
     With a reason, `statements` are those up to the point where it came up.
@@ -53,16 +53,20 @@ class Rendering:
     statements: tuple[Statement, ...]
     reason: str | None = None
 
+    @property
+    def transaction_control(self) -> str | None:
+        """The statement that would end, begin or mark a transaction; rendering ends with it."""
+        last = self.statements[-1].sql if self.reason and self.statements else ""
+        return last if any(reading.transaction_control for reading in read(last)) else None
 
-def render(
-    function: Callable[[], object], dialect: Dialect | None = None, *, metadata: MetaData | None = None
-) -> Rendering:
+
+def render(function: Callable[[], object], *, metadata: MetaData | None = None) -> Rendering:
     """Call a revision's `upgrade` or `downgrade` and note its statements; never raises what it raises.
 
     `metadata` is what `context.configure` gets as `target_metadata`: its naming convention names constraints.
     May be called in the middle of a run of Alembic: `alembic.op` and `alembic.context` are as before afterwards.
     """
-    context = copy(_blank_context(dialect or _default_dialect(), metadata))
+    context = copy(_blank_context(metadata))
     recorder = Recorder(context.dialect)
     context.impl = copy(context.impl)
     context.impl.memo = {}
@@ -70,7 +74,7 @@ def render(
     operations = Operations(context)
     operations.run_async = recorder.refuse_run_async  # type: ignore[method-assign]
     try:
-        with _instead(alembic.op, operations), _instead(alembic.context, NoEnvironment(recorder)):
+        with _instead(alembic.op, operations), _instead(alembic.context, _NoEnvironment(recorder)):
             function()
     except Refusal:
         pass
@@ -95,26 +99,46 @@ def to_json(rendering: Rendering) -> str:
         stored = {"sql": [statement.sql for statement in rendering.statements]}
         if outside := [number for number, statement in enumerate(rendering.statements) if statement.autocommit]:
             stored["autocommit"] = outside
-    return json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+    return msgspec.json.encode(stored).decode()
 
 
 def from_json(stored: str) -> Rendering:
     """The inverse of `to_json`; keys that a newer release has added are left alone."""
-    read: dict[str, Any] = json.loads(stored)
+    read: dict[str, Any] = msgspec.json.decode(stored)
     outside = set(read.get("autocommit", ()))
     statements = [Statement(sql, number in outside) for number, sql in enumerate(read.get("sql", ()))]
     return Rendering(tuple(statements), read.get("reason"))
 
 
+class _NoEnvironment:
+    """Stands in for `alembic.context`, which would lead to the live connection."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def is_offline_mode(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._recorder.refuse(f"uses alembic.context.{name}")
+
+
+class _RecordingContext(MigrationContext):
+    @contextmanager
+    def autocommit_block(self) -> Iterator[None]:
+        recorder: Any = self.connection
+        recorder.autocommit = True
+        try:
+            yield
+        finally:
+            recorder.autocommit = False
+
+
 @lru_cache(maxsize=8)
-def _blank_context(dialect: Dialect, metadata: MetaData | None) -> RecordingContext:
+def _blank_context(metadata: MetaData | None) -> _RecordingContext:
     """To be copied: making one costs more than rendering with it, and logs three lines."""
-    return RecordingContext(dialect, None, {"target_metadata": metadata, "transaction_per_migration": True})
-
-
-@lru_cache(maxsize=1)
-def _default_dialect() -> Dialect:
-    return PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    dialect: Dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    return _RecordingContext(dialect, None, {"target_metadata": metadata, "transaction_per_migration": True})
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""Which changes of a column's type leave an older release what it had (PostgreSQL manual, "Data Types").
+"""Which changes of a column's type older releases do not notice, and which make PostgreSQL rewrite the table.
 
-Known are those alone that are harmless; every other is taken for harmful.
+A change that is not known to be harmless to older releases (PostgreSQL manual, "Data Types") counts as harmful.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 _SYNONYMS = {
     "bigserial": "bigint",
@@ -36,11 +37,40 @@ _WITH_PRECISION = frozenset({"time", "timetz", "timestamp", "timestamptz", "inte
 _FORM = re.compile(r"(?P<base>[^(\[]+)(?:\((?P<sizes>[\d, ]+)\))?(?P<tail>[^\[]*)(?P<dimensions>(?:\[\d*\])*)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Type:
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_BUILT_IN = _words(
+    """
+    bigint bigserial bit boolean bytea character cidr circle date daterange float4 float8 inet int4range int8range
+    integer interval json jsonb jsonpath macaddr macaddr8 money name numeric numrange oid point polygon regclass
+    serial smallint text time timestamp timestamptz timetz tsquery tsrange tstzrange tsvector uuid varbit varchar xml
+    """
+)
+# Pairs of types whose values are the same bytes (pg_cast, binary coercible).
+_SAME_BYTES = frozenset(
+    {
+        ("bit", "varbit"),
+        ("cidr", "inet"),
+        ("integer", "oid"),
+        ("oid", "integer"),
+        ("text", "varchar"),
+        ("varchar", "text"),
+        ("xml", "text"),
+        ("xml", "varchar"),
+    }
+)
+
+
+class _Type(msgspec.Struct, frozen=True):
     base: str
     sizes: tuple[int, ...]
     is_array: bool
+
+    @property
+    def is_known(self) -> bool:
+        return self.base in _BUILT_IN
 
 
 def widens(was: str, now: str) -> bool:
@@ -56,14 +86,38 @@ def widens(was: str, now: str) -> bool:
     return False
 
 
-def rewrites(was: str, now: str) -> bool:
-    """Whether PostgreSQL rewrites the table for it (manual, "ALTER TABLE", Notes), where that is not known: True."""
+def rewrites(was: str | None, now: str) -> bool | None:
+    """Whether PostgreSQL writes the table anew for it (manual, "ALTER TABLE", Notes). None: the types do not tell."""
+    if was is None:
+        return None
     old, new = _parse(was), _parse(now)
-    if old is None or new is None or not widens(was, now):
+    if old is None or new is None:
+        return None
+    if old == new:
+        return False
+    if not (old.is_known and new.is_known) or {old.base, new.base} == {"timestamp", "timestamptz"}:
+        return None  # a domain, an enum, a cast of an extension; or the session's time zone decides
+    if old.is_array and new.is_array and not new.sizes:
+        return None if old.base == new.base or (old.base, new.base) in _SAME_BYTES else True
+    if old.is_array or new.is_array:
         return True
-    if old.base == "numeric" and old.sizes and new.sizes:
-        return old.sizes[1:] != new.sizes[1:]
-    return old.base != new.base and (old.base, new.base) != ("varchar", "text")
+    if old.base == new.base == "numeric" and old.sizes and new.sizes:
+        return old.sizes[1:] != new.sizes[1:] or new.sizes[0] < old.sizes[0]
+    if old.base == new.base:
+        return not _sizes_widen(old, new)
+    return (old.base, new.base) not in _SAME_BYTES or bool(new.sizes)
+
+
+def is_same_type(one: str, other: str) -> bool:
+    """Whether two types are one, each as it is written: `int`, `INTEGER`; `varchar(5)`, `character varying(5)`."""
+    parsed = _parse(one)
+    return one == other if parsed is None else parsed == _parse(other)
+
+
+def is_built_in(type_: str) -> bool:
+    """Whether it is a type of PostgreSQL, and therefore no domain."""
+    parsed = _parse(type_)
+    return parsed is not None and parsed.is_known
 
 
 def _parse(text: str) -> _Type | None:

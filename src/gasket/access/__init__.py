@@ -1,0 +1,1 @@
+"""Access to the administration: tokens with names and roles."""

@@ -1,0 +1,1 @@
+"""Who did what: the entries, which triggers of the database write with each change."""

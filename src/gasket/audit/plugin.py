@@ -1,0 +1,130 @@
+"""What a replica does beside requests: the audit's log lines, refused sign-ins, the end of old entries and sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from litestar import Litestar
+from litestar.config.app import AppConfig
+from litestar.plugins import InitPlugin
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gasket.access.sessions import SessionService
+from gasket.audit.outbox import MOST_AT_ONCE, log_entries
+from gasket.audit.refusals import RefusedSignIns, record_refused
+from gasket.audit.retention import delete_old
+from gasket.db import Transactions
+from gasket.origin import Origin, acting
+from gasket.postgres.errors import describe
+
+_log = logging.getLogger("gasket.audit")
+
+_EVERY = 5.0
+_REFUSALS_EVERY = 60.0
+_HOUR = 3600.0
+_CLOSE_TIMEOUT = 2.0
+
+
+class AuditPlugin(InitPlugin):
+    """Works every few seconds from the start on; the database may be away, or lack the tables, at any time.
+
+    `transaction` gives short transactions, `retention_days` is 0 for ever, `every` is in seconds.
+    """
+
+    def __init__(
+        self, transaction: Transactions, refused: RefusedSignIns, *, retention_days: int, every: float = _EVERY
+    ) -> None:
+        self._transaction = transaction
+        self._refused = refused
+        self._retention_days = retention_days
+        self._every = every
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._away = False
+        now = time.monotonic()
+        self._next_refusals = now + _REFUSALS_EVERY
+        self._next_retention = now + random.uniform(0.02, 0.2) * _HOUR
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Register the handlers."""
+        app_config.on_startup.append(self._start)
+        app_config.on_shutdown.append(self.stop)
+        return app_config
+
+    async def _start(self, _app: Litestar) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """From now on, until `stop`."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Do once more what is due, within 2 s; what is left, other replicas do. Harmless without a start."""
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT)
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._closing.wait()
+            try:
+                await self.work()
+                self._away = False
+            except Exception as error:  # whatever it is: what comes next must not wait for a restart
+                if not self._away:
+                    self._away = True
+                    _log.warning("the audit's log lines wait: %s", describe(error.__cause__ or error))
+
+    async def work(self) -> None:
+        """What is due now.
+
+        Raises:
+            Exception: of the database; what was not done is done the next time.
+        """
+        now = time.monotonic()
+        if now >= self._next_refusals or self._closing.is_set():
+            self._next_refusals = now + _REFUSALS_EVERY
+            await self._record_refused()
+        logged = MOST_AT_ONCE
+        while logged == MOST_AT_ONCE:
+            async with self._transaction() as session:
+                logged = await log_entries(session)
+        if now >= self._next_retention:
+            await self._delete_old()
+            self._next_retention = now + random.uniform(0.9, 1.1) * _HOUR
+
+    async def _record_refused(self) -> None:
+        refused = self._refused.take()
+        if not refused:
+            return
+        try:
+            async with self._transaction() as session:
+                await record_refused(session, refused)
+        except BaseException:
+            self._refused.put_back(refused)
+            raise
+
+    async def _delete_old(self) -> None:
+        # Sessions that are over are not deleted at a sign-in: the audit would say that who signs in has ended them.
+        with acting(Origin(actor=socket.gethostname(), kind="replica", how="sql")):
+            await self._in_batches(lambda session: SessionService(session).delete_over())
+            if self._retention_days:
+                await self._in_batches(lambda session: delete_old(session, days=self._retention_days))
+
+    async def _in_batches(self, delete: Callable[[AsyncSession], Awaitable[bool]]) -> None:
+        """Each batch in a transaction of its own, while `delete` says that there may be more."""
+        more = True
+        while more and not self._closing.is_set():
+            async with self._transaction() as session:
+                more = await delete(session)

@@ -1,0 +1,95 @@
+"""What is said of an error that ended a run."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from gasket.migrator.apply.steps import StepRecorder
+from gasket.migrator.archive.faults import lagging_own_table
+from gasket.migrator.errors import (
+    LedgerSequenceError,
+    LockLostError,
+    LocksNotGrantedError,
+    MigrationFailedError,
+    MigratorError,
+    NotArchivedError,
+)
+from gasket.migrator.ledger.sequences import set_sequence
+from gasket.migrator.ledger.tables import BACKGROUND, LEDGER, PROGRESS, VERSION_TABLE
+from gasket.migrator.revisions.loading import not_loaded, where
+from gasket.postgres.errors import describe, is_lost
+
+# PostgreSQL manual, "PostgreSQL Error Codes": no memory or disk is left, the system failed, the server itself did.
+_SERVER_FAULTS = ("53", "58", "XX")
+
+
+def refusal_of(
+    error: Exception,
+    cause: BaseException,
+    steps: StepRecorder,
+    connection: asyncpg.Connection,
+    schema: str,
+    *,
+    committed: bool,
+) -> Exception:
+    """The error in our words, or that error itself; `cause` is the driver's where it is SQLAlchemy's.
+
+    `committed`: the transaction in which the step began is committed, though the step has failed. A connection that
+    is lost is ended.
+    """
+    if isinstance(error, NotArchivedError):
+        error.without_archive = steps.options.without_archive
+    if isinstance(error, MigratorError):
+        return error
+    if connection.is_closed() or is_lost(error):
+        connection.terminate()
+        return LockLostError(
+            reason=describe(_first(error)),
+            applied=steps.applied,
+            partly=steps.current is not None and steps.leaves_a_part,
+        )
+    if steps.current is not None:
+        if lagging := lagging_sequence(cause, schema, steps.current, steps):
+            return lagging
+        return MigrationFailedError(
+            revision=steps.current,
+            direction=steps.direction,
+            error=where(error, cause),
+            applied=steps.applied,
+            partly=steps.leaves_a_part,
+            still_at=steps.still_at,
+            committed=committed,
+            server_fault=(getattr(cause, "sqlstate", None) or "").startswith(_SERVER_FAULTS),
+        )
+    if getattr(cause, "sqlstate", None) == "55P03":  # in the moment since they were free
+        return LocksNotGrantedError(revision=None, waited=0, tries=1, blockers=())
+    return not_loaded(error) or error  # Alembic loads all files before the first step
+
+
+def lagging_sequence(
+    error: BaseException, schema: str, revision: str, steps: StepRecorder
+) -> LedgerSequenceError | None:
+    """The refusal where the id of a row of the migrator's own is taken; None of another error."""
+    table = lagging_own_table(error, schema)
+    if table is None:
+        return None
+    return LedgerSequenceError(
+        table=table,
+        mend=set_sequence(table),
+        revision=revision,
+        applied=steps.applied,
+        partly=steps.leaves_a_part,
+    )
+
+
+def denies_own_tables(error: BaseException) -> bool:
+    """Whether the role lacks a right to the migrator's own tables."""
+    denied = getattr(error, "sqlstate", None) == asyncpg.InsufficientPrivilegeError.sqlstate
+    return denied and any(table in str(error) for table in (VERSION_TABLE, LEDGER, PROGRESS, BACKGROUND))
+
+
+def _first(error: BaseException) -> BaseException:
+    """What the others came of: SQLAlchemy's way out of a lost connection raises errors of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

@@ -1,0 +1,260 @@
+"""Each statement of a revision on its way to the server.
+
+In the step's transaction nothing may end that transaction, or a part of the step would stay when the rest fails. In an
+autocommit block each statement stands alone: what found a lock taken has done nothing and is tried again, as a step is.
+What is committed before the step is recorded is written down, and left out by a later try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import asyncpg
+from alembic.runtime.migration import MigrationContext
+from asyncpg.transaction import Transaction
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import ResourceClosedError
+from sqlalchemy.util import await_only
+
+from gasket.migrator.apply.attempts import Attempts
+from gasket.migrator.apply.earlier_try import EarlierTry
+from gasket.migrator.apply.events import Step
+from gasket.migrator.apply.finished import is_compared, is_untouched, what_is_left
+from gasket.migrator.errors import PartlyDoneError
+from gasket.migrator.ledger.progress import forget_begun, write_progress
+from gasket.migrator.sql.lexer import shortened, tokens
+from gasket.migrator.sql.reader import may_control_transaction, read
+from gasket.migrator.sql.reading import Reading
+from gasket.postgres.errors import DRIVER_ERRORS
+
+log = logging.getLogger("gasket.migrator")
+
+_DONE_AGAIN = frozenset(
+    {"analyze", "checkpoint", "discard", "explain", "fetch", "lock", "release", "reset", "rollback to", "savepoint"}
+)
+_DONE_AGAIN |= {"set", "show"}
+_ROLLBACK_LIMIT = 2.0
+_NOT_IN_TRANSACTION = ("25001", "2D000")  # active_sql_transaction, invalid_transaction_termination
+_QUERIES = frozenset({"select", "table", "values"})
+
+
+class TransactionControlError(Exception):
+    """A revision begins, ends or rolls back a transaction by itself."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the revision runs {what} by itself: leave transactions to Alembic")
+
+
+class Statements:
+    """Follows the statements of one Alembic context.
+
+    `partly`: an autocommit block of the step has been entered. `kept`: a statement was committed by that, or may have
+    left a part of its work behind. `earlier` is what an earlier try of the step has done.
+    `command` is what the progress says was run.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, schema: str, attempts: Attempts) -> None:
+        self.partly = False
+        self.kept = False
+        self.earlier = EarlierTry()
+        self.command = ""
+        self._connection = connection
+        self._schema = schema
+        self._attempts = attempts
+        self._step: Step | None = None
+        self._in_block = False
+        self._switching = False
+        self._uncommitted: list[tuple[str, int]] = []
+        self._savepoints: dict[str, int] = {}
+        self._unanswered: str | None = None
+
+    def watch(self, context: MigrationContext, *, after_block: Callable[[], None]) -> None:
+        """See all that runs over the context's connection; `after_block` is called when an autocommit block ends."""
+        connection = context.connection
+        assert connection is not None
+        event.listen(connection.engine, "do_execute", self._execute)
+        event.listen(connection.engine, "do_executemany", self._execute_many)
+        event.listen(connection, "commit", functools.partial(self._refuse_ending, "COMMIT"))
+        event.listen(connection, "rollback", functools.partial(self._refuse_ending, "ROLLBACK"))
+        enter_block: Callable[[], Any] = context.autocommit_block
+
+        @functools.wraps(enter_block)
+        @contextmanager
+        def watched() -> Iterator[None]:
+            if self._step is not None:  # their transaction is about to be committed
+                stays = [(sql, count) for sql, count in self._uncommitted if not all(map(_is_done_again, read(sql)))]
+                if stays:
+                    await_only(self._write_progress(self._step, stays))
+                    self.kept = True
+                self._uncommitted = []
+            self.partly = True
+            with ExitStack() as stack:
+                stack.callback(self._switch, to_block=False, switching=False)
+                self._switch(to_block=False, switching=True)
+                stack.enter_context(enter_block())
+                self._switch(to_block=True, switching=False)
+                stack.callback(self._switch, to_block=False, switching=True)
+                yield
+            after_block()
+
+        context.autocommit_block = watched  # type: ignore[method-assign]
+
+    @contextmanager
+    def of(self, step: Step) -> Iterator[None]:
+        """What runs in here are the statements of the revision's own function."""
+        self._step = step
+        self._uncommitted = []
+        self._unanswered = None
+        self.earlier.rewind()
+        try:
+            yield
+        except ResourceClosedError as error:  # SQLAlchemy's, of a statement without rows
+            if self._unanswered is None:
+                raise
+            raise PartlyDoneError(
+                revision=step.revision,
+                direction=step.direction,
+                reason=f"it asks for what this statement returned to the try before: {shortened(self._unanswered)}",
+            ) from error
+        finally:
+            self._step = None
+
+    def _switch(self, *, to_block: bool, switching: bool) -> None:
+        self._in_block, self._switching = to_block, switching
+
+    def _refuse_ending(self, what: str, _connection: Connection) -> None:
+        if self._step is not None and not self._in_block and not self._switching:
+            raise TransactionControlError(what)
+
+    def _execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
+        return self._run(context, sql, lambda left: context.dialect.do_execute(cursor, left, parameters, context))
+
+    def _execute_many(self, cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
+        return self._run(context, sql, lambda left: context.dialect.do_executemany(cursor, left, parameters, context))
+
+    def _run(self, context: Any, sql: str, execute: Callable[[str], None]) -> bool:
+        """Whether the statement was dealt with here; else SQLAlchemy runs it."""
+        step = self._step
+        if step is None or self._switching:
+            return False
+        if not (self._in_block or self.earlier or may_control_transaction(sql)):
+            execute(sql)
+            self._uncommitted.append((sql, context.cursor.rowcount))
+            return True
+        readings = read(sql)
+        for reading in readings:
+            if reading.transaction_control and not reading.is_savepoint and reading.kind != "do":
+                raise TransactionControlError(reading.kind.upper())
+        if not self._in_block and any(reading.is_savepoint for reading in readings):
+            self._follow_savepoint(readings[0].kind, sql)
+        if all(map(_is_done_again, readings)):
+            if not self._in_block:
+                return False
+            self._attempts.run_statement(step, lambda: execute(sql))
+        elif self._in_block and is_compared(readings):
+            self._run_compared(step, sql, execute)
+        elif done := self.earlier.take(sql):
+            if any(reading.kind in _QUERIES for reading in readings) or "returning" in sql.lower():
+                self._unanswered = sql
+            _tell_done(step, sql)
+            context._rowcount = done.row_count  # SQLAlchemy has no public way
+        elif self._in_block and any(reading.needs_autocommit or _may_commit(reading, sql) for reading in readings):
+            self._run_alone(step, context, sql, execute)
+        elif self._in_block:
+            self._attempts.run_statement(step, lambda: self._run_recorded(step, context, sql, execute))
+        else:
+            execute(sql)
+            self._uncommitted.append((sql, context.cursor.rowcount))
+        return True
+
+    def _run_recorded(self, step: Step, context: Any, sql: str, execute: Callable[[str], None]) -> None:
+        """In a transaction with the note that it is done; without one where PostgreSQL says that it cannot be."""
+        transaction = self._connection.transaction()
+        await_only(transaction.start())
+        try:
+            execute(sql)
+            await_only(self._write_progress(step, [(sql, context.cursor.rowcount)]))
+        except BaseException as error:
+            await_only(self._roll_back(transaction))
+            if getattr(error, "sqlstate", None) not in _NOT_IN_TRANSACTION:
+                raise
+        else:
+            await_only(transaction.commit())
+            self.kept = True
+            return
+        self._run_alone(step, context, sql, execute)
+
+    async def _roll_back(self, transaction: Transaction) -> None:
+        """Within 2 s, or the connection is given up: where it is silent, a task that is cancelled would wait on."""
+        try:
+            async with asyncio.timeout(_ROLLBACK_LIMIT):
+                await transaction.rollback()
+        except DRIVER_ERRORS:
+            self._connection.terminate()
+
+    def _run_alone(self, step: Step, context: Any, sql: str, execute: Callable[[str], None]) -> None:
+        """What can be noted only once it has ended: a try that dies in between runs it again."""
+        self.kept = True
+        with self._attempts.no_lock_timeout():
+            execute(sql)
+        await_only(self._write_progress(step, [(sql, context.cursor.rowcount)]))
+
+    def _run_compared(self, step: Step, sql: str, execute: Callable[[str], None]) -> None:
+        """What PostgreSQL refuses in a transaction: a note says that it has begun, the catalog how far it came."""
+        begun = self.earlier.has_begun(sql)
+        left = await_only(what_is_left(self._connection, self._schema, step.revision, sql, begun=begun))
+        if left is None:
+            _tell_done(step, sql)
+            return
+        if not begun:
+            await_only(self._write_progress(step, [(sql, -1)], finished=False))
+        kept_before, self.kept = self.kept, True
+        with self._attempts.no_lock_timeout():  # cut short it would leave a part of its work behind
+            try:
+                execute(left)
+            except Exception:
+                if not (begun or self._connection.is_closed()) and await_only(
+                    is_untouched(self._connection, self._schema, sql)
+                ):
+                    await_only(forget_begun(self._connection, self._schema, step.revision, sql))
+                    self.kept = kept_before
+                raise
+
+    def _follow_savepoint(self, kind: str, sql: str) -> None:
+        """What is rolled back to a savepoint is not committed with the rest."""
+        name = [token.text for token in tokens(sql) if not token.is_symbol(";")][-1]
+        if kind == "savepoint":
+            self._savepoints[name] = len(self._uncommitted)
+        elif kind == "rollback to":
+            del self._uncommitted[self._savepoints.get(name, 0) :]
+
+    async def _write_progress(self, step: Step, statements: list[tuple[str, int]], *, finished: bool = True) -> None:
+        await write_progress(
+            self._connection,
+            self._schema,
+            revision=step.revision,
+            downgrade=step.direction == "downgrade",
+            command=self.command,
+            statements=statements,
+            finished=finished,
+        )
+
+
+def _tell_done(step: Step, sql: str) -> None:
+    log.warning("revision %s: skipped a statement that an earlier try has finished: %s", step.revision, shortened(sql))
+
+
+def _is_done_again(reading: Reading) -> bool:
+    """What a later try runs again: it sets up the session, or reads, and changes nothing that stays."""
+    reads = reading.kind in _QUERIES and reading.writes_rows is False and not reading.changes
+    return reading.kind in _DONE_AGAIN or reads
+
+
+def _may_commit(reading: Reading, sql: str) -> bool:
+    """Whether it may have committed a part of its work when it fails (PostgreSQL manual, "Transaction Management")."""
+    return reading.kind == "call" or (reading.kind == "do" and "commit" in sql.lower())

@@ -1,0 +1,65 @@
+"""Background work that a revision needs: done before it is applied, by the session that holds the migration lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import asyncpg
+
+from gasket.migrator.background.lock import taken_over
+from gasket.migrator.background.working import work_on
+from gasket.migrator.command_line import database_command
+from gasket.migrator.config import Notify, tell_nobody
+from gasket.migrator.errors import BackgroundUnfinishedError
+from gasket.migrator.ledger.background import OPEN, State, Work, read_works_of
+
+_TELL_EVERY = 5.0
+
+
+async def finish_needed(
+    connection: asyncpg.Connection,
+    schema: str,
+    *,
+    revision: str,
+    needs: Iterable[str],
+    worker: str,
+    notify: Notify = tell_nobody,
+) -> None:
+    """Finish the work of the revisions that `revision` needs, at full speed, in the place of the replica that works.
+
+    What has failed is tried again. A revision without work in the table was stamped, or declares none.
+
+    Raises:
+        BackgroundUnfinishedError: some of it is paused or cancelled, or fails.
+    """
+    works = [work for needed in needs for work in await read_works_of(connection, schema, needed)]
+    unfinished = [work for work in works if work.state is not State.COMPLETE]
+    for work in unfinished:
+        if work.state in (State.PAUSED, State.VOID):
+            raise _refusal(revision, work)
+    if not unfinished:
+        return
+    async with taken_over(connection, schema):
+        for work in unfinished:
+            done = await work_on(
+                connection,
+                schema,
+                work,
+                worker=worker,
+                share=1,
+                yields=False,
+                before=OPEN | {State.FAILED},
+                tell_every=_TELL_EVERY,
+                notify=notify,
+            )
+            if done.state is not State.COMPLETE:
+                raise _refusal(revision, done)
+
+
+def _refusal(revision: str, work: Work) -> BackgroundUnfinishedError:
+    if work.state is State.FAILED:
+        state, mend = f"has failed: {(work.error or '').rstrip('.')}", "Mend the cause"
+    else:
+        state = "is paused" if work.state is State.PAUSED else "was cancelled"
+        mend = f"Run: {database_command(f'background resume {work.id}')}"
+    return BackgroundUnfinishedError(revision=revision, work=str(work), state=state, mend=mend)

@@ -1,0 +1,1 @@
+"""The commands of `gasket database`, one file each."""

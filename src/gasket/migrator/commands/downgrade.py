@@ -1,0 +1,39 @@
+"""`gasket database downgrade`."""
+
+from __future__ import annotations
+
+import alembic.command
+import click
+
+from gasket.migrator.alembic_command import rest_of
+from gasket.migrator.commands.confirm import confirm, confirmations
+from gasket.migrator.commands.preview import preview_downgrade
+from gasket.migrator.commands.running import run
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.runner import OPTIONS
+
+
+def downgrade_command(config: MigratorConfig) -> click.Command:
+    """The command, for the database that `config` names."""
+
+    @click.command("downgrade", help="Take revisions back, down to REVISION. Rows that would be dropped are archived.")
+    @click.argument("revision", default="-1")
+    @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; REVISION is from:to.")
+    @click.option("--tag", help="A text for env.py.")
+    @confirmations
+    def downgrade(revision: str, sql: bool, tag: str | None, **answers: bool) -> None:
+        if sql:
+            alembic.command.downgrade(alembic_config(config.ini), revision, sql=True, tag=tag)
+            return
+        options = confirm(
+            config,
+            lambda tried: run(config, lambda: preview_downgrade(config, revision, from_ledger=False, tried=tried)),
+            typed=f"downgrade {revision}",
+            rest=f"downgrade {rest_of(revision)}",
+            **answers,
+        )
+        alembic.command.downgrade(alembic_config(config.ini, **{OPTIONS: options}), revision, tag=tag)
+
+    downgrade.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
+    return downgrade

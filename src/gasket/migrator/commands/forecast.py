@@ -1,0 +1,306 @@
+"""What an upgrade would do: the pending revisions, what each does to which table, and how large that is live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import asyncpg
+import msgspec
+
+from gasket.migrator.background import index_of
+from gasket.migrator.background.declared import declared_works
+from gasket.migrator.background.planned import PlannedWork, plan_works
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.connecting import connected, looking
+from gasket.migrator.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    MigratorError,
+)
+from gasket.migrator.gate.callers import Caller, Request
+from gasket.migrator.gate.checks import pass_gate
+from gasket.migrator.revisions.configuration import configured_revisions, script_directory
+from gasket.migrator.revisions.files import RevisionFile, Revisions
+from gasket.migrator.revisions.loading import load_scripts
+from gasket.migrator.revisions.rules.check import Finding, allowed_findings, check_revision, verdict_on
+from gasket.migrator.revisions.rules.rulebook import SQL_RULES
+from gasket.migrator.scratch.database import scratch_database
+from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement, TableLock
+from gasket.migrator.scratch.estimate import ToldRequirements, estimate
+from gasket.migrator.scratch.live_rows import LiveRows, RowFinding, Write
+from gasket.migrator.scratch.observe import Observation, observe, read_parts
+from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.render import render
+
+_SIZES_WITHIN = "3s"
+_LARGE_INDEX = "large-index"
+_LARGE = 1_000_000
+"""Rows of a table from which on an index is better built after the start."""
+
+# A partitioned table's are those of its partitions. reltuples is -1 before the first ANALYZE.
+_SIZES = """
+SELECT CASE WHEN n.nspname = $1 THEN '' ELSE n.nspname || '.' END || c.relname AS name,
+    CASE c.relkind WHEN 'p' THEN (SELECT sum(greatest(l.reltuples, 0)) FROM pg_partition_tree(c.oid) AS leaf
+                                  JOIN pg_class AS l ON l.oid = leaf.relid WHERE leaf.isleaf)
+        ELSE nullif(c.reltuples, -1) END::bigint AS rows,
+    CASE c.relkind WHEN 'p' THEN (SELECT sum(pg_total_relation_size(leaf.relid)) FROM pg_partition_tree(c.oid) AS leaf)
+        ELSE pg_total_relation_size(c.oid) END::bigint AS bytes
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'm')
+  AND CASE WHEN n.nspname = $1 THEN '' ELSE n.nspname || '.' END || c.relname = ANY ($2::text[])
+"""
+
+
+async def forecast_pending(config: MigratorConfig) -> Forecast:
+    """The forecast of everything that is pending.
+
+    Raises:
+        MigratorError: an upgrade would be refused.
+    """
+    revisions = configured_revisions(config.ini)
+    async with looking(config, migrating=True) as connection:
+        situation = await pass_gate(connection, config, revisions, Request(Caller.PLAN), migrating=True)
+    pending = situation.plan.pending
+    if not pending:
+        current = tuple(sorted(situation.database.versions))
+        return Forecast(current=current, revisions=(), ahead=situation.ahead(config.release))
+    findings = _findings(config, pending)
+    applied = situation.database.versions & revisions.keys()
+    return await forecast(config, revisions, applied=applied, pending=pending, findings=findings)
+
+
+def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[str, list[Finding]]:
+    directory = load_scripts(config.ini)
+    found = {}
+    for file in pending:
+        module = directory.get_revision(file.revision).module
+        found[file.revision] = check_revision(
+            file, module.upgrade, downgrade=module.downgrade, metadata=config.metadata
+        )
+    return found
+
+
+class RevisionForecast(msgspec.Struct, frozen=True):
+    """One pending revision. `rewrites` and `scans` are tables; `statement` in `locks` counts from 1.
+
+    `estimated`: told from its SQL and not seen. `concurrently`: it leaves its transaction. `unknown` are sentences.
+    `row_findings` are rows that are in the way of a statement, or not known to be; `writes` are estimates. `not_tried`
+    are statements that were left out of the trial, because they change more than the database. `background` is work for
+    the time after the start, `needs_background` are the revisions whose work has to be complete before.
+    """
+
+    revision: str
+    file: str
+    description: str
+    backward_compatible: bool | None
+    estimated: bool
+    concurrently: bool
+    statements: tuple[Statement, ...]
+    locks: tuple[TableLock, ...]
+    rewrites: tuple[str, ...]
+    scans: tuple[str, ...]
+    index_builds: tuple[IndexBuild, ...]
+    row_findings: tuple[RowFinding, ...]
+    writes: tuple[Write, ...]
+    unknown: tuple[str, ...]
+    not_tried: tuple[NotTried, ...]
+    findings: tuple[Finding, ...]
+    background: tuple[PlannedWork, ...]
+    needs_background: tuple[str, ...]
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """Everything that is pending. `estimated` says why it was not tried out, `failure` which revision failed there.
+
+    `ahead` says what this release can do with a schema that is newer.
+    """
+
+    current: tuple[str, ...]
+    revisions: tuple[RevisionForecast, ...]
+    estimated: str | None = None
+    failure: str | None = None
+    notes: tuple[str, ...] = ()
+    ahead: str | None = None
+
+
+async def forecast(
+    config: MigratorConfig,
+    revisions: Revisions,
+    *,
+    applied: Iterable[str],
+    pending: Sequence[RevisionFile],
+    findings: Mapping[str, Sequence[Finding]] | None = None,
+) -> Forecast:
+    """Try the pending revisions out on a scratch database, in order; where there is none, estimate.
+
+    `applied` are the live database's versions, as far as there are files for them; `findings` those of the checks, by
+    revision. The live database is only read.
+
+    Raises:
+        DatabaseUnavailableError, DatabaseRefusedError: the live database cannot be reached.
+    """
+    current = tuple(sorted(applied))
+    if not pending:
+        return Forecast(current=current, revisions=())
+    observation, estimated, notes = await _try_out(config, revisions, current, pending[-1].revision)
+    left = [file for file in pending if file.revision not in observation.effects]
+    async with connected(config, migrating=True) as live:
+        effects = observation.effects | (await _estimate(config, live, left) if left else {})
+        rows = await _look_at_rows(live, config.schema, effects)
+        works = await _plan_works(live, config, pending)
+        sizes = await _sizes(live, config.schema, {lock.table for e in effects.values() for lock in e.locks})
+        if sizes is None:
+            notes = (
+                *notes,
+                "The sizes of the tables are not shown: one is locked, or the server is slow to tell them.",
+            )
+    guessed = {file.revision for file in left}
+    return Forecast(
+        current=current,
+        revisions=tuple(
+            _revision(
+                file,
+                effects[file.revision],
+                sizes or {},
+                rows[file.revision],
+                works[file.revision],
+                estimated=file.revision in guessed,
+                findings=findings or {},
+            )
+            for file in pending
+        ),
+        estimated=estimated,
+        failure=observation.failure,
+        notes=notes,
+    )
+
+
+async def _try_out(
+    config: MigratorConfig, revisions: Revisions, applied: Sequence[str], target: str
+) -> tuple[Observation, str | None, tuple[str, ...]]:
+    """What was seen, why it is not everything, and how the scratch database differs from live."""
+    notes: tuple[str, ...] = ()
+    try:
+        async with scratch_database(config, revisions) as scratch:
+            notes = scratch.notes
+            observation = await observe(scratch, revisions, applied, target)
+            return observation, None, (*notes, *observation.notes)
+    except (DatabaseUnavailableError, DatabaseRefusedError):
+        raise
+    except MigrationFailedError as error:
+        reason = (
+            f"The revisions that are applied cannot be built on a scratch database: {error.what}; the live database "
+            "was not changed"
+        )
+    except MigratorError as error:
+        reason = str(error)
+    return Observation({}, failure=None), reason, notes
+
+
+async def _estimate(
+    config: MigratorConfig, live: asyncpg.Connection, files: Iterable[RevisionFile]
+) -> dict[str, Effects]:
+    directory = script_directory(config.ini)
+    part_of = await read_parts(live, config.schema)
+    effects = {}
+    told = ToldRequirements(config.schema)
+    for file in files:
+        rendering = render(directory.get_revision(file.revision).module.upgrade, metadata=config.metadata)
+        effects[file.revision] = estimate(rendering.statements, config.schema, part_of)
+        for number, statement in enumerate(rendering.statements, start=1):
+            told.add_to(effects[file.revision], number, read(statement.sql))
+        if rendering.reason:
+            effects[file.revision].unknown.append(
+                f"It {rendering.reason}: what it does after the statements shown cannot be told without running it."
+            )
+    return effects
+
+
+async def _look_at_rows(
+    live: asyncpg.Connection, schema: str, effects: Mapping[str, Effects]
+) -> dict[str, tuple[list[RowFinding], list[Write]]]:
+    """By revision: what is in the way, and what is written. A lost connection ends the plan, and nothing else does."""
+    rows = LiveRows(live, schema)
+    return {
+        revision: (await rows.findings(found.requirements, found.statements), await rows.writes(found))
+        for revision, found in effects.items()
+    }
+
+
+async def _sizes(
+    live: asyncpg.Connection, schema: str, tables: set[str]
+) -> dict[str, tuple[int | None, int | None]] | None:
+    """Rows and bytes by name; None when a table is locked, for its size is read under a lock of its own."""
+    try:
+        async with live.transaction(readonly=True):
+            await live.execute(f"SET LOCAL statement_timeout = '{_SIZES_WITHIN}'")
+            rows = await live.fetch(_SIZES, schema, sorted(tables))
+    except asyncpg.QueryCanceledError:
+        return None
+    return {row["name"]: (row["rows"], row["bytes"]) for row in rows}
+
+
+def _revision(
+    file: RevisionFile,
+    effects: Effects,
+    sizes: Mapping[str, tuple[int | None, int | None]],
+    of_rows: tuple[Sequence[RowFinding], Sequence[Write]],
+    background: tuple[PlannedWork, ...],
+    *,
+    estimated: bool,
+    findings: Mapping[str, Sequence[Finding]],
+) -> RevisionForecast:
+    locks = []
+    for lock in effects.locks:
+        rows, size = sizes.get(lock.table, (None, None))
+        locks.append(replace(lock, rows=rows, bytes=size))
+    return RevisionForecast(
+        revision=file.revision,
+        file=file.path.name,
+        description=file.read_description(),
+        backward_compatible=file.backward_compatible,
+        estimated=estimated,
+        concurrently=effects.concurrently,
+        statements=tuple(effects.statements),
+        locks=tuple(locks),
+        rewrites=tuple(effects.rewrites),
+        scans=tuple(effects.scans),
+        index_builds=tuple(effects.index_builds),
+        row_findings=tuple(of_rows[0]),
+        writes=tuple(of_rows[1]),
+        unknown=tuple(effects.unknown),
+        not_tried=tuple(effects.not_tried),
+        findings=(*findings.get(file.revision, ()), *_large_indexes(file, effects, sizes)),
+        background=background,
+        needs_background=verdict_on(file).needs_background,
+    )
+
+
+async def _plan_works(
+    live: asyncpg.Connection, config: MigratorConfig, pending: Iterable[RevisionFile]
+) -> dict[str, tuple[PlannedWork, ...]]:
+    directory = script_directory(config.ini)
+    declared = {file.revision: declared_works(directory.get_revision(file.revision).module) for file in pending}
+    return {
+        revision: await plan_works(live, config.schema, works, share=config.background_share)
+        for revision, works in declared.items()
+    }
+
+
+def _large_indexes(
+    file: RevisionFile, effects: Effects, sizes: Mapping[str, tuple[int | None, int | None]]
+) -> Iterator[Finding]:
+    """CREATE INDEX CONCURRENTLY in a revision, on a table that is large live."""
+    rule = SQL_RULES[_LARGE_INDEX]
+    for statement in effects.statements:
+        index = index_of(statement.sql)
+        if index is None or index.table is None:
+            continue
+        table = ".".join(index.table)
+        rows, _ = sizes.get(table, (None, None))
+        if rows is not None and rows >= _LARGE:
+            message = f"It builds an index on {table}, which has about {rows:,} rows. {rule.why} {rule.instead}"
+            allowed = allowed_findings(file).get(_LARGE_INDEX)
+            yield Finding(_LARGE_INDEX, file.revision, file.path.name, message, allowed, rule.warning)

@@ -1,0 +1,33 @@
+"""What a migration tells, while it goes on, to the one who listens in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import msgspec
+
+_listener: ContextVar[Callable[[object], None] | None] = ContextVar("gasket_migration_listener", default=None)
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """The start waits; `what` stands behind "waiting" in a sentence for everybody, so it names no role and no host."""
+
+    what: str
+
+
+@contextmanager
+def told_to(listener: Callable[[object], None]) -> Iterator[None]:
+    """`listener` is called with each fact that is told inside; it must not raise."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell(fact: object) -> None:
+    """Tell the listener, if there is one: a `Waiting`, or a fact of `apply/events.py`."""
+    if (listener := _listener.get()) is not None:
+        listener(fact)

@@ -1,0 +1,80 @@
+"""Whether a database without a version table holds tables that our revisions would make."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import asyncpg
+
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.errors import AdoptionError, MigratorError
+from gasket.migrator.gate.situation import Case
+from gasket.migrator.ledger.read import read_versions
+from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
+from gasket.migrator.revisions.files import RevisionFile, Revisions
+from gasket.migrator.revisions.loading import load_scripts
+from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.reading import names_made as made_by
+from gasket.migrator.sql.render import render
+
+_NAMES = """
+SELECT c.relname::text AS name FROM pg_catalog.pg_class AS c
+WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c', 'S')
+  AND c.relname <> $2 AND NOT starts_with(c.relname, $3)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d
+                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+UNION
+SELECT t.typname::text FROM pg_catalog.pg_type AS t
+WHERE t.typnamespace = to_regnamespace(quote_ident($1)) AND t.typtype IN ('e', 'd', 'r')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d
+                  WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e')
+"""
+
+
+async def nothing_in_the_way(case: Case) -> MigratorError | None:
+    if case.situation.database.has_version_table:
+        return None
+    found = await collisions_with_revisions(case.connection, case.config, case.situation.revisions)
+    # Without the lock, another start may have made the tables, and the version table with them, since the situation
+    # was read.
+    if not found or await read_versions(case.connection, case.config.schema):
+        return None
+    return AdoptionError(found=found)
+
+
+async def collisions_with_revisions(
+    connection: asyncpg.Connection, config: MigratorConfig, revisions: Revisions
+) -> list[str]:
+    """The names that revisions make and that are there already: for a database without a version table.
+
+    In an empty schema it is one SELECT; only where something is there are the revisions rendered.
+    """
+    rows = await connection.fetch(_NAMES, config.schema, VERSION_TABLE, OWN_TABLES_PREFIX)
+    present = {row["name"] for row in rows}
+    return sorted(present & names_made(config, revisions)) if present else []
+
+
+def names_made(config: MigratorConfig, revisions: Revisions) -> set[str]:
+    """The names of tables, views, types and sequences that the revisions make, without a database."""
+    directory = load_scripts(config.ini)
+    names: set[str] = set()
+    for file in revisions.values():
+        upgrade = directory.get_revision(file.revision).module.upgrade
+        rendering = render(upgrade, metadata=config.metadata)
+        for statement in rendering.statements:
+            names.update(made_by(read(statement.sql), config.schema))
+        if rendering.reason:
+            names.update(_names_in_source(file, config.schema))
+    return names
+
+
+def _names_in_source(file: RevisionFile, schema: str) -> Iterator[str]:
+    """What can be read off a revision that cannot be rendered to its end: create_table("..."), SQL in quotes."""
+    for node in ast.walk(ast.parse(file.path.read_bytes())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from made_by(read(node.value), schema)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "create_table":
+            match node.args:
+                case [ast.Constant(value=str(name)), *_]:
+                    yield name

@@ -1,0 +1,203 @@
+"""The checks of the files and of what is applied: why a caller may not pass, or None.
+
+Those of the revision that was named are in `targets`, those of rights in `rights`. A check returns the refusal, or
+raises it.
+"""
+
+from __future__ import annotations
+
+from gasket.migrator.apply.holder import find_holder
+from gasket.migrator.command_line import database_command
+from gasket.migrator.errors import (
+    AlembicConfigurationError,
+    EditedRevisionError,
+    HalfTakenBackError,
+    HeldRevisionError,
+    MigratorError,
+    NotReplayableError,
+    RevisionFileError,
+    SchemaAheadError,
+    TargetError,
+)
+from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STARTS, Caller
+from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.situation import Case
+from gasket.migrator.gate.targets import going_back
+from gasket.migrator.ledger.progress import read_progress
+from gasket.migrator.ledger.read import read_stored
+from gasket.migrator.revisions.edits import file_digest
+from gasket.migrator.revisions.loading import load_scripts
+from gasket.migrator.revisions.rules.check import verdict_on
+from gasket.migrator.sql.lexer import shortened
+from gasket.migrator.sql.render import from_json
+
+
+async def files_there(case: Case) -> MigratorError | None:
+    if len(case.situation.revisions):
+        return None
+    return AlembicConfigurationError(
+        configuration=case.config.ini,
+        problem=f"leads to no migration file (looked for in {', '.join(map(str, case.situation.revisions.folders))})",
+        mend="Put the files there: with none, every applied revision would be unknown",
+    )
+
+
+async def files_in_one_piece(case: Case) -> MigratorError | None:
+    """A file may be gone below what is applied, but the ledger has to know it, and Alembic cannot load the others."""
+    for file, parent in case.situation.plan.unfounded:
+        return RevisionFileError(file=file.path.name, problem=f"stands on revision {parent}, which no file defines")
+    if case.request.caller not in APPLYING | STARTS:  # Alembic loads all of them
+        case.situation.revisions.check_chain()
+    return None
+
+
+async def one_head(case: Case) -> MigratorError | None:
+    heads = case.situation.plan.heads
+    if len(heads) < 2:
+        return None
+    return TargetError(
+        problem=f"The migration files have {len(heads)} heads ({', '.join(heads)}), so there is no one schema to bring "
+        "the database to",
+        mend=f"Run: {database_command(' '.join(['merge', *heads]))}",
+    )
+
+
+async def plain_ids(case: Case) -> MigratorError | None:
+    for file in case.situation.plan.pending:
+        if problem := file.oddity:
+            return RevisionFileError(
+                file=file.path.name,
+                problem=f"defines revision {file.revision!r}, {problem}",
+                mend="Name it with letters, digits and _, at most 32.",
+            )
+    return None
+
+
+async def no_newer_revisions(case: Case) -> MigratorError | None:
+    plan, caller = case.situation.plan, case.request.caller
+    if caller in APPLYING | STARTS:
+        if plan.state is not SchemaState.INCOMPATIBLE:
+            return None
+        worst, why = plan.worst, plan.why_incompatible()
+    else:
+        database = case.situation.database
+        unknown = [one for one in plan.unknown if caller is not Caller.CURRENT or one.revision not in database.ledger]
+        if not unknown:
+            return None
+        worst = next((one for one in unknown if one.revision in database.versions), unknown[0])
+        why = _NEEDED[caller]
+    return SchemaAheadError(revision=worst.revision, applied_by=worst.release, release=case.config.release, why=why)
+
+
+_NEEDED = {
+    Caller.DOWNGRADE: "a downgrade needs its file",
+    Caller.STAMP: "a stamp would record that it is not applied",
+    Caller.ADOPT: "a stamp would record that it is not applied",
+    Caller.CURRENT: "nothing says what it is",
+    Caller.COMPARE: "the models of this release are not those of its schema",
+}
+
+
+async def files_as_applied(case: Case) -> MigratorError | None:
+    """Nothing is built on a file that is not what was applied, and its `downgrade()` is not what was reviewed."""
+    situation = case.situation
+    if not situation.edits:
+        return None
+    pending: tuple[str, ...] = ()
+    edits = situation.edits
+    if case.request.caller in GOING_BACK:
+        going = going_back(case)
+        edits = tuple(edit for edit in edits if edit.revision in going)
+    else:
+        pending = tuple(file.revision for file in situation.plan.pending)
+        edits = edits if pending else ()
+    if not edits:
+        return None
+    edit = edits[0]
+    if not pending and not edit.gone:
+        file_digest(situation.revisions[edit.revision])  # where it is not Python, that is what has to be said
+    return EditedRevisionError(
+        revision=edit.revision,
+        gone=edit.gone,
+        applied_at=edit.applied_at,
+        applied_by=edit.applied_by,
+        pending=pending,
+    )
+
+
+async def not_held(case: Case) -> MigratorError | None:
+    hold = case.situation.hold
+    if hold is None or not case.config.migrate_on_startup:
+        return None
+    return HeldRevisionError(
+        revision=hold.revision,
+        is_head=hold.revision == case.situation.plan.head,
+        at=hold.at,
+        by=hold.role or "(unknown)",
+        command=hold.command,
+        release=case.config.release,
+        applied_by=hold.applied_by,
+    )
+
+
+async def whole(case: Case) -> MigratorError | None:
+    """A revision that is half taken back is recorded as applied, and this release would run on what is left of it.
+
+    Without the lock, the downgrade may be under way: then nothing is to be said yet.
+    """
+    revision = case.situation.half_taken_back
+    if revision is None:
+        return None
+    committed = await read_progress(case.connection, case.config.schema, revision, downgrade=True)
+    holder = await find_holder(case.connection, case.config.schema)
+    if not committed or (holder and holder.pid != case.connection.get_server_pid()):
+        return None
+    entry = case.situation.database.ledger.get(revision)
+    return HalfTakenBackError(
+        revision=revision,
+        target=(entry.down_revisions[0] if entry and entry.down_revisions else "base"),
+        at=committed[0].at,
+        by=committed[0].role or "(unknown)",
+        command=committed[0].command or "(unknown)",
+        last=shortened(committed[-1].statement),
+    )
+
+
+async def rules_kept(case: Case) -> MigratorError | None:
+    for file in case.situation.plan.pending:
+        verdict = verdict_on(file)
+        if verdict.broken:
+            return RevisionFileError(file=file.path.name, problem="is not applied", mend=verdict.broken)
+        if not verdict.needs_background:
+            continue
+        below = case.situation.revisions.with_ancestors(file.parents)
+        if strangers := [needed for needed in verdict.needs_background if needed not in below]:
+            return RevisionFileError(
+                file=file.path.name,
+                problem=f"needs the background work of revision {strangers[0]}, on which it does not stand",
+            )
+    return None
+
+
+async def loadable(case: Case) -> MigratorError | None:
+    if case.situation.plan.pending:
+        load_scripts(case.config.ini)
+    return None
+
+
+async def replayable(case: Case) -> MigratorError | None:
+    """What this release lacks is taken back with what the ledger keeps: all of it, or nothing is begun."""
+    unknown = case.situation.plan.unknown
+    stored = await read_stored(case.connection, case.config.schema) if unknown else {}
+    for revision in (entry.revision for entry in unknown):
+        record = stored.get(revision)
+        if record is None:
+            reason = "the ledger has no record of it"
+        elif record.downgrade_sql is None:
+            reason = "the SQL of its downgrade was not stored"
+        elif why_not := from_json(record.downgrade_sql).reason:
+            reason = f"its downgrade {why_not}"
+        else:
+            continue
+        return NotReplayableError(revision=revision, applied_by=record.release if record else None, reason=reason)
+    return None

@@ -1,0 +1,89 @@
+"""What an unrecorded step has committed: one row for each statement, in the transaction of that statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import asyncpg
+import msgspec
+
+from gasket.migrator.ledger.tables import PROGRESS, qualified
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A statement that an earlier try has committed, or, where it is not `finished`, begun outside of a transaction.
+
+    `row_count` is what the driver said of it, -1 where it said nothing.
+    """
+
+    statement: str
+    finished: bool
+    row_count: int
+    command: str | None
+    role: str | None
+    at: str
+
+
+async def write_progress(
+    connection: asyncpg.Connection,
+    schema: str,
+    *,
+    revision: str,
+    downgrade: bool,
+    command: str,
+    statements: Iterable[tuple[str, int]],
+    finished: bool = True,
+) -> None:
+    """Write down statements, each with its row count, in their order."""
+    await connection.executemany(
+        f"INSERT INTO {qualified(schema, PROGRESS)} (revision, downgrade, statement, finished, row_count, command) "
+        "VALUES ($1, $2, $3, $4, $5, $6)",
+        [(revision, downgrade, statement, finished, count, command) for statement, count in statements],
+    )
+
+
+async def read_progress(
+    connection: asyncpg.Connection, schema: str, revision: str, *, downgrade: bool
+) -> tuple[Committed, ...]:
+    """What was committed of the step, in its order."""
+    rows = await connection.fetch(
+        f"SELECT * FROM {qualified(schema, PROGRESS)} WHERE revision = $1 AND downgrade = $2 ORDER BY id",
+        revision,
+        downgrade,
+    )
+    return tuple(
+        Committed(
+            statement=row["statement"],
+            finished=row["finished"],
+            row_count=row["row_count"],
+            command=row["command"],
+            role=row["role"],
+            at=row["begun_at"].isoformat(timespec="seconds"),
+        )
+        for row in rows
+    )
+
+
+async def begun_revisions(connection: asyncpg.Connection, schema: str) -> set[str]:
+    """The revisions of which a step has committed something and is not recorded."""
+    rows = await connection.fetch(f"SELECT DISTINCT revision FROM {qualified(schema, PROGRESS)}")
+    return {row["revision"] for row in rows}
+
+
+async def forget_progress(connection: asyncpg.Connection, schema: str, revision: str) -> None:
+    """The step is recorded, or begins from the start again."""
+    await connection.execute(f"DELETE FROM {qualified(schema, PROGRESS)} WHERE revision = $1", revision)
+
+
+async def forget_begun(connection: asyncpg.Connection, schema: str, revision: str, statement: str) -> None:
+    """A statement that ran outside of a transaction has failed and left everything as it was."""
+    await connection.execute(
+        f"DELETE FROM {qualified(schema, PROGRESS)} WHERE revision = $1 AND statement = $2 AND NOT finished",
+        revision,
+        statement,
+    )
+
+
+async def forget_all_progress(connection: asyncpg.Connection, schema: str) -> None:
+    """The schema was stamped: it counts as whole, whatever was begun."""
+    await connection.execute(f"DELETE FROM {qualified(schema, PROGRESS)}")

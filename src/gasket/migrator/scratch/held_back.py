@@ -1,0 +1,199 @@
+"""What is not tried out on a scratch database, because it would change the cluster around it.
+
+Roles, databases, tablespaces and their settings belong to all databases of a server. Files, programs and other servers
+lie beyond it. Two things tell such a statement:
+
+- its text, and so it is not run;
+- PostgreSQL's locks: who writes to a catalog that the databases share holds ROW EXCLUSIVE on it to the end of the
+  transaction. So what a function or a trigger does is found too, and rolled back to a savepoint. What cannot run in a
+  transaction (CREATE DATABASE, ALTER SYSTEM) cannot run in a function either, and its text tells it.
+
+A statement that fails because it names what was not made for this reason (GRANT ... TO a role) is left out as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import asyncpg
+import msgspec
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy.util import await_only
+
+from gasket.migrator.apply.steps import StepRecorder
+from gasket.migrator.ledger.tables import VERSION_TABLE
+from gasket.migrator.sql.lexer import Kind, tokens
+from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.reading import Reading, any_of
+
+OUTSIDE = "its effect is outside of the scratch database"
+_SHARED = (
+    *("pg_authid", "pg_auth_members", "pg_database", "pg_db_role_setting", "pg_parameter_acl", "pg_replication_origin"),
+    *("pg_shdescription", "pg_shseclabel", "pg_subscription", "pg_tablespace"),
+)
+_WRITTEN = """
+SELECT string_agg(c.relname, ', ' ORDER BY c.relname)
+FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.database = 0 AND l.mode = 'RowExclusiveLock'
+  AND c.relname = ANY ($1)
+"""
+_SAVEPOINT = "gasket_statement"
+# What a name that is not there is told with: undefined object, table, column, function, schema; and SET ROLE's.
+_NOT_THERE = frozenset({"42704", "42P01", "42703", "42883", "3F000", "22023"})
+_ENDS_A_TRANSACTION = "2D000"
+_QUERIES = frozenset({"select", "table", "values", "with"})
+_FIRES_TRIGGERS = frozenset({"insert", "update", "delete", "merge", "copy", "truncate"})
+_QUOTED = re.compile(r'["\u00ab\u201c\u201e](.+?)["\u00bb\u201c\u201d]')  # as PostgreSQL quotes in its languages
+
+Run = Callable[[], None]
+# What Alembic and SQLAlchemy ask for themselves.
+_NOT_THE_REVISIONS = re.compile(rf"\s*SELECT\s+pg_catalog\.|.*\b{VERSION_TABLE}\b", re.DOTALL)
+
+
+class HeldBack(msgspec.Struct, frozen=True):
+    """A statement of a revision that was not tried out, and why. `kind` is its first words: `create role`."""
+
+    revision: str
+    kind: str
+    sql: str
+    reason: str
+
+
+class Guard:
+    """Stands before the statements of one session; `held_back` are those of revisions that it did not let through.
+
+    `cluster_changes` are sentences on what was changed around the database all the same. `not_there` are names that
+    statements may use and that the scratch database cannot have.
+    """
+
+    def __init__(self, not_there: Iterable[str] = ()) -> None:
+        self.held_back: list[HeldBack] = []
+        self.cluster_changes: list[str] = []
+        self._names = set(not_there)
+        self._last: HeldBack | None = None
+
+    def start(self, steps: StepRecorder, connection: Connection) -> None:
+        """From now on every statement passes by."""
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, asyncpg.Connection)
+        self._steps, self._driver = steps, driver
+        event.listen(connection.dialect, "do_execute", self._execute)
+        event.listen(connection, "rollback", self._forget)
+
+    def take_last(self) -> HeldBack | None:
+        """The statement that has just been executed, if it was held back."""
+        last, self._last = self._last, None
+        return last
+
+    def _forget(self, _connection: object) -> None:
+        """The step is tried again."""
+        self.held_back = [held for held in self.held_back if held.revision != self._steps.current]
+
+    def _execute(self, cursor: DBAPICursor, sql: str, parameters: Any, context: ExecutionContext) -> bool:
+        """SQLAlchemy's event. True: it is done."""
+        self._last = None
+        readings = read(sql) if is_of_a_revision(sql, self._steps) else ()
+        if not readings or any(_manages_the_transaction(reading) for reading in readings):
+            return False
+        reason: str | None = OUTSIDE
+        if not any_of(reading.outside_database for reading in readings):
+            run = partial(context.dialect.do_execute, cursor, sql, parameters, context)
+            reason = self._run(run, readings)
+        if reason:
+            self._hold_back(cursor, sql, readings[0].kind, reason)
+        return True
+
+    def _run(self, run: Run, readings: Sequence[Reading]) -> str | None:
+        """Run the statement; if it was taken back, why."""
+        if self._driver.is_in_transaction():
+            return self._run_in_savepoint(run)
+        if any(reading.needs_autocommit for reading in readings) or not any(map(_runs_code, readings)):
+            return self._run_alone(run)
+        return self._run_in_transaction(run)
+
+    def _run_in_savepoint(self, run: Run) -> str | None:
+        await_only(self._driver.execute(f"SAVEPOINT {_SAVEPOINT}"))
+        reason = self._run_alone(run) or self._written()
+        if reason:
+            await_only(self._driver.execute(f"ROLLBACK TO {_SAVEPOINT}"))
+        await_only(self._driver.execute(f"RELEASE {_SAVEPOINT}"))
+        return reason
+
+    def _run_in_transaction(self, run: Run) -> str | None:
+        """In an autocommit block what a function does would stay."""
+        await_only(self._driver.execute("BEGIN"))
+        reason = None
+        try:
+            reason = self._run_alone(run) or self._written()
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _ENDS_A_TRANSACTION:
+                raise
+            await_only(self._driver.execute("ROLLBACK"))
+            return self._run_alone(run)
+        finally:
+            if self._driver.is_in_transaction():
+                await_only(
+                    self._driver.execute("ROLLBACK" if reason else "COMMIT")
+                )  # COMMIT of a failed one rolls back
+        return reason
+
+    def _run_alone(self, run: Run) -> str | None:
+        try:
+            run()
+        except Exception as error:
+            reason = self._not_there(error)
+            if reason is None:
+                raise
+            return reason
+        return None
+
+    def _written(self) -> str | None:
+        """What is said of a statement that has written to catalogs of all databases."""
+        catalogs = await_only(self._driver.fetchval(_WRITTEN, list(_SHARED)))
+        return f"it writes to {catalogs}, and {OUTSIDE}" if catalogs else None
+
+    def _not_there(self, error: Exception) -> str | None:
+        """Whether it fails for a name that is not there for a reason."""
+        if getattr(error, "sqlstate", None) not in _NOT_THERE:
+            return None
+        quoted = set(_QUOTED.findall(str(error)))
+        missing = sorted(quoted & self._names)
+        return f"it needs {missing[0]}, which is not made in the scratch database" if missing else None
+
+    def _hold_back(self, cursor: DBAPICursor, sql: str, kind: str, reason: str) -> None:
+        revision = self._steps.current
+        assert revision is not None
+        self._last = HeldBack(revision, kind, sql.strip(), reason)
+        self.held_back.append(self._last)
+        self._names.update(_names(sql))
+        if kind in _QUERIES:  # whoever asks for its result gets none
+            cursor.execute("SELECT NULL WHERE false", ())
+
+
+def is_of_a_revision(sql: str, steps: StepRecorder) -> bool:
+    """Whether a revision under way has sent it, and not Alembic or SQLAlchemy for themselves."""
+    return steps.current is not None and not _NOT_THE_REVISIONS.match(sql)
+
+
+def _manages_the_transaction(reading: Reading) -> bool:
+    """SAVEPOINT would end with ours, and SET TRANSACTION is refused inside of one."""
+    sets_transaction = reading.kind == "set" and (reading.setting is None or reading.setting.name == "transaction")
+    return reading.transaction_control or sets_transaction
+
+
+def _runs_code(reading: Reading) -> bool:
+    """It calls what its text does not tell, or fires triggers."""
+    return reading.outside_database is None or reading.kind in _FIRES_TRIGGERS
+
+
+def _names(sql: str) -> Iterator[str]:
+    """The names in a statement, and in the texts in it: a DO block is one."""
+    for token in tokens(sql):
+        if token.is_identifier:
+            yield token.text
+        elif token.kind is Kind.STRING:
+            yield from (inner.text for inner in tokens(token.text) if inner.is_identifier)

@@ -1,0 +1,80 @@
+"""People are told how a start or a command that changes the schema has ended; one message for each that does something.
+
+A start at head tells nothing, and neither does one that a signal ends: the sender of the signal knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.errors import MigratorError
+
+if TYPE_CHECKING:
+    from gasket.migrator.apply.steps import StepRecorder  # a start at head does without it
+
+_DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "recorded"}
+START = "start"
+"""The `command` of a start."""
+
+
+class Outcome:
+    """What the tries of one start or command have done. `begun`: a step was, whether it ended well or not."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.direction = "upgrade"
+        self.begun = False
+
+    @contextmanager
+    def following(self, steps: StepRecorder) -> Iterator[None]:
+        """Around the steps of one try."""
+        try:
+            yield
+        finally:
+            self.done += steps.applied
+            self.direction = steps.direction
+            self.begun = self.begun or bool(steps.applied) or steps.current is not None
+
+
+@contextmanager
+def outcome_told(config: MigratorConfig, command: str) -> Iterator[Outcome]:
+    """Tell of what is done inside, or of the error that ends it. `command` is `START`, or the command as typed."""
+    outcome = Outcome()
+    started = time.monotonic()
+    who = "The start" if command == START else f"`{command}`"
+    try:
+        yield outcome
+    except Exception as error:
+        # What another error says is not made for people, and may have a user's values in it.
+        sentence = str(error) if isinstance(error, MigratorError) else f"An unexpected error: {type(error).__name__}."
+        kind, ended = ("failed", "failed to migrate") if outcome.begun else ("refused", "was refused")
+        config.notify(
+            f"migration.{kind}",
+            f"{who} {ended}. {sentence}",
+            {
+                "command": command,
+                "direction": outcome.direction,
+                "revisions": outcome.done,
+                "error": type(error).__name__,
+                "message": sentence,
+            },
+        )
+        raise
+    if outcome.done:
+        seconds = time.monotonic() - started
+        count, last = len(outcome.done), outcome.done[-1]
+        revisions = f"{count} revisions, the last of them {last}" if count > 1 else f"revision {last}"
+        config.notify(
+            "migration.completed",
+            f"{who} {_DONE[outcome.direction]} {revisions}, in {seconds:.1f} s.",
+            {
+                "command": command,
+                "direction": outcome.direction,
+                "revisions": outcome.done,
+                "seconds": round(seconds, 3),
+            },
+        )

@@ -1,0 +1,1 @@
+"""PostgreSQL's tools for every room: naming, quoting, connecting, describing errors, poolers, blockers, programs."""

@@ -1,0 +1,138 @@
+"""Who holds the locks that a session waits for, as far as this role may see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+
+import asyncpg
+import msgspec
+
+from gasket.postgres.errors import DRIVER_ERRORS
+from gasket.postgres.messages import without_literals
+
+_WATCH_EVERY = 0.02
+_BLOCKERS = """
+SELECT a.pid, a.application_name, a.usename::text AS role, a.xact_start AS since, a.backend_type,
+    left(regexp_replace(a.query, '\\s+', ' ', 'g'), 200) AS query,
+    (SELECT l.relation::regclass::text FROM pg_catalog.pg_locks AS l WHERE l.pid = $1 AND NOT l.granted LIMIT 1)
+        AS relation
+FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
+"""
+# A prepared transaction has no session: pg_blocking_pids() gives 0 for it, and pg_locks shows its locks without a pid.
+# One of them is on its own transaction's number; the virtual transaction is the same in all (PostgreSQL manual,
+# "pg_locks").
+_PREPARED = """
+SELECT DISTINCT p.gid, p.owner::text AS role, p.prepared AS since
+FROM pg_catalog.pg_locks AS wanted
+JOIN pg_catalog.pg_locks AS held ON held.granted AND held.pid IS NULL AND held.locktype = wanted.locktype
+    AND held.database IS NOT DISTINCT FROM wanted.database AND held.relation IS NOT DISTINCT FROM wanted.relation
+    AND held.transactionid IS NOT DISTINCT FROM wanted.transactionid
+JOIN pg_catalog.pg_locks AS own ON own.locktype = 'transactionid' AND own.pid IS NULL
+    AND own.virtualtransaction = held.virtualtransaction
+JOIN pg_catalog.pg_prepared_xacts AS p ON p.transaction = own.transactionid
+WHERE wanted.pid = $1 AND NOT wanted.granted AND 0 = ANY (pg_blocking_pids($1))
+ORDER BY p.prepared
+"""
+
+
+class Blocker(msgspec.Struct, frozen=True):
+    """A session whose lock is waited for, or with a `gid` a prepared transaction, which has no session.
+
+    `relation` is the table that is waited for; None where it is something else.
+    """
+
+    pid: int
+    application: str
+    role: str
+    since: datetime | None
+    query: str
+    autovacuum: bool = False
+    gid: str | None = None
+    relation: str | None = None
+
+    @property
+    def yields(self) -> bool:
+        """An autovacuum worker that PostgreSQL cancels for a waiter; one against wraparound it does not."""
+        return self.autovacuum and "to prevent wraparound" not in self.query
+
+    def __str__(self) -> str:
+        when = f"{self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
+        if self.gid is not None:
+            gid = self.gid.replace("'", "''")
+            return (
+                f"a prepared transaction (gid '{gid}', role {self.role}, prepared at {when}; "
+                f"to end it: ROLLBACK PREPARED '{gid}')"
+            )
+        since = f", in its transaction since {when}" if when else ""
+        who = "an autovacuum worker" if self.autovacuum else f"application {self.application or '(none)'!r}"
+        return f"pid {self.pid} ({who}, role {self.role or '(none)'}{since}: {self.query or '(not shown)'})"
+
+
+def only_prepared(blockers: Sequence[Blocker]) -> bool:
+    """Whether there are some, and each is a prepared transaction: no session that could be ended."""
+    return bool(blockers) and all(blocker.gid is not None for blocker in blockers)
+
+
+async def find_blockers(connection: asyncpg.Connection, pid: int) -> list[Blocker]:
+    """Who holds what the session `pid` waits for."""
+    sessions = [
+        Blocker(
+            pid=row["pid"],
+            application=row["application_name"] or "",
+            role=row["role"] or "",
+            since=row["since"],
+            query=without_literals(row["query"] or ""),
+            autovacuum=row["backend_type"] == "autovacuum worker",
+            relation=row["relation"],
+        )
+        for row in await connection.fetch(_BLOCKERS, pid)
+    ]
+    prepared = [
+        Blocker(pid=0, application="", role=row["role"], since=row["since"], query="", gid=row["gid"])
+        for row in await connection.fetch(_PREPARED, pid)
+    ]
+    return sessions + prepared
+
+
+class BlockerWatch:
+    """Finds out who blocks the session `pid`, over another connection, while it waits: later it cannot be known."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        pid: int,
+        *,
+        on_first: Callable[[list[Blocker]], None] | None = None,
+    ) -> None:
+        self.blockers: list[Blocker] = []
+        self._connect = connect
+        self._pid = pid
+        self._on_first = on_first
+
+    @contextmanager
+    def watching(self, *, after: float = 0.0) -> Iterator[None]:
+        """Watch what happens inside, from `after` seconds on; `blockers` are the last that were seen."""
+        self.blockers = []
+        watcher = asyncio.ensure_future(self._watch(after))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, after: float) -> None:
+        await asyncio.sleep(after)
+        with suppress(*DRIVER_ERRORS):
+            connection = await self._connect()
+            try:
+                while True:
+                    if blockers := await find_blockers(connection, self._pid):
+                        first = not self.blockers
+                        self.blockers = blockers
+                        if first and self._on_first:
+                            self._on_first(blockers)
+                    await asyncio.sleep(_WATCH_EVERY)
+            finally:
+                connection.terminate()

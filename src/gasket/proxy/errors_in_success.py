@@ -1,0 +1,116 @@
+"""Finds the error in an answer whose status says 200, before any of it is passed on. Some backends answer so.
+
+Such an answer is a failure: another backend is asked, and nothing is charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gasket.proxy.events import begin_like_events, event_data
+from gasket.upstream.client import Response
+
+READ_AHEAD_WITHIN = 2.0
+"""Seconds for which an answer may be silent before it is passed on unread: the client waits for its head meanwhile."""
+_MOST_READ_AHEAD = 64 * 1024
+
+_ERROR = rb'"error"\s*+:\s*+(?!null)|"type"\s*+:\s*+"error"'
+_HAS_ERROR = re.compile(_ERROR)
+_BEGINS_LIKE_ERROR = re.compile(rb"\s*+\{\s*+(?:" + _ERROR + rb")")
+_SHORTEST_BEGINNINGS = (b'{"error":', b'{"type":"error"')
+_STATUS = re.compile("[45][0-9]{2}")
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+
+
+class ErrorInSuccess(NamedTuple):
+    """What the backend says of its error; `code` may be an HTTP status."""
+
+    message: str
+    code: int | None
+
+    @property
+    def fault_of_client(self) -> bool:
+        """Whether the request is to blame, as far as the error tells: that says nothing about the backend."""
+        return self.code is not None and 400 <= self.code < 500 and self.code not in (408, 429)
+
+
+class _Answer(msgspec.Struct):
+    error: Any = None
+    object: Any = None
+    type: Any = None
+    message: Any = None
+    code: Any = None
+    choices: Any = None
+    data: Any = None
+    output: Any = None
+    content: Any = None
+
+
+async def find_error(response: Response) -> ErrorInSuccess | None:
+    """The error that the answer is, if it is one. What was read stays in the response, to be read again.
+
+    Raises:
+        UpstreamError: the answer breaks off within what is looked at.
+    """
+    if response.has_arrived:
+        head = await response.piece()
+        if _is_decided(head, response):  # nearly always: a small answer comes in one piece, a large one is none
+            response.unread(head)
+            return _error_in(head)
+    else:
+        head = b""
+    try:
+        async with asyncio.timeout(READ_AHEAD_WITHIN):
+            while not _is_decided(head, response):
+                head += await response.piece()
+    except TimeoutError:
+        pass
+    response.unread(head)
+    return _error_in(head)
+
+
+def _is_decided(head: bytes, response: Response) -> bool:
+    """Whether more bytes could not tell more."""
+    if response.at_end or len(head) > _MOST_READ_AHEAD:
+        return True
+    start = head[:200].lstrip()
+    if start.startswith(b"{"):
+        compact = b"".join(start.split())
+        return not (_BEGINS_LIKE_ERROR.match(head) or any(known.startswith(compact) for known in _SHORTEST_BEGINNINGS))
+    events = begin_like_events(head)
+    return events is False or (events is True and _first_event(head) is not None)
+
+
+def _first_event(head: bytes) -> bytes | None:
+    """The first whole event that is no comment, its data alone."""
+    *events, _ = _BLANK_LINE.split(head)
+    return next(filter(None, map(event_data, events)), None)
+
+
+def _error_in(head: bytes) -> ErrorInSuccess | None:
+    if _HAS_ERROR.search(head) is None:
+        return None
+    # The end of a stream ends its last event, too.
+    body = head if head[:200].lstrip().startswith(b"{") else _first_event(head + b"\n\n") or b""
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if answer.object == "response":  # the Responses API tells of its failures so, and its clients know that
+        return None
+    if answer.choices or answer.data or answer.output or answer.content:
+        return None
+    if isinstance(answer.error, dict) and answer.error:
+        message, code = answer.error.get("message"), answer.error.get("code")
+    elif isinstance(answer.error, str) and answer.error:
+        message, code = answer.error, answer.code
+    elif answer.type == "error" and answer.error is None:  # an event of the Responses API
+        message, code = answer.message, answer.code
+    else:
+        return None
+    status = int(str(code)) if _STATUS.fullmatch(str(code)) else None
+    return ErrorInSuccess(message if isinstance(message, str) else "it does not say which", status)

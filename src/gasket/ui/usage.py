@@ -1,0 +1,214 @@
+"""Who used how much: sums and charts by key, user, profile, model or backend, and the same as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from litestar import Response, get
+from sqlalchemy import Integer, any_, literal
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gasket.backends.models import BackendProfile, OpenAIBackend
+from gasket.backends.service import BackendService, ProfileService
+from gasket.errors import InvalidInputError
+from gasket.keys.models import ApiKey
+from gasket.keys.service import KeyService
+from gasket.ui.charts import Chart, Point, bar_chart
+from gasket.ui.csv_files import csv_file
+from gasket.ui.forms import Form
+from gasket.ui.pages import PageRequest, Session, page
+from gasket.usage.schemas import Group, UsageQuery, UsageSum
+from gasket.usage.service import UsageService
+
+GROUPS: dict[Group, str] = {"key": "Key", "user": "User", "profile": "Profile", "model": "Model", "backend": "Backend"}
+"""What can be summed by, and its name."""
+
+_SHOWN = 100
+_MOST_IN_FILE = 100_000
+_SUMS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+_DAY = timedelta(days=1)
+_HOURS_UNTIL, _DAYS_UNTIL = 2, 92
+"""Days of a range up to which its bars are hours, and days; longer ones have months."""
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Days of UTC from `first` to `last`, both in it."""
+
+    by: Group
+    first: date
+    last: date
+
+    @property
+    def days(self) -> int:
+        """How many."""
+        return (self.last - self.first).days + 1
+
+    @property
+    def unit(self) -> Group:
+        """What a bar of the charts stands for."""
+        return "hour" if self.days <= _HOURS_UNTIL else "day" if self.days <= _DAYS_UNTIL else "month"
+
+    def query(self, group: Group) -> UsageQuery:
+        """For sums by this group."""
+        start, end = (datetime.combine(day, time(), UTC) for day in (self.first, self.last + _DAY))
+        return UsageQuery(groups=(group,), start=start, end=end)
+
+    def address(self, path: str) -> str:
+        """The page, or the file, of this range."""
+        return f"{path}?{urlencode({'by': self.by, 'from': self.first.isoformat(), 'to': self.last.isoformat()})}"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A group: its name, more about it, and its sums. `name` is None where the requests had none."""
+
+    name: str | None
+    more: str
+    sums: UsageSum
+
+
+@get("/ui/usage")
+async def usage(request: PageRequest, db_session: Session) -> Response[Any]:
+    """The largest groups; the file has all of them."""
+    today = datetime.now(UTC).date()
+    form = _form(request, today)
+    try:
+        chosen = read_range(form)
+    except InvalidInputError as error:
+        return page(request, "usage.html", status=400, form=form.refused(error), groups=GROUPS, chosen=None, ranges=[])
+    service = UsageService(db_session)
+    largest = await service.largest(chosen.query(chosen.by), limit=_SHOWN)
+    slots, _ = await service.sums(chosen.query(chosen.unit), order="asc", limit=_MOST_IN_FILE, offset=0)
+    return page(
+        request,
+        "usage.html",
+        form=form,
+        groups=GROUPS,
+        chosen=chosen,
+        ranges=_ranges(chosen, today),
+        largest=largest,
+        lines=await _lines(db_session, chosen.by, largest.rows),
+        charts=charts(chosen, slots),
+        csv=chosen.address("/ui/usage.csv"),
+    )
+
+
+@get("/ui/usage.csv")
+async def usage_csv(request: PageRequest, db_session: Session) -> Response[bytes]:
+    """All groups of the range.
+
+    Raises:
+        InvalidInputError: the range is none.
+    """
+    chosen = read_range(_form(request, datetime.now(UTC).date()))
+    largest = await UsageService(db_session).largest(chosen.query(chosen.by), limit=_MOST_IN_FILE)
+    lines = await _lines(db_session, chosen.by, largest.rows)
+    rows = [["id", "name", "about", *_SUMS]] + [_row(line, chosen.by) for line in lines]
+    return csv_file(f"usage-by-{chosen.by}-{chosen.first}-{chosen.last}.csv", rows)
+
+
+def read_range(form: Form) -> Range:
+    """What the form asks for.
+
+    Raises:
+        InvalidInputError: a field is not what it has to be.
+    """
+    by = form.values["by"]
+    if by not in GROUPS:
+        raise InvalidInputError(f"Choose one of {', '.join(GROUPS)}.", field="by")
+    first, last = (_day(form, name) for name in ("from", "to"))
+    if last < first:
+        raise InvalidInputError("The last day must not be before the first.", field="to")
+    return Range(next(group for group in GROUPS if group == by), first, last)
+
+
+def _day(form: Form, name: str) -> date:
+    try:
+        day = date.fromisoformat(form.values[name])
+    except ValueError:
+        raise InvalidInputError("Give a day, such as 2026-12-01.", field=name) from None
+    if not 2000 <= day.year <= 2999:
+        raise InvalidInputError("Give a year between 2000 and 2999.", field=name)
+    return day
+
+
+def _form(request: PageRequest, today: date) -> Form:
+    """The query; without it the last week by key."""
+    plain = {"by": "key", "from": (today - 6 * _DAY).isoformat(), "to": today.isoformat()}
+    return Form({name: (request.query_params.get(name) or value).strip() for name, value in plain.items()})
+
+
+def _ranges(chosen: Range, today: date) -> list[tuple[str, str, bool]]:
+    """Names and addresses of ranges that are often asked for, and whether this is the one shown."""
+    found = []
+    for name, days in (("Today", 1), ("7 days", 7), ("30 days", 30), ("365 days", 365)):
+        offered = Range(chosen.by, today - (days - 1) * _DAY, today)
+        found.append((name, offered.address("/ui/usage"), offered == chosen))
+    return found
+
+
+async def _lines(session: AsyncSession, by: Group, sums: Collection[UsageSum]) -> list[Line]:
+    ids = [getattr(entry, by) for entry in sums]
+    names = await _names(session, by, [found for found in ids if isinstance(found, int)])
+    return [Line(*_named(by, found, names), entry) for found, entry in zip(ids, sums, strict=True)]
+
+
+def _named(by: Group, found: str | int | None, names: dict[int, tuple[str, str]]) -> tuple[str | None, str]:
+    if isinstance(found, int):
+        return names.get(found) or (f"{by} {found}", "deleted")
+    return found, ""
+
+
+async def _names(session: AsyncSession, by: Group, ids: list[int]) -> dict[int, tuple[str, str]]:
+    """Of the ids that are still there: the name, and what else tells it from others."""
+    # One array: a query has at most 32,767 parameters, and a file more keys.
+    wanted = any_(literal(ids, ARRAY(Integer)))
+    match by:
+        case "key":
+            keys = KeyService(session, profiles=ProfileService(session))
+            return {row.id: (row.name, row.user_email) for row in await keys.get_many(ApiKey.id == wanted)}
+        case "profile":
+            profiles = await ProfileService(session).get_many(BackendProfile.id == wanted)
+            return {row.id: (row.name, "") for row in profiles}
+        case "backend":
+            backends = await BackendService(session).get_many(OpenAIBackend.id == wanted)
+            return {row.id: (row.name, "") for row in backends}
+    return {}
+
+
+def _row(line: Line, by: Group) -> list[Any]:
+    return [getattr(line.sums, by), line.name, line.more, *(getattr(line.sums, name) for name in _SUMS)]
+
+
+def charts(chosen: Range, sums: list[UsageSum]) -> list[Chart]:
+    """Requests and tokens over the range, a bar for each hour, day or month, also where nothing was used."""
+    unit = chosen.unit
+    found = {_slot_name(unit, getattr(entry, unit)): entry for entry in sums}
+    slots = list(_slots(chosen))
+    begin, end = slots[0], slots[-1]
+
+    def chart(title: str, field: str) -> Chart:
+        points = [Point(slot, getattr(found[slot], field) if slot in found else 0) for slot in slots]
+        return bar_chart(title, points, begin=begin, end=end)
+
+    return [chart(f"Requests by {unit}", "requests"), chart(f"Tokens by {unit}", "total_tokens")]
+
+
+def _slots(chosen: Range) -> Iterator[str]:
+    for number in range(chosen.days):
+        day = chosen.first + number * _DAY
+        if chosen.unit == "hour":
+            for hour in range(24):
+                yield _slot_name("hour", datetime.combine(day, time(hour), UTC))
+        elif chosen.unit == "day":
+            yield _slot_name("day", day)
+        elif day.day == 1 or number == 0:
+            yield _slot_name("month", f"{day:%Y-%m}")
+
+
+def _slot_name(unit: Group, slot: datetime | date | str) -> str:
+    return f"{slot:%b %d, %H:%M}" if unit == "hour" else f"{slot:%b %d}" if unit == "day" else str(slot)
