@@ -121,8 +121,12 @@ async def program(*command: str | Path, folder: Path | None = None, **settings: 
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a program: these settings of Gasket's, and none of those that happen to be set here."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("GASKET_", "LITESTAR_"))}
+    """The environment of a program: these settings of Gasket's, and none of those that happen to be set here.
+
+    Gasket's modules are compiled once, as pip has compiled those of the libraries.
+    """
+    others = ("GASKET_", "LITESTAR_", "PYTHONDONTWRITEBYTECODE")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**own, **settings}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 from bench.harness import Row, Subject, alternate, markdown, program
 
 TITLE = "`import gasket.app` in a fresh interpreter, against its libraries alone"
 REPEATS = 15
-GOAL = 1.25
+GOAL, GOAL_WITH_DEVELOPMENT_TOOLS = 1.15, 1.2
 
 _LIBRARIES = """
 from litestar import Litestar
@@ -29,7 +30,11 @@ async def measure(repeats: int) -> str:
         repeats,
         {"Litestar + SQLAlchemy + Advanced Alchemy": _importing(_LIBRARIES), "Gasket": _importing("import gasket.app")},
     )
-    return markdown([Row("imports", seconds).with_ratio_goal(GOAL)])
+    # Advanced Alchemy imports pydantic where a development tool has brought it.
+    with_tools = find_spec("pydantic") is not None
+    case = "imports, with development tools" if with_tools else "imports, without development tools"
+    goal = GOAL_WITH_DEVELOPMENT_TOOLS if with_tools else GOAL
+    return markdown([Row(case, seconds).with_ratio_goal(goal)])
 
 
 def _importing(imports: str) -> Subject[float]:

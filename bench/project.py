@@ -7,10 +7,10 @@ from pathlib import Path
 import asyncpg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, NullPool
+from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.config import MigratorConfig
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -22,15 +22,14 @@ import os
 from pathlib import Path
 
 from alembic import context
-from sqlalchemy import MetaData
 
-from gasket.migrator.connection import MigratorConfig
+from gasket.migrator.config import MigratorConfig
 from gasket.migrator.runner import run_environment
 
 
 def read_config():
     ini = Path(context.config.config_file_name)
-    return MigratorConfig(database_url=os.environ["DATABASE_URL"], release="bench", ini=ini, metadata=MetaData())
+    return MigratorConfig(database_url=os.environ["DATABASE_URL"], release="bench", ini=ini)
 
 
 run_environment(context, read_config)
@@ -132,7 +131,7 @@ class Project:
 
     def config(self, database_url: str) -> MigratorConfig:
         """For `bring_to_head` on these files."""
-        return MigratorConfig(database_url=database_url, release="bench", ini=self.runner, metadata=MetaData())
+        return MigratorConfig(database_url=database_url, release="bench", ini=self.runner)
 
     async def upgrade_plainly(self, database_url: str) -> None:
         """What `bring_to_head` does, by Alembic alone: connect, `upgrade head`, close."""

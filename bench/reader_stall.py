@@ -12,7 +12,7 @@ import asyncpg
 
 from bench.harness import Row, Subject, alternate, database, markdown, open_folder, server, verdict
 from bench.project import Project
-from gasket.migrator.runner import bring_to_head
+from gasket.migrator.head import bring_to_head
 
 TITLE = "The longest wait of a reader while an ALTER TABLE stands behind a SELECT of 4 s"
 REPEATS = 5

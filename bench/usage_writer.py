@@ -12,7 +12,7 @@ from msgspec import structs
 
 from bench.harness import Row, alternate, database, markdown, open_folder, server, timed
 from bench.migrated import at_head
-from gasket.proxy.exchange import new_request_id
+from gasket.request_ids import new_request_id
 from gasket.usage.entry import UsageEntry
 from gasket.usage.writer import UsageWriter
 

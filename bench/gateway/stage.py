@@ -82,6 +82,7 @@ async def set_stage() -> AsyncIterator[Stage]:
             CEILING: await start([*uvicorn, *plainly], ceiling, True, UPSTREAM_URL=upstream_url),
             GASKET: await start([script("gasket"), "run", "--port", str(gasket)], gasket, True, **settings),
         }
+        await _ready(gasket)
         stage = _stage(folder, targets, keys)
         for target in targets.values():
             _check(target, stage.plain, PLAIN_ANSWER)
@@ -176,6 +177,19 @@ async def _listening(process: asyncio.subprocess.Process, port: int, log_file: P
             else:
                 writer.close()
                 return
+
+
+async def _ready(port: int) -> None:
+    """Until then a replica answers 503."""
+    async with asyncio.timeout(_START_LIMIT):
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            status = await reader.readline()
+            writer.close()
+            if b" 200 " in status:
+                return
+            await asyncio.sleep(0.05)
 
 
 def _early_end(log_file: Path) -> RuntimeError:

@@ -13,7 +13,7 @@ from typing import cast
 
 import uvloop
 
-from bench.gateway.wire import DONE_EVENT, EVENTS, MODELS, PACE, PACED, PLAIN_ANSWER, USAGE_EVENT
+from bench.gateway.wire import BURST, DONE_EVENT, EVENTS, MODELS, PACE, PACED, PLAIN_ANSWER, USAGE_EVENT
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _STREAMED = re.compile(rb'"stream": ?true')
@@ -38,8 +38,18 @@ _STREAM_HEAD = (
 )
 _STREAM_START = _STREAM_HEAD + _chunk(EVENTS[0])
 _STREAM_END = _chunk(DONE_EVENT) + b"0\r\n\r\n"
-_STREAM_REST = (*(_chunk(event) for event in EVENTS[1:]), _STREAM_END)
-_STREAM_REST_WITH_USAGE = (*_STREAM_REST[:-1], _chunk(USAGE_EVENT) + _STREAM_END)
+
+
+def _packets(end: bytes, events: int) -> tuple[bytes, ...]:
+    """What follows the start of a stream, so many events in each packet."""
+    rest = [_chunk(event) for event in EVENTS[1:]]
+    bursts = [b"".join(rest[first : first + events]) for first in range(0, len(rest), events)]
+    return (*bursts, end)
+
+
+_ENDS = (_STREAM_END, _chunk(USAGE_EVENT) + _STREAM_END)
+_PACED_REST, _PACED_REST_WITH_USAGE = (_packets(end, 1) for end in _ENDS)
+_FAST_REST, _FAST_REST_WITH_USAGE = (_packets(end, BURST) for end in _ENDS)
 
 
 class Connection(asyncio.Protocol):
@@ -76,16 +86,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(_ANSWER)
         else:
             self._transport.write(_STREAM_START)
-            rest = iter(_STREAM_REST_WITH_USAGE if _WITH_USAGE in request else _STREAM_REST)
+            with_usage = _WITH_USAGE in request
             if _PACED.search(request):
-                self._pace(rest, self._loop.time() + PACE)
+                rest = _PACED_REST_WITH_USAGE if with_usage else _PACED_REST
+                self._pace(iter(rest), self._loop.time() + PACE)
             else:
-                self._next = self._loop.call_soon(self._hurry, rest)
+                rest = _FAST_REST_WITH_USAGE if with_usage else _FAST_REST
+                self._next = self._loop.call_soon(self._hurry, iter(rest))
 
     def _hurry(self, rest: Iterator[bytes]) -> None:
-        """One event, and the next as soon as the loop comes round: each leaves in a packet of its own."""
-        if (event := next(rest, None)) is not None:
-            self._transport.write(event)
+        """One packet, and the next as soon as the loop comes round."""
+        if (packet := next(rest, None)) is not None:
+            self._transport.write(packet)
             self._next = self._loop.call_soon(self._hurry, rest)
 
     def _pace(self, rest: Iterator[bytes], due: float) -> None:

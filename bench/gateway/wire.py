@@ -10,6 +10,10 @@ CHUNKS = 50
 PACE = 0.010
 """Seconds between two events of a paced stream."""
 
+BURST = 10
+"""Events in each packet of a stream that is not paced. With one event in each, the upstream would take as much CPU as a
+gateway, and its speed would be the limit."""
+
 PLAIN_SIZE = 384
 """Bytes of a plain answer."""
 

@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
+from playwright.async_api import Browser as Chromium
 
+from tests.acceptance.browser import Browser, chromium
 from tests.acceptance.gateway import Gateway, Tenant, gateway_on
-from tests.acceptance.installation import REPOSITORY, Installation, Project
+from tests.acceptance.installation import ADMIN_TOKEN, Installation, Project
 from tests.acceptance.processes import ForkServer, Programs
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """One for the whole session."""
-    server = ForkServer(tmp_path_factory.mktemp("forks"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def programs(forks: ForkServer, tmp_path: Path) -> AsyncIterator[Programs]:
-    """Starts programs for this test; its end ends them."""
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    programs = Programs(forks, folder)
-    yield programs
-    await programs.stop()
-
-
-@pytest.fixture
-async def install(
-    make_database: Callable[[], Awaitable[str]], programs: Programs, tmp_path: Path
-) -> AsyncIterator[Callable[..., Awaitable[Installation]]]:
-    """Call it for one more installation; with a `database_url`, in that database; with a `tree`, of that release."""
-    made: list[Installation] = []
-
-    async def make(database_url: str | None = None, tree: Path | None = None) -> Installation:
-        project = Project(tmp_path / f"project{len(made)}", tree or REPOSITORY)
-        home = tmp_path / f"home{len(made)}"
-        home.mkdir()
-        source = tree and tree / "src"
-        installation = Installation(project, database_url or await make_database(), programs, home, source)
-        made.append(installation)
-        return installation
-
-    yield make
-    await programs.stop()
-    for installation in made:
-        await installation.close()
-
-
-@pytest.fixture
-async def installation(install: Callable[..., Awaitable[Installation]]) -> Installation:
-    """The one installation that most tests need, on an empty database."""
-    return await install()
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +44,22 @@ async def gateway(shared_gateway: Gateway) -> AsyncIterator[Gateway]:
 async def tenant(gateway: Gateway) -> Tenant:
     """The key with one upstream that most tests need."""
     return await gateway.tenant()
+
+
+@pytest.fixture(scope="session")
+async def shared_chromium() -> AsyncIterator[Chromium]:
+    """The one browser of the session."""
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(shared_chromium: Chromium, gateway: Gateway) -> Browser:
+    """An administrator in front of the shared replica."""
+    return Browser(shared_chromium, gateway.replica.base_url, ADMIN_TOKEN)
+
+
+@pytest.fixture
+def stranger(shared_chromium: Chromium, gateway: Gateway) -> Browser:
+    """A visitor who is not signed in."""
+    return Browser(shared_chromium, gateway.replica.base_url, None)

@@ -17,7 +17,7 @@ import psutil
 from tests.acceptance import upstream as scripted
 from tests.acceptance.http11 import Headers, Message, compose, read_body, read_head
 from tests.acceptance.installation import Installation, api
-from tests.acceptance.processes import Replica, until
+from tests.acceptance.processes import Replica
 from tests.acceptance.upstream import Upstream
 
 CHAT = "/v1/chat/completions"
@@ -124,17 +124,7 @@ class Tenant:
 
     async def line(self, answer: Message) -> dict[str, Any]:
         """The one line of this answer, which comes when the request has ended."""
-        request_id = answer.one("x-gasket-request-id")
-        lines: list[dict[str, Any]] = []
-
-        def logged() -> bool:
-            every = (json.loads(line) for line in self.replica.output.splitlines() if line.startswith("{"))
-            lines[:] = [line for line in every if line.get("request_id") == request_id]
-            return bool(lines)
-
-        await until(logged, 10, lambda: f"a line of {request_id} in {self.replica}")
-        [line] = lines
-        return line
+        return await self.replica.log_line(request_id=answer.one("x-gasket-request-id"))
 
     async def backend(self, number: int = 0) -> dict[str, Any]:
         """What `/api/backends` shows."""

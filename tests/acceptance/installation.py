@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 
 from tests.acceptance.processes import Program, Programs, Replica, until
 
-ADMIN_TOKEN = "an-admin-token-for-tests"
+ADMIN_TOKEN = "an-installation-for-tests"
 SECRET_KEY = urlsafe_b64encode(b"a secret key for tests of Gasket").decode()
 LOCK_CLASS = 0x6761736B
 """What DESIGN.md calls the constant class for Gasket; written out, because it must never change."""
@@ -44,7 +44,7 @@ depends_on: str | tuple[str, ...] | None = None
 
 backward_compatible: bool = {backward_compatible}
 downgrade_is_empty: str = "many a test has no need of it"
-
+{declares}
 
 def upgrade() -> None:
 {upgrade}
@@ -98,8 +98,9 @@ class Project:
         *,
         backward_compatible: bool = True,
         down_revision: str | None = None,
+        declares: str = "",
     ) -> Path:
-        """Write a migration file on top of the newest one; `upgrade` and `downgrade` are lines of Python."""
+        """Write a migration file on top of the newest one; the texts are lines of Python."""
         existing = self.revisions()
         path = self.versions / f"2030_01_01_{len(existing):04d}_{revision}.py"
         assert not path.exists()
@@ -108,6 +109,7 @@ class Project:
                 revision=revision,
                 down_revision=down_revision or existing[-1],
                 backward_compatible=backward_compatible,
+                declares=declares,
                 upgrade=textwrap.indent(textwrap.dedent(upgrade).strip(), "    "),
                 downgrade=textwrap.indent(textwrap.dedent(downgrade).strip(), "    "),
             )
@@ -168,10 +170,17 @@ class Installation:
     `database_url` is a superuser's: tests look at the database over it. The programs' own URL and all other
     settings are in `settings`, and can be changed there or for one program alone. With the `source` of another
     release its programs run that, and are cold: what the fork server has imported is this tree's.
+    `copy_migrated` may bring the schema to head in place of a command, while nothing has touched the database.
     """
 
     def __init__(
-        self, project: Project, database_url: str, programs: Programs, home: Path, source: Path | None = None
+        self,
+        project: Project,
+        database_url: str,
+        programs: Programs,
+        home: Path,
+        source: Path | None = None,
+        copy_migrated: Callable[[Installation], Awaitable[bool]] | None = None,
     ) -> None:
         self.project = project
         self.database_url = database_url
@@ -187,15 +196,28 @@ class Installation:
         self._cold = source is not None
         self._programs = programs
         self._home = home
+        self._copy_migrated = copy_migrated
         self._looking: asyncpg.Connection | None = None
 
-    def replica(self, settings: Settings | None = None, *, cold: bool = False) -> Replica:
+    def replica(self, settings: Settings | None = None, *, cold: bool = False, port: int | None = None) -> Replica:
         """Start one; a setting of None is taken away."""
-        return self._programs.replica(settings=self._with(settings), folder=self._home, cold=cold or self._cold)
+        self._copy_migrated = None
+        return self._programs.replica(
+            settings=self._with(settings), folder=self._home, cold=cold or self._cold, port=port
+        )
 
-    def start(self, *command: str, settings: Settings | None = None, cold: bool = False) -> Program:
-        """Start a command: `alembic`, `litestar` or `gasket` with its arguments."""
-        return self._programs.start(*command, settings=self._with(settings), folder=self._home, cold=cold or self._cold)
+    def start(
+        self, *command: str, settings: Settings | None = None, cold: bool = False, descriptors: Sequence[int] = ()
+    ) -> Program:
+        """Start a command: `alembic`, `litestar` or `gasket` with its arguments. It inherits the `descriptors`."""
+        self._copy_migrated = None
+        return self._programs.start(
+            *command,
+            settings=self._with(settings),
+            folder=self._home,
+            cold=cold or self._cold,
+            descriptors=descriptors,
+        )
 
     async def run(
         self, *command: str, settings: Settings | None = None, cold: bool = False, within: float = 60.0
@@ -206,18 +228,22 @@ class Installation:
         return Finished(code, program.output)
 
     async def migrate(self) -> None:
-        """Bring the schema to head by command, when that is not what is being tested."""
+        """Bring the schema to head, when that is not what is being tested."""
+        if self._copy_migrated and await self._copy_migrated(self):
+            self._copy_migrated = None
+            return
         done = await self.run("alembic", "upgrade", "head")
         assert done.exit_code == 0, done.output
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
         """One more connection of the superuser's; the caller closes it."""
+        self._copy_migrated = None
         connection: asyncpg.Connection = await asyncpg.connect(self.database_url, timeout=10, **options)
         return connection
 
     async def look(self) -> asyncpg.Connection:
         """The connection over which the test looks at the database; never inside a transaction."""
-        if self._looking is None:
+        if self._looking is None or self._looking.is_closed():
             self._looking = await self.connect()
         return self._looking
 

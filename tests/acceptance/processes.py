@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -104,6 +105,24 @@ class Program:
         """What it has said so far, standard output and error together."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Its log lines in JSON so far; a line that is being written right now is left out."""
+        complete = self.output.split("\n")[:-1]  # `splitlines` would also split at what JSON leaves as it is
+        return [json.loads(line) for line in complete if line.startswith("{")]
+
+    async def log_line(self, within: float = 30.0, **fields: object) -> dict[str, Any]:
+        """Wait for a log line with these fields, which has to be the only one."""
+        found: list[dict[str, Any]] = []
+
+        def logged() -> bool:
+            found[:] = [line for line in self.log_lines if fields.items() <= line.items()]
+            return bool(found)
+
+        await until(logged, within, lambda: f"a log line with {fields} from {self}")
+        [line] = found
+        return line
+
     async def exited(self, within: float) -> int:
         """Wait for its end; returns the exit code."""
         await until(lambda: self.exit_code is not None, within, lambda: f"the end of {self}")
@@ -144,14 +163,17 @@ class Program:
 
 
 class Replica(Program):
-    """`gasket run` on a port of its own. From its first moment on somebody tries whether the port is open."""
+    """`gasket run` on a port of its own. From its first moment on somebody asks whether it serves yet.
+
+    `served`: a request of `/api` got another answer than 503.
+    """
 
     def __init__(self, command: Sequence[str], handle: Handle, log: Path, port: int) -> None:
         super().__init__(command, handle, log)
         self.base_url = f"http://127.0.0.1:{port}"
-        self.port_opened = False
+        self.served = False
         self._address = ("127.0.0.1", port)
-        self._watch = asyncio.create_task(self._watch_port())
+        self._watch = asyncio.create_task(self._watch_answers())
 
     async def ready(self, within: float = READY_WITHIN) -> dict[str, Any]:
         """Wait until `/health/ready` says 200; returns what it says. The process' end is a failure at once."""
@@ -160,7 +182,7 @@ class Replica(Program):
 
             async def is_ready() -> bool:
                 assert self.exit_code is None, f"not ready but ended: {self}"
-                if not self.port_opened:
+                if not self.served:
                     return False
                 response = await client.get("/health/ready", timeout=10)
                 if response.status_code == 200:
@@ -172,14 +194,15 @@ class Replica(Program):
 
     async def settled(self, within: float = READY_WITHIN) -> None:
         """Wait until it serves, ready or not, or has ended."""
-        await until(lambda: self.port_opened or self.exit_code is not None, within, lambda: f"start or end of {self}")
+        await until(lambda: self.served or self.exit_code is not None, within, lambda: f"start or end of {self}")
 
     async def refused(self, within: float = READY_WITHIN) -> str:
         """Wait for its end, which has to be a refusal; returns its output in one line of single spaces."""
         code = await self.exited(within)
         assert code > 0, f"not an exit of its own will: {self}"
-        assert not self.port_opened, f"the port was open: {self}"
-        assert "Uvicorn running on" not in self.output, str(self)
+        assert not self.served, f"it answered something else than 503: {self}"
+        with socket.socket() as probe:
+            assert probe.connect_ex(self._address) != 0, f"the port is still open: {self}"
         assert "Traceback" not in self.output, str(self)
         assert " object at 0x" not in self.output, str(self)
         return " ".join(self.output.split())
@@ -189,11 +212,22 @@ class Replica(Program):
         await super().stop()
         self._watch.cancel()
 
-    async def _watch_port(self) -> None:
-        while not self.port_opened:
-            with socket.socket() as probe:
-                self.port_opened = probe.connect_ex(self._address) == 0
+    async def _watch_answers(self) -> None:
+        while not self.served:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                status = await _status_of(self._address)
+                self.served = status not in (b"", b"503")
             await asyncio.sleep(_POLL)
+
+
+async def _status_of(address: tuple[str, int]) -> bytes:
+    """The status of a request that only a replica which serves refuses: it lacks the admin token."""
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(b"GET /api/keys HTTP/1.1\r\nHost: gasket.test\r\nConnection: close\r\n\r\n")
+        return (await reader.readline())[9:12]
+    finally:
+        writer.close()
 
 
 ProgramT = TypeVar("ProgramT", bound=Program)
@@ -207,16 +241,32 @@ class Programs:
         self._folder = folder
         self._all: list[Program] = []
 
-    def start(self, *command: str, settings: Mapping[str, str], folder: Path, cold: bool = False) -> Program:
-        """Start a console script of this environment with these settings and nothing else of ours."""
-        handle, log = self._launch(command, settings, folder, cold)
+    def start(
+        self,
+        *command: str,
+        settings: Mapping[str, str],
+        folder: Path,
+        cold: bool = False,
+        descriptors: Sequence[int] = (),
+    ) -> Program:
+        """Start a console script of this environment with these settings and nothing else of ours.
+
+        What inherits `descriptors` is cold.
+        """
+        handle, log = self._launch(command, settings, folder, cold or bool(descriptors), descriptors=descriptors)
         return self._keep(Program(command, handle, log))
 
     def replica(
-        self, *, settings: Mapping[str, str], folder: Path, cold: bool = False, options: Sequence[str] = ()
+        self,
+        *,
+        settings: Mapping[str, str],
+        folder: Path,
+        cold: bool = False,
+        options: Sequence[str] = (),
+        port: int | None = None,
     ) -> Replica:
-        """Start `gasket run`, cold as `python -m gasket run`."""
-        port = free_port()
+        """Start `gasket run`, cold as `python -m gasket run`, on the port of an earlier one or on one of its own."""
+        port = port or free_port()
         command = ("gasket", "run", "--port", str(port), *options)
         handle, log = self._launch(command, settings, folder, cold, ("-m", "gasket"))
         return self._keep(Replica(command, handle, log, port))
@@ -235,6 +285,7 @@ class Programs:
         folder: Path,
         cold: bool,
         module: tuple[str, ...] = (),
+        descriptors: Sequence[int] = (),
     ) -> tuple[Handle, Path]:
         log = self._folder / f"{len(self._all):03d}-{command[0]}.log"
         log.touch()
@@ -252,6 +303,7 @@ class Programs:
                 env=variables,
                 cwd=folder,
                 start_new_session=True,
+                pass_fds=descriptors,
             ), log
 
     def _keep(self, program: ProgramT) -> ProgramT:

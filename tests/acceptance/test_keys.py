@@ -93,7 +93,12 @@ async def test_a_secret_key_is_replaced_without_losing_a_credential(installation
     reencrypt = ("gasket", "backends", "reencrypt")
     done = await installation.run(*reencrypt, settings={"GASKET_SECRET_KEY": both})
     assert done.exit_code == 0, done.output
-    assert "2" in done.output
+    named, told = done.output.splitlines()
+    assert named.startswith("Database ")
+    assert ", schema public. 1 replica is serving: " in named
+    assert told.startswith("2 credentials ")
+    by = await look.fetch("SELECT how, actor_kind, changed FROM audit_log ORDER BY id DESC LIMIT 2")
+    assert [tuple(row) for row in by] == [("command", "os_user", ["api_key"])] * 2
     assert await _opened(look, new_key) == {"one": "sk-one", "two": "sk-two"}
     assert await _unreadable(installation, new_key) == {"one": False, "two": False}
 

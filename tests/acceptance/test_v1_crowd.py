@@ -59,7 +59,7 @@ async def test_a_thousand_idle_streams_need_less_than_200_mb(shared_gateway: Gat
 
 async def test_a_replica_takes_no_more_requests_than_it_may(shared_gateway: Gateway) -> None:
     installation = shared_gateway.installation
-    replica = installation.replica({"GASKET_MAX_REQUESTS": "3"})
+    replica = installation.replica({"GASKET_MAX_REQUESTS": "3", "GASKET_KEY_SHARE": "100"})
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(gateway_on(installation, replica))
         tenant = await gateway.tenant()

@@ -148,7 +148,19 @@ async def test_a_listener_whose_connection_was_killed_is_back_at_once(cut: Cut, 
 @believing_for(LONG)
 async def test_a_lookup_that_a_revocation_overtakes_is_not_kept(cut: Cut, shared_gateway: Gateway) -> None:
     """The database's answer "valid" is on its way while the key is revoked and the notification arrives."""
-    tenant, warm = await tenant_elsewhere(cut, shared_gateway), await tenant_elsewhere(cut, shared_gateway)
+    for _ in range(5):  # a slow machine takes longer for it than the replica waits for an answer
+        tenant = await tenant_elsewhere(cut, shared_gateway)
+        answered = await _overtaken(cut, shared_gateway, tenant)
+        for _ in range(3):
+            assert await cut.status(tenant.key) == (401, "revoked_api_key")
+        if answered != (503, "database_unavailable"):
+            break
+    assert answered in ((200, None), (401, "revoked_api_key"))
+
+
+async def _overtaken(cut: Cut, shared: Gateway, tenant: Tenant) -> tuple[int, str | None]:
+    """What a request is told whose look-up is answered once the replica has heard of the key's revocation."""
+    warm = await tenant_elsewhere(cut, shared)
     assert await cut.status(warm.key) == (200, None)
     cut.pool.hold()
     asking = asyncio.create_task(cut.status(tenant.key))
@@ -161,14 +173,12 @@ async def test_a_lookup_that_a_revocation_overtakes_is_not_kept(cut: Cut, shared
         """Notifications come in order: who no longer knows the second key by heart has heard of the first."""
         forgotten.append(asyncio.create_task(cut.status(warm.key)))
         await asyncio.wait(forgotten[-1:], timeout=0.1)
-        return cut.pool.held(KEYS) == 2
+        return cut.pool.held(KEYS) == 2 or asking.done()
 
     await until(has_heard, 4, "the look-up of the other key")
     cut.pool.release()
     await asyncio.gather(*forgotten)
-    assert await asking in ((200, None), (401, "revoked_api_key"))
-    for _ in range(3):
-        assert await cut.status(tenant.key) == (401, "revoked_api_key")
+    return await asking
 
 
 @believing_for(LONG)

@@ -93,14 +93,15 @@ async def test_nor_does_it_when_the_first_backend_has_no_place(gateway: Gateway)
     assert tenant.upstreams[1].requests == []
 
 
-@pytest.mark.parametrize("base_path", ["", "/", "/v1", "/v1/", "/openai/v1"])
-async def test_a_base_url_may_end_in_v1_or_not(gateway: Gateway, base_path: str) -> None:
+@pytest.mark.parametrize("base_path", ["", "/v1/", "/openai/v1", "/api/paas/v4", "/openai/deployments/x?api-version=1"])
+async def test_a_base_url_is_what_stands_before_an_endpoint(gateway: Gateway, base_path: str) -> None:
     tenant = await gateway.tenant(base_path=base_path)
     assert (await tenant.ask()).status == 200
     assert names(await tenant.ask("/v1/models", None)) == ["model-a", "model-b"]
-    prefix = "/openai" if "openai" in base_path else ""
-    assert (await tenant.upstream.asked()).target == f"{prefix}{CHAT}"
-    assert {seen.target for seen in tenant.upstream.listings} == {f"{prefix}/v1/models"}
+    path, mark, query = base_path.partition("?")
+    prefix = path.rstrip("/")
+    assert (await tenant.upstream.asked()).target == f"{prefix}/chat/completions{mark}{query}"
+    assert {seen.target for seen in tenant.upstream.listings} == {f"{prefix}/models{mark}{query}"}
 
 
 async def test_only_allowed_models(gateway: Gateway) -> None:
@@ -295,17 +296,25 @@ async def test_a_list_that_cannot_be_had_is_left_out_and_named(gateway: Gateway,
 
 async def test_a_list_that_does_not_come_holds_up_nobody_who_can_do_without_it(gateway: Gateway) -> None:
     """The first backend is known to have the model, whatever the second one would say. The other way round the
-    request waits for a moment, for the first one may have it too.
+    request waits for a moment, as the first one may lack it; without its list the first one keeps its place.
     """
     good: dict[str, Any] = {}
     silent = {"listing": (End.NEVER,)}
+    loop = asyncio.get_running_loop()
     for scripts, patience in (((good, silent), AT_ONCE), ((silent, good), 8)):
-        tenant = await gateway.tenant(*scripts)
-        async with asyncio.timeout(patience):
-            assert (await tenant.ask()).status == 200
-        async with asyncio.timeout(AT_ONCE):
-            assert (await tenant.ask()).status == 200
-        assert len(tenant.upstreams[scripts.index(good)].requests) == 2
+        took: list[float] = []
+        for _ in range(5):  # other processes may keep the replica waiting
+            tenant = await gateway.tenant(*scripts)
+            times = [loop.time()]
+            for _ in range(2):
+                assert (await tenant.ask()).status == 200
+                times.append(loop.time())
+            assert [len(upstream.requests) for upstream in tenant.upstreams] == [2, 0]
+            took = [times[1] - times[0], times[2] - times[1]]
+            if took[0] < patience and took[1] < AT_ONCE:
+                break
+        assert took[0] < patience
+        assert took[1] < AT_ONCE
 
 
 @pytest.mark.soak

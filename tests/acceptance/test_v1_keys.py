@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.gateway import HELLO, Gateway, Tenant, created, exchange, request
 from tests.acceptance.processes import Replica, until
-from tests.acceptance.upstream import End, delta, stream
+from tests.acceptance.upstream import End, completion, delta, json_answer, stream
 
 UNKNOWN = "gsk_" + "0123456789abcdef" * 3
 
@@ -85,6 +85,7 @@ async def test_a_stream_that_runs_goes_on_when_its_key_is_revoked(tenant: Tenant
     async with tenant.wire() as wire:
         await wire.send(tenant.request(body={**HELLO, "stream": True}))
         head = await wire.head()
+        tenant.upstream.plays(json_answer(completion("still")))  # until the replica has heard of it
         await created(await tenant.api.post(f"/keys/{tenant.key_id}/revoke"), 200)
         await until_refused(tenant.replica, tenant.key, "revoked_api_key")
         go_on.set()
@@ -118,7 +119,8 @@ async def test_changes_reach_the_other_replica_within_two_seconds(gateway: Gatew
     tenant = await gateway.tenant()
     spare = await gateway.tenant(allowed_models=["model-z"])
     profile = await created(await gateway.api.get(f"/profiles/{tenant.profile}"), 200)
-    keys = {name: await gateway.issue(tenant.profile) for name in ("revoked", "deleted", "rotated", "expired", "kept")}
+    names = ("revoked", "deleted", "rotated", "graced", "expired", "kept")
+    keys = {name: await gateway.issue(tenant.profile) for name in names}
     for issued in keys.values():
         assert (await exchange(other, request(issued["key"]))).status == 200
 
@@ -131,6 +133,17 @@ async def test_changes_reach_the_other_replica_within_two_seconds(gateway: Gatew
     await gone("revoked", "revoked_api_key")
     await gone("deleted", "invalid_api_key")
     await gone("rotated", "invalid_api_key")
+    path, grace = f"/keys/{keys['graced']['id']}", {"grace_seconds": 60}
+    keys["second"] = await created(await gateway.api.post(f"{path}/rotate", json=grace), 200)
+    for name in ("graced", "second"):
+        assert (await exchange(other, request(keys[name]["key"]))).status == 200
+    keys["third"] = await created(await gateway.api.post(f"{path}/rotate", json=grace), 200)
+    await gone("graced", "invalid_api_key")
+    for name in ("second", "third"):
+        assert (await exchange(other, request(keys[name]["key"]))).status == 200
+    await gateway.api.post(f"{path}/revoke")
+    await gone("second", "invalid_api_key")
+    await gone("third", "revoked_api_key")
     soon = datetime.now(UTC) + timedelta(seconds=3)
     fields = {"expires_at": soon.isoformat()}
     await created(await gateway.api.patch(f"/keys/{keys['expired']['id']}", json=fields), 200)

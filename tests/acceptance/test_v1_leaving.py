@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from tests.acceptance.gateway import HELLO, Gateway, Tenant
 from tests.acceptance.http11 import compose, reset_when_closed
-from tests.acceptance.upstream import Answer, End, Step, answer, delta, stream
+from tests.acceptance.upstream import Answer, End, Seen, Step, answer, delta, stream
 
 STREAMED = {**HELLO, "stream": True}
 HEAD = answer(b"x" * 1000)[0]
@@ -34,39 +37,66 @@ async def test_the_upstream_sees_it_within_a_second(
     tenant: Tenant, body: dict[str, object], script: Answer, reads: int, reset: bool
 ) -> None:
     tenant.upstream.plays(script)
-    async with tenant.wire() as wire:
-        await wire.send(tenant.request(body=body))
-        seen = await tenant.upstream.asked()
-        if reads:
-            assert (await wire.head()).status == 200
-        if reset:
-            reset_when_closed(wire.writer)
-        assert not seen.closed_at
-    await seen.left(within=1)
+
+    async def leave(count: int) -> Seen:
+        async with tenant.wire() as wire:
+            await wire.send(tenant.request(body=body))
+            seen = await tenant.upstream.asked(count)
+            if reads:
+                assert (await wire.head()).status == 200
+            if reset:
+                reset_when_closed(wire.writer)
+            assert not seen.closed_at
+        return seen
+
+    await seen_within_a_second(leave)
+
+
+async def seen_within_a_second(leave: Callable[[int], Awaitable[Seen]]) -> int:
+    """Each time the upstream learns of it. Other processes may keep the replica waiting: one time it has to be soon.
+
+    Returns how many tries there were.
+    """
+    loop, took = asyncio.get_running_loop(), list[float]()
+    for count in range(1, 6):
+        seen = await leave(count)
+        left = loop.time()
+        took.append(await seen.left() - left)
+        if took[-1] <= 1:
+            return count
+    raise AssertionError(f"seen after {took} s")
 
 
 async def test_a_client_that_reads_no_more_is_seen_to_leave(tenant: Tenant) -> None:
     """The upstream has more to say than all buffers hold; nobody waits for it to be read."""
     tenant.upstream.plays(stream(*[b"x" * 2**16] * 800, End.NEVER))
-    async with tenant.wire() as wire:
-        await wire.send(tenant.request(body=STREAMED))
-        assert (await wire.head()).status == 200
-        seen = await tenant.upstream.asked()
-        await tenant.upstream.blocked()
-        assert not seen.closed_at
-    await seen.left(within=1)
+
+    async def leave(count: int) -> Seen:
+        async with tenant.wire() as wire:
+            await wire.send(tenant.request(body=STREAMED))
+            assert (await wire.head()).status == 200
+            seen = await tenant.upstream.asked(count)
+            await tenant.upstream.blocked()
+            assert not seen.closed_at
+        return seen
+
+    await seen_within_a_second(leave)
 
 
 async def test_a_client_that_has_sent_its_next_request_is_seen_to_leave(tenant: Tenant) -> None:
     tenant.upstream.plays(IN_A_STREAM)
-    async with tenant.wire() as wire:
-        await wire.send(tenant.request(body=STREAMED) * 2)
-        seen = await tenant.upstream.asked()
-        assert (await wire.head()).status == 200
-        await wire.send(tenant.request())
-        assert not seen.closed_at
-    await seen.left(within=1)
-    assert len(tenant.upstream.requests) == 1
+
+    async def leave(count: int) -> Seen:
+        async with tenant.wire() as wire:
+            await wire.send(tenant.request(body=STREAMED) * 2)
+            seen = await tenant.upstream.asked(count)
+            assert (await wire.head()).status == 200
+            await wire.send(tenant.request())
+            assert not seen.closed_at
+        return seen
+
+    tries = await seen_within_a_second(leave)
+    assert len(tenant.upstream.requests) == tries
 
 
 async def test_leaving_while_the_body_is_on_its_way_asks_nobody(tenant: Tenant) -> None:

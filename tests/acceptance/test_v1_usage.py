@@ -17,14 +17,15 @@ WITH_CHOICES = event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {}}]
 FILTER = event({"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]})
 NULL = event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "x"}}], "usage": None})
 WORD = delta('"usage": {"prompt_tokens": 1}, "choices": []')
-ODD = [FILTER, NULL, WORD, b': "usage"\n\n', b'event: x\ndata: {"usage"\n\n', b'data: "usage"\n\n', WITH_CHOICES]
+WITHOUT = event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {}}]})
+ODD = [FILTER, NULL, WORD, b': "usage"\n\n', b'event: x\ndata: {"usage"\n\n', b'data: "usage"\n\n']
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
 async def test_only_the_event_that_it_asked_for_is_taken_out(tenant: Tenant, size: int, end: bytes) -> None:
-    pieces = [*ODD, USAGE, DONE]
-    sent, kept = (b"".join(x).replace(b"\n\n", end) for x in (pieces, [*ODD, DONE]))
+    pieces = [*ODD, WITH_CHOICES, USAGE, DONE]
+    sent, kept = (b"".join(x).replace(b"\n\n", end) for x in (pieces, [*ODD, WITHOUT, DONE]))
     tenant.upstream.plays(stream(*(sent[start : start + size] for start in range(0, len(sent), size))))
     got, line = await tenant.ask_and_log(body=STREAMED)
     assert (got.body, got.whole) == (kept, True)
@@ -34,7 +35,7 @@ async def test_only_the_event_that_it_asked_for_is_taken_out(tenant: Tenant, siz
 
 
 async def test_a_client_that_asks_gets_what_there_is(tenant: Tenant) -> None:
-    pieces = [*ODD, USAGE, DONE]
+    pieces = [*ODD, WITH_CHOICES, USAGE, DONE]
     tenant.upstream.plays(stream(*pieces))
     body = json.dumps({**STREAMED, "stream_options": {"include_usage": True}}, indent=1).encode()
     got, line = await tenant.ask_and_log(body=body)
@@ -76,7 +77,7 @@ async def test_that_is_known_of_this_backend_as_it_is_now(gateway: Gateway) -> N
     assert asked == [True, False, False, True], "the other backend may know it"
     await created(await gateway.api.patch(f"/backends/{tenant.backends[0]}", json={"chunk_timeout": 59}), 200)
 
-    async with asyncio.timeout(3):  # the word of it travels
+    async with asyncio.timeout(30):  # the word of it travels
         while b"stream_options" not in first.requests[-1].message.body:
             assert (await tenant.ask(body=STREAMED)).status == 200
 
@@ -88,7 +89,7 @@ async def test_another_backend_that_answers_in_its_place_says_nothing_of_it(gate
     for _ in range(2):
         assert (await tenant.ask(body=STREAMED)).status == 200
     assert [b"stream_options" in seen.message.body for seen in first.requests] == [True, False, True]
-    assert [b"stream_options" in seen.message.body for seen in second.requests] == [False, True]
+    assert [b"stream_options" in seen.message.body for seen in second.requests] == [True, True]
 
 
 async def test_a_request_that_is_wrong_anyway_gets_the_upstreams_words(tenant: Tenant) -> None:

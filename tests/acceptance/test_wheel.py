@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_package_its_migrations_and_the_licence_alone(releas
     package = {name.removeprefix("src/") for name in _tree("src/gasket")}
     migrations = {f"gasket/{name}" for name in _tree("migrations")}
     assert {"gasket/py.typed", "gasket/migrations/env.py", "gasket/migrations/script.py.mako"} <= names
-    assert names - metadata == package | migrations | {"gasket/alembic.ini"}
+    assert names - metadata == package | migrations | {"gasket/alembic.ini", "gasket/commit"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in metadata)
 
 

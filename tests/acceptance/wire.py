@@ -70,6 +70,8 @@ class Tap:
         self._copying: set[asyncio.Future[Any]] = set()
         self._answering = asyncio.Event()
         self._answering.set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._held: list[bytearray] = []
         self.sent: list[bytearray] = []
 
@@ -101,6 +103,10 @@ class Tap:
         """Keep the results of statements back until `release`: they are made, and arrive later."""
         self._answering.clear()
 
+    def stall(self) -> None:
+        """Pass nothing on any more, in either direction: connections stay open, and new ones are taken."""
+        self._flowing.clear()
+
     def release(self) -> None:
         """Let the results go on."""
         self._answering.set()
@@ -120,14 +126,20 @@ class Tap:
             client_writer.close()
             return
         copying = asyncio.gather(
-            _copy(client, server_writer, record.extend), _copy(server, client_writer, lambda _: self._held_back(record))
+            _copy(client, server_writer, lambda data: self._recorded(record, data)),
+            _copy(server, client_writer, lambda _: self._held_back(record)),
         )
         self._copying.add(copying)
         with suppress(asyncio.CancelledError):
             await copying
         self._copying.discard(copying)
 
+    async def _recorded(self, record: bytearray, data: bytes) -> None:
+        await self._flowing.wait()
+        record.extend(data)
+
     async def _held_back(self, record: bytearray) -> None:
+        await self._flowing.wait()
         if not self._answering.is_set() and _executes(bytes(record)):
             self._held.append(record)
             await self._answering.wait()

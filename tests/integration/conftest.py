@@ -24,7 +24,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gasket.app import create_app
 from gasket.backends.models import key_ring
 from gasket.settings import read_settings
-from tests.integration.archive_project import ArchiveProject
 
 ADMIN_TOKEN = "an-admin-token-for-the-tests"
 SECRET_KEY = Fernet.generate_key().decode()
@@ -46,20 +45,6 @@ async def api_database_url(server_url: str, url_with: Callable[..., str]) -> Asy
     finally:
         await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await server.close()
-
-
-@pytest.fixture
-async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A look at the test's own database; of a schema that changes it remembers no statement."""
-    connection: asyncpg.Connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def project(tmp_path: Path, database_url: str) -> ArchiveProject:
-    """Migrations of a test's own in that database, run through the archive; other files have other projects."""
-    return ArchiveProject(tmp_path, database_url)
 
 
 async def migrate(database_url: str) -> None:
@@ -95,6 +80,7 @@ def api_at() -> ApiAt:
             await engine.dispose()
             await dependency_of(app, "upstream").close()
             await dependency_of(app, "schema_monitor").close()
+            await dependency_of(app, "sign_in").close()
             key_ring.load([SECRET_KEY])
 
     return start
@@ -136,7 +122,9 @@ async def client(replica: httpx.AsyncClient, database: asyncpg.Connection) -> As
     yield replica
     await database.execute(
         "DELETE FROM api_keys; DELETE FROM profile_backends; DELETE FROM backend_profiles; "
-        "DELETE FROM openai_backends; DELETE FROM usage_records; DELETE FROM usage_totals"
+        "DELETE FROM openai_backends; DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots; "
+        "DELETE FROM access_tokens; "
+        "DELETE FROM browser_sessions; DELETE FROM people"
     )
 
 

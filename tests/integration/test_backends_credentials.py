@@ -82,6 +82,17 @@ class TestUnreadable:
         assert await stored(database) == before
         assert (await stranger.delete(path)).status_code == 204
 
+    async def test_headers_may_be_unreadable_as_well(
+        self, stranger: httpx.AsyncClient, backend: dict[str, Any], database: asyncpg.Connection
+    ) -> None:
+        path = f"/api/backends/{backend['id']}"
+        token = Fernet(SECRET_KEY).encrypt(b'{"X-Tenant":"secret"}').decode()
+        await database.execute("UPDATE openai_backends SET api_key = NULL, headers = $1", token)
+        shown = (await stranger.get(path)).json()
+        assert (shown["has_api_key"], shown["credential_unreadable"], shown["header_names"]) == (False, True, [])
+        healed = (await stranger.patch(path, json={"headers": {"X-Tenant": "new"}})).json()
+        assert (healed["credential_unreadable"], healed["header_names"]) == (False, ["X-Tenant"])
+
     async def test_a_new_one_can_be_set(
         self, stranger: httpx.AsyncClient, backend: dict[str, Any], database: asyncpg.Connection
     ) -> None:
@@ -111,6 +122,23 @@ class TestReencrypt:
         assert result.stdout.startswith("2 credentials ")
         assert Fernet(NEW_KEY).decrypt(await stored(database)) == b"sk-secret"
         assert Fernet(NEW_KEY).decrypt(await stored(database, "second")) == b"sk-second"
+
+    async def test_it_rewrites_headers_too(
+        self, post: Post, backend: dict[str, Any], database: asyncpg.Connection, api_database_url: str
+    ) -> None:
+        await post("/api/backends", name="bare", base_url=URL, headers={"X-Tenant": "secret"})
+        await post("/api/backends", name="half", base_url=URL, headers={"X-Tenant": "secret"}, api_key="sk-half")
+        await post("/api/backends", name="far", base_url=URL, proxy_url="http://user:hunter2@proxy.example")
+        await database.execute("UPDATE openai_backends SET api_key = 'not a token' WHERE name = 'half'")
+        result = await reencrypt(api_database_url, NEW_KEY, SECRET_KEY)
+        assert result.stdout.startswith("4 credentials ")
+        assert result.stderr.splitlines()[1:] == ["  half"]
+        for name in ("bare", "half"):
+            token = await database.fetchval("SELECT headers FROM openai_backends WHERE name = $1", name)
+            assert Fernet(NEW_KEY).decrypt(token) == b'{"X-Tenant":"secret"}'
+        assert await stored(database, "half") == "not a token"
+        token = await database.fetchval("SELECT proxy_url FROM openai_backends WHERE name = 'far'")
+        assert Fernet(NEW_KEY).decrypt(token) == b"http://user:hunter2@proxy.example"
 
     async def test_it_names_those_that_no_key_opens(
         self, post: Post, backend: dict[str, Any], database: asyncpg.Connection, api_database_url: str

@@ -63,16 +63,16 @@ def probe(client: httpx.AsyncClient, post: Post) -> Probe:
 
 
 def refused(status: int | None, detail: str) -> dict[str, Any]:
-    return {"ok": False, "detail": f"Backend 'main' {detail}.", "models": [], "status": status}
+    return {"ok": False, "detail": f"Backend 'main' {detail}.", "models": [], "status": status, "base_url": None}
 
 
-@pytest.mark.parametrize(("below", "key"), [("", None), ("/v1", "sk-secret"), ("/openai/v1/", "sk-secret")])
+@pytest.mark.parametrize(("below", "key"), [("", None), ("/v1", "sk-secret"), ("/openai/v1/?a=b", "sk-secret")])
 async def test_a_backend_that_works(probe: Probe, below: str, key: str | None) -> None:
     asked: list[tuple[str, str, str | None, str | None]] = []
 
     async def handle(request: web.BaseRequest) -> web.Response:
         asked.append(
-            (request.method, request.path, request.headers.get("Authorization"), request.headers.get("Cookie"))
+            (request.method, request.path_qs, request.headers.get("Authorization"), request.headers.get("Cookie"))
         )
         return web.json_response(MODELS)
 
@@ -83,8 +83,9 @@ async def test_a_backend_that_works(probe: Probe, below: str, key: str | None) -
         "detail": "Backend 'main' answers and lists 2 models.",
         "models": ["large", "small"],
         "status": 200,
+        "base_url": None,
     }
-    path = "/openai/v1/models" if "openai" in below else "/v1/models"
+    path = {"": "/models", "/v1": "/v1/models"}.get(below, "/openai/v1/models?a=b")
     assert asked == [("GET", path, f"Bearer {key}" if key else None, None)]
 
 
@@ -98,27 +99,27 @@ async def test_one_that_is_not_there(client: httpx.AsyncClient) -> None:
     [
         (answering(401), refused(401, "refuses the credential (401); set api_key to one that it knows")),
         (answering(403), refused(403, "refuses the credential (403); set api_key to one that it knows")),
-        (answering(404), refused(404, "has no /v1/models (404); look whether base_url is right")),
-        (answering(429), refused(429, "answers 429 to GET /v1/models")),
-        (answering(503), refused(503, "answers 503 to GET /v1/models")),
+        (answering(404), refused(404, "has no /models (404); look whether base_url is right")),
+        (answering(429), refused(429, "answers 429 to GET /models")),
+        (answering(503), refused(503, "answers 503 to GET /models")),
         (
             answering(308, headers={"Location": "https://user:hunter2@other.example/v1/models?key=hunter2#x"}),
             refused(
                 308,
-                "sends /v1/models elsewhere (308, to https://other.example/v1/models); set base_url to where it leads",
+                "sends /models elsewhere (308, to https://other.example/v1/models); set base_url to where it leads",
             ),
         ),
         (
             answering(302, headers={"Location": "http://["}),
-            refused(302, "sends /v1/models elsewhere (302); set base_url to where it leads"),
+            refused(302, "sends /models elsewhere (302); set base_url to where it leads"),
         ),
         (
             answering(text="<html>It works!</html>", content_type="text/html"),
             refused(200, "does not speak the OpenAI API: the answer is a web page, not JSON"),
         ),
         (
-            answering(body=gzip.compress(b'{"data": []}'), headers={"Content-Encoding": "gzip"}),
-            refused(200, "does not speak the OpenAI API: the answer is not JSON"),
+            answering(body=b'{"data": []}', headers={"Content-Encoding": "gzip"}),
+            refused(200, "sends an answer that is not compressed as it says"),
         ),
         (
             answering(text='{"models": []}'),
@@ -129,14 +130,75 @@ async def test_one_that_is_not_there(client: httpx.AsyncClient) -> None:
             ),
         ),
         (
-            answering(body=b" " * 1_048_577),
-            refused(200, "answers with more than 1024 KiB, which is too large for a list"),
+            answering(body=b" " * (16 * 2**20 + 1)),
+            refused(200, "answers with more than 16 MiB, which is too large for a list"),
         ),
     ],
 )
 async def test_answers_that_are_wrong(probe: Probe, handler: Handler, expected: dict[str, Any]) -> None:
     async with backend(handler) as origin:
         assert await probe(origin, api_key="sk-secret") == expected
+
+
+def at(path: str, models: object = MODELS) -> Handler:
+    """A server that has its list of models at this path only, and answers chats beside it."""
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        if request.path == f"{path}/models" and models is not None:
+            return web.json_response(models)
+        if request.path == f"{path}/chat/completions" and request.method == "POST":
+            assert await request.json() == {}
+            return web.json_response({"error": {"message": "model is missing"}}, status=400)
+        return web.Response(status=404, text="404 page not found")
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "words"),
+    [
+        ("", "/v1", "has no /models (404); add /v1 to base_url"),
+        ("/?a=b", "/v1", "has no /models (404); add /v1 to base_url"),
+        ("/v1/v1", "/v1", "has no /v1/v1/models (404); take /v1 off base_url"),
+        ("/v1", "/inference", None),
+        ("/api", "/v1", "has no /api/models (404); set the path of base_url to /v1"),
+        ("/v1", "", "has no /v1/models (404); take /v1 off base_url"),
+        ("/v1", "/v1beta/openai", "has no /v1/models (404); set the path of base_url to /v1beta/openai"),
+        ("", "/openai/v1", "has no /models (404); add /openai/v1 to base_url"),
+    ],
+)
+async def test_it_finds_the_form_that_works(probe: Probe, given: str, right: str, words: str | None) -> None:
+    query = given.partition("?")[2]
+    async with backend(at(right)) as origin:
+        result = await probe(origin + given, api_key="sk-secret")
+    if words is None:
+        assert result == refused(404, f"has no {given}/models (404); look whether base_url is right")
+    else:
+        found = f"{origin}{right}{'?' if query else ''}{query}"
+        assert result == refused(404, f"{words}: there it lists 2 models") | {"base_url": found}
+
+
+async def test_a_backend_without_a_list(probe: Probe, client: httpx.AsyncClient) -> None:
+    """An empty request tells whether there are chats; no model has to answer it."""
+    async with backend(at("/openai/deployments/x", models=None)) as origin:
+        result = await probe(f"{origin}/openai/deployments/x?api-version=1")
+        words = "answers /chat/completions, but has no /openai/deployments/x/models (404): which models it has is"
+        assert result == refused(404, f"{words} not known") | {"ok": True}
+    async with backend(at("/v1", models=None)) as origin:
+        [made] = (await client.get("/api/backends")).json()["items"]
+        await client.patch(f"/api/backends/{made['id']}", json={"base_url": origin})
+        result = (await client.post(f"/api/backends/{made['id']}/test")).json()
+    assert (result["ok"], result["base_url"]) == (False, f"{origin}/v1")
+    assert "has no /models (404); add /v1 to base_url: there it answers /chat/completions." in result["detail"]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+async def test_a_list_of_another_form(probe: Probe, compress: bool) -> None:
+    body = b'[{"id": "m"}, {"name": "no id"}]'
+    headers = {"Content-Encoding": "gzip"} if compress else {}
+    async with backend(answering(body=gzip.compress(body) if compress else body, headers=headers)) as origin:
+        result = await probe(origin)
+    assert (result["ok"], result["models"]) == (True, ["m"])
 
 
 async def test_a_credential_that_is_missing(probe: Probe) -> None:

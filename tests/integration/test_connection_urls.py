@@ -19,7 +19,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from gasket.postgres_programs import server_account
+from gasket.postgres.programs import server_account
 from gasket.settings import read_settings
 from tests.acceptance.processes import free_port
 

@@ -26,9 +26,10 @@ FAST = {"fsync": "off"}
 as_root = pytest.mark.skipif(not AS_ROOT, reason="only root runs the server under another account")
 
 USE = """
-import sys
+import signal, sys
 from pathlib import Path
 from gasket.embedded import EmbeddedDatabase
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell without job control
 with EmbeddedDatabase(Path(sys.argv[1]), settings={"fsync": "off"}) as url:
     print(url, flush=True)
     sys.stdin.read()

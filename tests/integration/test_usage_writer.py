@@ -25,11 +25,19 @@ NAME = "gasket-usage-test"
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def _time_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as a slow machine needs, but for the tests that are about it."""
+    monkeypatch.setattr("gasket.usage.writer.CLOSE_TIMEOUT", 60.0)
+
+
 @pytest.fixture
 async def usage(database: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     """A look at the session's database, whose tables of usage are empty."""
     yield database
-    await database.execute("DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM api_keys")
+    await database.execute(
+        "DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots; DELETE FROM api_keys"
+    )
     await database.execute("DELETE FROM backend_profiles")
 
 
@@ -73,7 +81,7 @@ async def test_a_record_holds_what_was_put(writer: UsageWriter, usage: asyncpg.C
     [row] = await usage.fetch("SELECT * FROM usage_records")
     assert {**row, "request_id": str(row["request_id"])} == {name: getattr(put, name) for name in put.__struct_fields__}
     [total] = await usage.fetch("SELECT * FROM usage_totals")
-    assert tuple(total.values()) == (NOON, 1, 2, 3, "gpt-x", "ada@example.com", 1, 10, 5)
+    assert tuple(total.values()) == (NOON, 1, 2, 3, "gpt-x", "ada@example.com", 1, 10, 5, 7, 2, 1)
 
 
 async def test_a_model_counts_once_an_upstream_has_answered_for_it(
@@ -315,6 +323,21 @@ class TestLastUse:
         [statements] = tap.statements
         # The driver parses a statement without a name twice.
         assert len([statement for statement in statements if "api_keys" in statement]) == 2 * 3
+
+    async def test_a_key_that_a_rotation_has_replaced_has_a_time_of_its_own(
+        self, writer: UsageWriter, usage: asyncpg.Connection, keys: list[int]
+    ) -> None:
+        await usage.execute(
+            "INSERT INTO previous_api_keys (key_id, key_value, expires_at) SELECT id, 'old ' || name, $1 FROM api_keys",
+            NOON,
+        )
+        writer.put(entry(key_id=keys[0], started_at=NOON))
+        for digest in ("old two", "older two"):
+            writer.put(entry(key_id=keys[1], started_at=NOON), previous_digest=digest)
+        await written(writer, 3)
+        assert [await last_use(usage, key) for key in keys] == [NOON, NOON]
+        rows = await usage.fetch("SELECT key_value, last_used_at FROM previous_api_keys")
+        assert {row["key_value"]: row["last_used_at"] for row in rows} == {"old one": None, "old two": NOON}
 
     @pytest.mark.parametrize("later", [timedelta(hours=-1), timedelta(seconds=59)])
     async def test_another_replica_has_just_written_it(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +18,7 @@ from gasket.limits.store import LimitStore
 from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.dispatch import Dispatcher
+from gasket.proxy.events import COMMENT
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.gateway import Gateway
 from gasket.proxy.model_lists import ModelLists
@@ -103,7 +106,7 @@ async def start() -> AsyncIterator[Start]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         servers.append(server)
         port = server.sockets[0].getsockname()[1]
-        access = an_access(a_profile(a_backend(base_url=f"http://127.0.0.1:{port}", **backend)))
+        access = an_access(a_profile(a_backend(**{"base_url": f"http://127.0.0.1:{port}", **backend})))
 
         async def find(_digest: str) -> Access:
             return access
@@ -118,6 +121,7 @@ async def start() -> AsyncIterator[Start]:
             largest_body=1000,
             most_in_bodies=1500,
             most_requests=10,
+            key_share=50,
             observers=[noted.append],
         )
         return gateway, noted
@@ -172,7 +176,7 @@ async def under_way(gateway: Gateway, client: Client) -> AsyncIterator[asyncio.T
         await asyncio.sleep(0)
     assert gateway.under_way == 1
     yield task
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await task
     assert gateway.under_way == 0
 
@@ -212,7 +216,7 @@ class TestAClientThatReadsNothing:
         gateway, noted = await start(answer, max_concurrency=1)
         for _ in range(2):  # the backend's place is free again
             client = Unread(room=room)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await gateway(client.scope, client.coming.get, client.send)
             assert (noted[-1].status, noted[-1].outcome, len(client.sent)) == (499, "client_gone", room)
             assert (noted[-1].first_byte is not None) == bool(room and backend)
@@ -223,7 +227,7 @@ class TestAClientThatReadsNothing:
     async def test_it_does_not_keep_a_replica_from_stopping(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, answer: bytes, room: int
     ) -> None:
-        monkeypatch.setattr("gasket.proxy.gateway.FAREWELL", 0.05)
+        monkeypatch.setattr("gasket.proxy.gateway.LAST_SEND_TIMEOUT", 0.05)
         gateway, _ = await start(answer)
         client = Unread(room=room)
         async with under_way(gateway, client):
@@ -241,6 +245,246 @@ class TestAClientThatReadsNothing:
         assert (client.status, client.error, client.whole) == (503, "shutting_down", True)
 
 
+def a_stream(*headers: bytes, body: bytes = EVENT + USAGE + DONE) -> bytes:
+    lines = [b"HTTP/1.1 200 OK", b"Connection: close", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+async def asked(
+    gateway: Gateway,
+    body: bytes = b'{"stream":true}',
+    path: str = "/v1/chat/completions",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> Client:
+    client = Client()
+    client.scope["headers"] += headers
+    client.scope |= {"raw_path": path.encode(), "path": path}
+    client.put(body)
+    async with asyncio.timeout(30):
+        await gateway(client.scope, client.coming.get, client.send)
+    return client
+
+
+class TestWhatIsAStream:
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            None,
+            b"text/event-stream",
+            b"Text/Event-Stream",
+            b"text/event-stream;charset=UTF-8",
+            b"text/plain",
+            b"application/json",
+        ],
+    )
+    async def test_it_is_known_by_its_request_and_its_first_bytes(
+        self, start: Start, content_type: bytes | None
+    ) -> None:
+        fields = [] if content_type is None else [b"Content-Type: " + content_type]
+        gateway, noted = await start(a_stream(*fields))
+        client = await asked(gateway)
+        assert client.body == EVENT + DONE
+        assert client.fields[b"content-type"] == (content_type or b"text/event-stream")
+        assert b"content-length" not in client.fields
+        assert (noted[0].streamed, noted[0].prompt_tokens, noted[0].estimated) == (True, 3, False)
+
+    async def test_its_first_bytes_may_come_one_by_one(self, start: Start) -> None:
+        body = b": hi\n\n" + EVENT + USAGE + DONE
+        gate = asyncio.Event()
+        head = a_stream(body=body)[: -len(body)]
+        gateway, noted = await start(head + body[:1], gate, body[1:])
+        asyncio.get_running_loop().call_later(0.05, gate.set)
+        client = await asked(gateway)
+        assert client.body == b": hi\n\n" + EVENT + DONE
+        assert noted[0].streamed
+
+    @pytest.mark.parametrize("content_type", [b"text/event-stream", b"application/json", b""])
+    async def test_json_is_none_whatever_it_says(self, start: Start, content_type: bytes) -> None:
+        body = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+        gateway, noted = await start(a_stream(b"Content-Type: " + content_type, body=body))
+        client = await asked(gateway)
+        assert client.body == body
+        assert (noted[0].streamed, noted[0].prompt_tokens, noted[0].estimated) == (False, 3, False)
+
+    async def test_without_a_wish_for_one_text_is_text(self, start: Start) -> None:
+        gateway, noted = await start(a_stream(b"Content-Type: text/plain"))
+        client = await asked(gateway, b"{}")
+        assert client.body == EVENT + USAGE + DONE
+        assert not noted[0].streamed
+
+    async def test_one_that_never_says_what_it_is_is_a_failure_before_its_head(self, start: Start) -> None:
+        gateway, noted = await start(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nda")
+        client = await asked(gateway)
+        assert (client.status, client.error) == (502, "upstream_failed")
+        assert noted[0].outcome == "upstream_failed"
+
+
+class TestASilentStream:
+    HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 999\r\n\r\n"
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.errors_in_success.READ_AHEAD_WITHIN", 0.05)
+        monkeypatch.setattr("gasket.proxy.relay.FIRST_COMMENT_AFTER", 0.1)
+        monkeypatch.setattr("gasket.proxy.relay.COMMENT_AFTER", 0.1)
+
+    @pytest.mark.parametrize("before", [b"", EVENT, EVENT + b"data: {"], ids=["nothing", "an event", "half of one"])
+    async def test_the_client_gets_comments_between_events(self, start: Start, before: bytes) -> None:
+        go_on = asyncio.Event()
+        rest = b'"usage": null}\n\n' if before.endswith(b"{") else EVENT
+        gateway, noted = await start(self.HEAD + before, go_on, rest)
+        client = Client()
+        client.put(b'{"stream":true}')
+        async with under_way(gateway, client):
+            await until(lambda: client.body.count(COMMENT) == 3, 5, "three comments")
+            go_on.set()
+        whole = (before + rest)[: len(EVENT)] if before != EVENT else EVENT
+        assert client.body.replace(COMMENT, b"").startswith(whole)
+        assert client.body.startswith(EVENT + 3 * COMMENT if before else 3 * COMMENT)
+        assert noted[0].failures != ()
+
+    async def test_never_inside_of_one(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gasket.proxy.events.LONGEST_HELD", 50)
+        go_on = asyncio.Event()
+        long = b"data: " + b"x" * 100
+        gateway, _ = await start(self.HEAD + long, go_on, b"y\n\n", go_on)
+        client = Client()
+        client.put(b'{"stream":true}')
+        async with under_way(gateway, client):
+            await until(lambda: len(client.sent) == 2, 5, "the first piece")
+            await asyncio.sleep(0.5)
+            assert client.body == long
+            go_on.set()
+        assert client.body.startswith(long + b"y\n\n")
+
+    async def test_it_ends_when_chunk_timeout_is_over(self, start: Start) -> None:
+        never = asyncio.Event()
+        gateway, noted = await start(self.HEAD + EVENT, never, chunk_timeout=1.5)
+        client = await asked(gateway)
+        never.set()
+        assert 2 <= client.body.count(COMMENT) <= 15
+        assert b'"code":"upstream_timeout"' in client.body.split(COMMENT)[-1]
+        assert noted[0].outcome == "timeout"
+
+    async def test_a_plain_answer_gets_none(self, start: Start) -> None:
+        go_on = asyncio.Event()
+        gateway, _ = await start(an_answer(b"{", content_type=b"application/json", length=2), go_on, b"}")
+        asyncio.get_running_loop().call_later(0.4, go_on.set)
+        assert (await asked(gateway, b"{}")).body == b"{}"
+
+
+def flushed(*pieces: bytes) -> list[bytes]:
+    """The pieces in gzip, each as far as it can be read by itself."""
+    stream = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    parts = [stream.compress(piece) + stream.flush(zlib.Z_SYNC_FLUSH) for piece in pieces]
+    return [*parts[:-1], parts[-1] + stream.flush()]
+
+
+class TestACompressedAnswer:
+    HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n"
+
+    async def test_a_stream_is_decoded_while_it_comes(self, start: Start) -> None:
+        first, last = flushed(EVENT, USAGE + DONE)
+        go_on = asyncio.Event()
+        gateway, noted = await start(self.HEAD + first, go_on, last)
+        client = Client()
+        client.put(b'{"stream":true}')
+        async with under_way(gateway, client):
+            await until(lambda: client.body == EVENT, 5, "the first event")
+            go_on.set()
+        assert client.body == EVENT + DONE
+        assert b"content-encoding" not in client.fields
+        assert (noted[0].prompt_tokens, noted[0].estimated, noted[0].outcome) == (3, False, "ok")
+
+    async def test_a_plain_one_is_decoded_too(self, start: Start) -> None:
+        body = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1},"x":"' + b"y" * 200_000 + b'"}'
+        packed = zlib.compress(body)
+        gateway, noted = await start(a_stream(b"Content-Encoding: deflate", body=packed))
+        client = await asked(gateway, b"{}")
+        assert client.body == body
+        assert {b"content-encoding", b"content-length"}.isdisjoint(client.fields)
+        assert (noted[0].prompt_tokens, noted[0].estimated, client.whole) == (3, False, True)
+
+    async def test_one_that_is_a_thousand_times_as_large_lets_others_run(self, start: Start) -> None:
+        packed = gzip.compress(b"\0" * 20_000_000)
+        gateway, _ = await start(a_stream(b"Content-Encoding: gzip", body=packed))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(others())
+        client = await asked(gateway, b"{}")
+        running.cancel()
+        pieces = len(client.sent) - 1
+        assert pieces > 300
+        assert turns > pieces
+
+    @pytest.mark.parametrize("cut", [1, 9])
+    async def test_one_that_breaks_off_is_not_whole(self, start: Start, cut: int) -> None:
+        packed = gzip.compress(EVENT * 50 + DONE)[:-cut]
+        gateway, noted = await start(self.HEAD + packed)
+        client = await asked(gateway)
+        assert b'"code":"upstream_failed"' in client.body
+        assert noted[0].outcome == "upstream_failed"
+        plain = await asked((await start(a_stream(b"Content-Encoding: gzip", body=packed)))[0], b"{}")
+        assert not plain.whole
+
+    async def test_what_nobody_can_decode_passes_unread(self, start: Start) -> None:
+        gateway, noted = await start(a_stream(b"Content-Type: text/event-stream", b"Content-Encoding: br"))
+        client = await asked(gateway, headers=[(b"accept-encoding", b"gzip, br;q=0.5")])
+        assert client.body == EVENT + USAGE + DONE
+        assert client.fields[b"content-encoding"] == b"br"
+        assert client.fields[b"content-length"] == b"%d" % len(client.body)
+        assert noted[0].estimated
+
+    @pytest.mark.parametrize("coding", [b"br", b"gzip, br", b"gzip\r\nContent-Encoding: gzip", b"zstd"])
+    async def test_what_the_client_cannot_decode_either_is_an_error(self, start: Start, coding: bytes) -> None:
+        gateway, noted = await start(a_stream(b"Content-Encoding: " + coding))
+        client = await asked(gateway, headers=[(b"accept-encoding", b"br;q=0.0, *")] if b"br" in coding else [])
+        assert client.status == 502
+        assert b"Content-Encoding" in client.body
+        assert (noted[0].outcome, noted[0].completion_tokens) == ("upstream_failed", 0)
+
+
+class TestErrorsOfMessages:
+    """In the shape that clients of Anthropic's API read."""
+
+    async def test_before_an_answer(self, start: Start) -> None:
+        gateway, noted = await start()
+        gateway.stop()
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            client = await asked(gateway, b"{}", path)
+            error = {"type": "overloaded_error", "message": "This replica is being stopped."}
+            assert client.status == 503
+            assert json.loads(client.body) == {"type": "error", "error": error, "request_id": noted[-1].request_id}
+            assert client.fields[b"content-length"] == b"%d" % len(client.body)
+            assert client.fields[b"request-id"] == noted[-1].request_id.encode()
+        assert (await asked(gateway, b"{}", "/v1/messagesx")).fields[b"content-type"] == b"application/json"
+
+    async def test_in_the_middle_of_a_stream(self, start: Start) -> None:
+        begun = b'event: ping\ndata: {"type": "ping"}\n\n'
+        gateway, noted = await start(
+            a_stream(b"Content-Type: text/event-stream", body=begun).replace(b"Length: ", b"Length: 9")
+        )
+        client = await asked(gateway, path="/v1/messages")
+        assert client.body.startswith(begun + b"event: error\ndata: ")
+        error = json.loads(client.body.removeprefix(begun + b"event: error\ndata: "))
+        assert (error["type"], error["error"]["type"]) == ("error", "api_error")
+        assert noted[0].outcome == "upstream_failed"
+
+    async def test_a_stream_without_a_length_ends_with_its_last_event(self, start: Start) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        stop = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+        for body, outcome in ((stop, "ok"), (EVENT, "upstream_failed")):
+            gateway, noted = await start(head + body)
+            await asked(gateway, path="/v1/messages")
+            assert noted[0].outcome == outcome
+
+
 class TestAnEventThatHasGoneOutInPart:
     """Nothing may come behind it: a client would take both for one event, or the half one for a whole one."""
 
@@ -249,6 +493,7 @@ class TestAnEventThatHasGoneOutInPart:
     @pytest.fixture(autouse=True)
     def no_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("gasket.proxy.events.LONGEST_HELD", 50)
+        monkeypatch.setattr("gasket.proxy.errors_in_success._MOST_READ_AHEAD", 20)
 
     async def test_then_the_answer_has_no_end(self, start: Start) -> None:
         gateway, noted = await start(an_answer(EVENT + self.HALF, content_type=b"text/event-stream", length=999))
@@ -276,6 +521,52 @@ class TestAnEventThatHasGoneOutInPart:
             gateway.stop()
         assert client.body.startswith(pieces[0])
         assert (b"shutting_down" in client.body) == client.whole == says
+
+
+async def test_where_a_backend_is_and_what_a_profile_is_called_is_for_the_log(start: Start) -> None:
+    gateway, noted = await start(b"HTTP/1.1 200 OK\r\n\r\n", name="b1", base_url="http://127.0.0.1:1")
+    client = Client()
+    client.put(b"{}")
+    await gateway(client.scope, client.coming.get, client.send)
+    assert (client.status, client.error) == (502, "upstream_unreachable")
+    assert json.loads(client.body)["error"]["message"] == "Backend 'b1' cannot be connected to."
+    assert noted[0].error == "Backend 'b1' refuses connections: nothing listens at 127.0.0.1:1."
+    assert client.fields[b"x-request-id"] == noted[0].request_id.encode()
+
+
+class TestTheShareOfAKey:
+    async def test_of_requests(self, start: Start) -> None:
+        go_on = asyncio.Event()
+        gateway, noted = await start(go_on, PLAIN)
+        clients = [Client() for _ in range(6)]
+        running = []
+        for client in clients[:5]:
+            client.put(b"{}")
+            running.append(asyncio.ensure_future(gateway(client.scope, client.coming.get, client.send)))
+        await asyncio.sleep(0)
+        await gateway(clients[5].scope, clients[5].coming.get, clients[5].send)
+        assert (clients[5].status, clients[5].error) == (429, "concurrency_limit_exceeded")
+        assert b"retry-after" in clients[5].fields
+        assert noted[0].outcome == "limited"
+        go_on.set()
+        await asyncio.gather(*running)
+        assert {client.status for client in clients[:5]} == {200}
+
+    async def test_of_bytes(self, start: Start) -> None:
+        """Two bodies of the largest size have room; but not both of one key."""
+        gateway, _ = await start(PLAIN)
+        slow, other = Client(), Client()
+        slow.put(b'{"x":"' + b"x" * 600, more=True)
+        other.put(b'{"x":"' + b"x" * 600 + b'"}')
+        async with under_way(gateway, slow):
+            await gateway(other.scope, other.coming.get, other.send)
+            assert (other.status, other.error) == (429, "concurrency_limit_exceeded")
+            slow.put(b'"}')
+        assert slow.status == 200
+        other = Client()
+        other.put(b'{"x":"' + b"x" * 900 + b'"}')
+        await gateway(other.scope, other.coming.get, other.send)
+        assert other.status == 200
 
 
 class TestStop:

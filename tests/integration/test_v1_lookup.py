@@ -17,11 +17,12 @@ import asyncpg
 import pytest
 
 from gasket.limits.subjects import Limits
-from gasket.proxy.access import Access
+from gasket.proxy.access import Access, ServedModel
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.errors import BusyError, KeyRefusedError
 from gasket.proxy.listener import ChangeListener
 from gasket.proxy.lookup import CONNECTIONS, KeyLookup
+from gasket.upstream.routes import Proxy, Route
 from tests.acceptance.wire import Server
 from tests.conftest import databases
 
@@ -29,6 +30,7 @@ from .conftest import migrate
 
 LOOKUP, LISTENER = "gasket-test-lookup", "gasket-test-listener"
 CREDENTIALS = {"token a": "secret a", "token b": "secret b"}
+CREDENTIALS |= {"token p": "http://proxy:3128", "token h": '{"X-Tenant": "t"}'}
 NAMES = ["valid", "revoked", "expired", "short", "lone", "unknown"]
 KEYS = {name: b"gsk_%048x" % number for number, name in enumerate(NAMES)}
 DIGESTS = {name: sha256(key).hexdigest() for name, key in KEYS.items()}
@@ -47,6 +49,10 @@ INSERT INTO profile_backends (profile_id, backend_id, position) VALUES (1, 3, 0)
 NEW_KEY = """
 INSERT INTO api_keys (id, user_email, name, key_value, key_preview, profile_id, expires_at, revoked_at, max_concurrency)
 VALUES ($1, 'a@b.c', '', $2, '', $3, $4, $5, $6)
+"""
+PREVIOUS = """
+INSERT INTO previous_api_keys (key_id, key_value, expires_at)
+SELECT id, $1, now() + $3::interval FROM api_keys WHERE key_value = $2
 """
 
 
@@ -140,6 +146,37 @@ class TestKeys:
         assert [backend.credential_unreadable for backend in profile.backends] == [True, False, False, False]
         assert sealed.credential is open_one.credential is None
 
+    async def test_how_a_backend_is_asked(self, lookup: KeyLookup, database: asyncpg.Connection) -> None:
+        await database.execute(
+            "UPDATE openai_backends SET credential_header = 'api-key', credential_scheme = '', headers = 'token h', "
+            "response_headers = ARRAY['X-Served-By'], proxy_url = 'token p' WHERE id = 1; "
+            "UPDATE openai_backends SET headers = 'sealed otherwise' WHERE id = 4; "
+            "UPDATE openai_backends SET proxy_url = 'sealed otherwise' WHERE id = 3"
+        )
+        sealed, first, other, last = (await lookup.find(DIGESTS["valid"])).profile.backends
+        assert first.own_fields == [(b"x-tenant", b"t"), (b"api-key", b"secret a")]
+        assert (first.response_headers, first.credential_unreadable) == ((b"x-served-by",), False)
+        assert first.route == Route(skip_tls_verify=True, proxy=Proxy("proxy", 3128, b""))
+        assert (sealed.proxy_url, sealed.credential_unreadable) == (None, True)
+        assert (other.credential, other.credential_unreadable) == (None, True)
+        assert (last.own_fields, last.response_headers) == ([(b"authorization", b"Bearer secret b")], ())
+
+    async def test_the_models_of_a_backend_and_how_a_profile_routes(
+        self, lookup: KeyLookup, database: asyncpg.Connection
+    ) -> None:
+        plain = (await lookup.find(DIGESTS["valid"])).profile
+        assert (plain.routing, plain.user_header) == ("ordered", None)
+        assert [backend.models for backend in plain.backends] == [()] * 4
+        await database.execute(
+            "INSERT INTO backend_models VALUES (1, 1, 'a', 'b', NULL, 0), (1, 0, 'é\"', 'ü', 95, 7);"
+            "UPDATE backend_profiles SET routing = 'sticky', user_header = 'X-User' WHERE id = 1"
+        )
+        profile = (await lookup.find(DIGESTS["valid"])).profile
+        assert (profile.routing, profile.user_header) == ("sticky", b"x-user")
+        rows = (ServedModel('é"', "ü", 95, 7), ServedModel("a", "b", None, 0))
+        assert [backend.models for backend in profile.backends] == [(), rows, (), ()]
+        assert (await lookup.find(DIGESTS["short"])).profile is profile
+
     async def test_a_profile_without_backends_or_limits(self, lookup: KeyLookup) -> None:
         profile = (await lookup.find(DIGESTS["lone"])).profile
         assert profile.backends == ()
@@ -159,6 +196,29 @@ class TestKeys:
         expires_at = (await lookup.find(DIGESTS["short"])).expires_at
         assert expires_at is not None
         assert 60 < expires_at - monotonic() <= 90
+
+    @pytest.mark.parametrize("name", ["valid", "short"])
+    async def test_the_key_before_a_rotation_lives_as_long_as_its_grace_and_the_key(
+        self, lookup: KeyLookup, database: asyncpg.Connection, name: str
+    ) -> None:
+        new = (await lookup.find(DIGESTS[name])).previous_digest
+        await database.execute(PREVIOUS, DIGESTS["unknown"], DIGESTS[name], timedelta(minutes=1))
+        before = await lookup.find(DIGESTS["unknown"])
+        assert (new, before.previous_digest, before.profile.name) == (None, DIGESTS["unknown"], "several")
+        assert before.expires_at is not None
+        assert 40 < before.expires_at - monotonic() <= 60
+        await database.execute("UPDATE previous_api_keys SET expires_at = now() + interval '1 day'")
+        longer = (await lookup.find(DIGESTS["unknown"])).expires_at
+        assert longer is not None
+        assert 60 < longer - monotonic() <= (90 if name == "short" else 86_400)
+        await database.execute("UPDATE previous_api_keys SET expires_at = now() - interval '1 second'")
+        await self.test_one_that_is_refused(lookup, "unknown", "expired_api_key")
+
+    async def test_a_revoked_key_takes_the_one_before_it_along(
+        self, lookup: KeyLookup, database: asyncpg.Connection
+    ) -> None:
+        await database.execute(PREVIOUS, DIGESTS["unknown"], DIGESTS["revoked"], timedelta(minutes=1))
+        await self.test_one_that_is_refused(lookup, "unknown", "revoked_api_key")
 
     async def test_keys_share_what_is_the_same_until_it_changes(
         self, lookup: KeyLookup, database: asyncpg.Connection
@@ -287,8 +347,30 @@ class TestDatabaseAway:
 
     async def test_it_is_not_migrated_yet(self, make_database: Callable[[], Awaitable[str]]) -> None:
         async with looking_up(await make_database()) as lookup:
-            with pytest.raises(BusyError):
+            with pytest.raises(BusyError) as busy:
                 await lookup.find(DIGESTS["unknown"])
+        assert (busy.value.status, busy.value.code) == (503, "schema_not_ready")
+
+    @pytest.mark.parametrize(
+        "taken_back",
+        [
+            "ALTER TABLE openai_backends DROP COLUMN skip_tls_verify",
+            "ALTER TABLE api_keys RENAME TO old_api_keys",
+            "ALTER SCHEMA public RENAME TO old_public",
+        ],
+        ids=["column", "table", "schema"],
+    )
+    async def test_a_schema_that_was_taken_back_is_not_blamed_on_the_database(
+        self, lookup: KeyLookup, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture, taken_back: str
+    ) -> None:
+        await lookup.find(DIGESTS["valid"])
+        await database.execute(taken_back)
+        with pytest.raises(BusyError) as busy:
+            await lookup.find(DIGESTS["lone"])
+        assert (busy.value.status, busy.value.code) == (503, "schema_not_ready")
+        assert busy.value.retry_after
+        assert "was taken back" in str(busy.value)
+        assert "database does not answer" not in str(busy.value) + caplog.text
 
     async def test_it_does_not_answer_in_time(
         self,
@@ -345,11 +427,11 @@ async def listening(url: str, database: asyncpg.Connection, schema: str = "publi
 
 
 async def listens(database: asyncpg.Connection) -> bool:
-    """Whether the listener has said LISTEN: it is the last thing that it did."""
+    """Whether the listener has said LISTEN: it is the last thing that it did, but for heartbeats."""
     query: str | None = await database.fetchval(
         "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1", LISTENER
     )
-    return query is not None and query.startswith("LISTEN")
+    return query is not None and query.startswith(("LISTEN", "SELECT 1"))
 
 
 async def known(directory: KeyDirectory, name: str) -> Access:
@@ -393,6 +475,22 @@ class TestListener:
                 await directory.look_up(KEYS["short"])
             await database.execute("UPDATE api_keys SET revoked_at = NULL")
             await until(lambda: _valid(directory, "short"))
+
+    async def test_the_key_before_a_rotation_is_forgotten_with_the_key(
+        self, database: asyncpg.Connection, database_url: str
+    ) -> None:
+        async with listening(database_url, database) as directory:
+            await database.execute(PREVIOUS, DIGESTS["unknown"], DIGESTS["short"], timedelta(minutes=1))
+            for change in (
+                "UPDATE api_keys SET expires_at = now() + interval '1 day' WHERE id = 3",
+                "UPDATE previous_api_keys SET expires_at = now() + interval '1 day'",
+                "UPDATE api_keys SET revoked_at = now() WHERE id = 3",
+            ):
+                await known(directory, "unknown")
+                await database.execute(change)
+                await forgotten(directory, "unknown")
+            with pytest.raises(KeyRefusedError, match="revoked"):
+                await directory.look_up(KEYS["unknown"])
 
     async def test_after_a_lost_connection_nothing_is_believed(
         self, database: asyncpg.Connection, database_url: str, caplog: pytest.LogCaptureFixture

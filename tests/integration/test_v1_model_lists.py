@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from gasket.proxy.model_lists import ModelLists
 from gasket.upstream.client import UpstreamClient
+from tests.acceptance.upstream import Answer, answer, failure, models, serving
 from tests.access import a_backend, a_profile
 
 LIST = b'{"object":"list","data":[{"id":"m"}]}'
@@ -43,4 +46,29 @@ async def test_nobody_waits_for_a_list_of_the_backend_as_it_was() -> None:
         over.set()
         models, without = await first
         assert (list(models), without) == ([], [old])
+    await client.close()
+
+
+@pytest.mark.parametrize("unreadable", [failure(404), failure(503), answer(b"no list"), answer(b"x", status=302)])
+async def test_a_list_that_cannot_be_read_changes_no_place(unreadable: Answer) -> None:
+    client = UpstreamClient()
+    lists = ModelLists(client)
+    async with serving(listing=unreadable) as silent, serving(listing=models("other")) as other, serving() as last:
+        backends = [
+            a_backend(id=number, base_url=upstream.origin) for number, upstream in enumerate((silent, other, last))
+        ]
+        for _ in range(2):
+            assert await lists.serving(backends, "model-a") == [backends[0], backends[2]]
+    await client.close()
+
+
+async def test_a_backend_that_is_set_aside_is_not_asked() -> None:
+    client = UpstreamClient()
+    lists = ModelLists(client)
+    async with serving(listing=models("one")) as used, serving(listing=models("other")) as unused:
+        backend = a_backend(id=1, base_url=used.origin)
+        aside = a_backend(id=2, base_url=unused.origin, set_aside=True)
+        found, without = await lists.merged(a_profile(aside, backend))
+        assert (list(found), without) == (["one"], [aside])
+        assert unused.connections == 0
     await client.close()

@@ -7,18 +7,20 @@ from typing import Any
 
 import asyncpg
 
-from gasket.proxy.exchange import new_request_id
+from gasket.request_ids import new_request_id
 from gasket.usage.entry import UsageEntry
 
 SUMS = """
 SELECT date_trunc('hour', started_at, 'UTC') AS hour, key_id, profile_id, coalesce(backend_id, 0) AS backend_id,
     CASE WHEN status < 400 OR completion_tokens > 0 THEN coalesce(model, '') ELSE '' END AS model,
     count(*) AS requests, sum(prompt_tokens)::bigint AS prompt_tokens,
-    sum(completion_tokens)::bigint AS completion_tokens
+    sum(completion_tokens)::bigint AS completion_tokens, sum(cached_tokens)::bigint AS cached_tokens,
+    sum(reasoning_tokens)::bigint AS reasoning_tokens, sum(audio_tokens)::bigint AS audio_tokens
 FROM usage_records GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
 """
 TOTALS = """
-SELECT hour, key_id, profile_id, backend_id, model, requests, prompt_tokens, completion_tokens
+SELECT hour, key_id, profile_id, backend_id, model, requests, prompt_tokens, completion_tokens,
+    cached_tokens, reasoning_tokens, audio_tokens
 FROM usage_totals ORDER BY 1, 2, 3, 4, 5
 """
 
@@ -44,6 +46,10 @@ def entry(**changes: Any) -> UsageEntry:
         "completion_tokens": 5,
         "estimated": False,
         "retries": 0,
+        "cached_tokens": 7,
+        "reasoning_tokens": 2,
+        "audio_tokens": 1,
+        "end_user": "bob",
     }
     return UsageEntry(**{**fields, **changes})
 
@@ -52,3 +58,4 @@ async def assert_totals_agree(connection: asyncpg.Connection, *, records: int) -
     """There are so many records, and the totals are exactly their sums."""
     assert await connection.fetchval("SELECT count(*) FROM usage_records") == records
     assert await connection.fetch(TOTALS) == await connection.fetch(SUMS)
+    assert await connection.fetchval("SELECT coalesce(sum(requests), 0) FROM usage_slots") == records

@@ -7,7 +7,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gasket.backends.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Admission, Breaker, Breakers
+from gasket.backends.breaker import (
+    FAILURES,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    Admission,
+    BackendAdmission,
+    BackendBreaker,
+    Breaker,
+    Breakers,
+    SetAside,
+)
 
 
 class Clock:
@@ -25,7 +35,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker("main", clock)
+    return Breaker("Backend 'main'", clock)
 
 
 def admitted(breaker: Breaker) -> Admission:
@@ -49,6 +59,22 @@ def test_five_failures_in_a_row_set_it_aside(breaker: Breaker, clock: Clock) -> 
     clock.now += 4.9
     assert breaker.admit() is None
     assert breaker.retry_after == pytest.approx(0.1)
+
+
+def test_since_when_it_is_set_aside_stays_through_trials_that_fail(breaker: Breaker, clock: Clock) -> None:
+    before = breaker.since
+    assert before is None
+    fail(breaker)
+    since = breaker.since
+    assert since is not None
+    clock.now += 5
+    admitted(breaker).failed()
+    assert breaker.since == since
+    clock.now += 10
+    admitted(breaker).succeeded()
+    after = breaker.since
+    assert after is not None
+    assert after > since
 
 
 def test_then_one_request_tries_it(breaker: Breaker, clock: Clock) -> None:
@@ -158,7 +184,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.breaker = Breaker("main", self.clock)
+        self.breaker = Breaker("Backend 'main'", self.clock)
         self.running: list[tuple[Admission, int]] = []
         """Each with the number of trials that there had been, itself included."""
         self.trials = 0
@@ -225,11 +251,83 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=30, deadline=None)
 
 
+def admitted_to(backend: BackendBreaker, model: str | None = "m") -> BackendAdmission:
+    admission = backend.admit(model)
+    assert isinstance(admission, BackendAdmission), admission
+    return admission
+
+
+def fails(backend: BackendBreaker, *models: str | None) -> None:
+    for model in models:
+        for _ in range(FAILURES):
+            admitted_to(backend, model).failed()
+
+
+class TestBackend:
+    @pytest.fixture
+    def backend(self, clock: Clock) -> BackendBreaker:
+        return BackendBreaker("main", clock)
+
+    def test_a_model_that_fails_takes_no_other_along(self, backend: BackendBreaker) -> None:
+        fails(backend, "dead", None)
+        assert backend.admit("dead") == ("Model 'dead' of backend 'main'", 5)
+        assert backend.admit(None) == ("Requests without a model of backend 'main'", 5)
+        assert (backend.whole.state, backend.models_set_aside) == ("available", ["dead"])
+        admitted_to(backend, "good").succeeded()
+
+    def test_three_models_at_once_set_the_whole_aside(self, backend: BackendBreaker, clock: Clock) -> None:
+        fails(backend, "a", "b")
+        admitted_to(backend, "c").succeeded()
+        fails(backend, "d", "e")
+        assert backend.whole.state == "available", "c answered in between"
+        fails(backend, "f")
+        assert backend.admit("never asked") == ("Backend 'main'", 5)
+        clock.now += 5
+        trial = admitted_to(backend, "c")
+        assert isinstance(backend.admit("g"), SetAside)
+        trial.succeeded()
+        admitted_to(backend, "g").succeeded()
+
+    def test_a_trial_of_the_whole_that_fails_sets_it_aside_for_longer(
+        self, backend: BackendBreaker, clock: Clock
+    ) -> None:
+        fails(backend, "a", "b", "c")
+        clock.now += 5
+        admitted_to(backend, "d").failed()
+        assert backend.admit("e") == ("Backend 'main'", 10)
+
+    def test_who_cannot_be_reached_is_set_aside_whole(self, backend: BackendBreaker) -> None:
+        for number in range(FAILURES - 1):
+            admitted_to(backend, f"m{number}").unreachable()
+        admitted_to(backend, "x").failed()
+        for _ in range(FAILURES - 1):
+            admitted_to(backend).unreachable()
+        assert backend.whole.state == "available", "it could be reached in between"
+        admitted_to(backend).unreachable()
+        assert (backend.admit("x"), backend.models_set_aside) == (("Backend 'main'", 5), [])
+
+    def test_a_model_that_is_set_aside_takes_no_trial_of_the_whole(self, backend: BackendBreaker, clock: Clock) -> None:
+        fails(backend, "a")
+        clock.now += 5
+        admitted_to(backend, "a").failed()
+        fails(backend, "b", "c")
+        clock.now += 5
+        assert backend.admit("a") == ("Model 'a' of backend 'main'", 5)
+        assert isinstance(backend.admit("d"), BackendAdmission)
+
+    def test_names_that_clients_make_up_are_not_all_kept(self, backend: BackendBreaker) -> None:
+        fails(backend, "dead")
+        for number in range(1000):
+            admitted_to(backend, f"made up {number}").succeeded()
+        assert len(backend._models) <= 201
+        assert isinstance(backend.admit("dead"), SetAside)
+
+
 class TestRegistry:
     def test_each_backend_has_one_under_its_newest_name(self, clock: Clock) -> None:
         breakers = Breakers(clock)
         assert breakers.state(1) == "available"
-        fail(breakers.of(1, "old"))
+        fail(breakers.of(1, "old").whole)
         assert breakers.of(1, "new").name == "new"
         assert (breakers.state(1), breakers.state(2)) == ("set_aside", "available")
         breakers.forget(1)
@@ -238,11 +336,37 @@ class TestRegistry:
 
     def test_what_is_forgotten_for_room_is_what_tells_nothing(self, clock: Clock) -> None:
         breakers = Breakers(clock)
-        fail(breakers.of(0, "away"))
+        fail(breakers.of(0, "away").whole)
         for number in range(1, 5000):
             breakers.of(number, "fine")
         assert breakers.state(0) == "set_aside"
         for number in range(5000):
-            fail(breakers.of(number, "away")) if breakers.state(number) == "available" else None
+            fail(breakers.of(number, "away").whole) if breakers.state(number) == "available" else None
         assert 400 <= sum(breakers.state(number) != "available" for number in range(5000)) <= 1000
         assert breakers.state(4999) == "set_aside"
+
+    def test_it_is_told_once_what_is_set_aside_and_what_comes_back(self, clock: Clock) -> None:
+        told: list[tuple[object, ...]] = []
+        breakers = Breakers(clock, lambda *message: told.append(message))
+        backend = breakers.of(1, "old")
+        fails(backend, "a")
+        clock.now += 5
+        admitted_to(backend, "a").failed()
+        breakers.of(1, "new")
+        for _ in range(FAILURES):
+            admitted_to(backend).unreachable()
+        clock.now += 5
+        admitted_to(backend, "b").succeeded()
+        assert told == [
+            (
+                "backend.set_aside",
+                "Model 'a' of backend 'old' is set aside for 5 s: 5 failures in a row.",
+                {"backend": "old", "model": "a"},
+            ),
+            (
+                "backend.set_aside",
+                "Backend 'new' is set aside for 5 s: 5 failures in a row.",
+                {"backend": "new", "model": None},
+            ),
+            ("backend.available", "Backend 'new' is available again.", {"backend": "new", "model": None}),
+        ]

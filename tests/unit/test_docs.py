@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gasket.migrator import errors, events
-from gasket.migrator.rules.rulebook import SQL_RULES
+from gasket.environment import comes_from_kubernetes
+from gasket.migrator import errors
+from gasket.migrator.apply import events
+from gasket.migrator.revisions.rules.rulebook import SQL_RULES
 from gasket.proxy.exchange import Outcome
-from gasket.settings import Settings
+from gasket.settings import Settings, is_secret, variables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,9 +25,15 @@ def settings_table() -> str:
     return "\n".join(f"| `{row['env']}` | {row['shown_default']} | {row['meaning']} |" for row in rows)
 
 
-def test_the_readme_lists_every_setting_with_its_default_and_meaning() -> None:
+def test_every_setting_is_listed_with_its_default_and_meaning() -> None:
     """On failure, put the expected table in its place."""
-    assert settings_table() in (ROOT / "README.md").read_text(), f"\n{settings_table()}"
+    assert settings_table() in (ROOT / "docs" / "settings.md").read_text(), f"\n{settings_table()}"
+
+
+def test_every_secret_is_listed_with_its_file() -> None:
+    secrets = [entry.metadata["env"] for entry in fields(Settings) if is_secret(entry)]
+    listed = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", (ROOT / "docs" / "settings.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted((name, f"{name}_FILE") for name in secrets)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -37,11 +45,11 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_variable_that_is_named_is_a_setting(document: Path) -> None:
     named = set(re.findall(r"\bGASKET_[A-Z_]+[A-Z]\b", document.read_text()))
-    assert named <= {entry.metadata["env"] for entry in fields(Settings)}
+    assert {name for name in named if not comes_from_kubernetes(name)} <= variables()
 
 
 def test_every_refusal_of_the_migrator_is_in_the_table_of_what_to_do() -> None:
-    table = (ROOT / "docs" / "schema-management.md").read_text().partition("## It refuses with X: do Y")[2]
+    table = (ROOT / "docs" / "refusals.md").read_text()
     listed = re.findall(r"^\| `(\w+Error)` \|", table, re.MULTILINE)
     refusals = [
         name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__base__ is errors.MigratorError
@@ -50,7 +58,8 @@ def test_every_refusal_of_the_migrator_is_in_the_table_of_what_to_do() -> None:
 
 
 def test_every_event_of_a_migration_is_in_the_table() -> None:
-    table = (ROOT / "docs" / "schema-management.md").read_text().partition("## While it runs")[2].partition("\n## ")[0]
+    document = (ROOT / "docs" / "schema-management.md").read_text()
+    table = document.partition("\n## What does a migration log?")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `(\w+)` \| (?!beside)", table, re.MULTILINE)
     emitted = re.findall(r'"event": "(\w+)"', Path(inspect.getfile(events)).read_text())
     assert listed == emitted
@@ -64,3 +73,33 @@ def test_every_way_in_which_a_request_can_end_is_listed() -> None:
 def test_every_rule_has_its_recipe() -> None:
     table = (ROOT / "docs" / "migration-recipes.md").read_text()
     assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == list(SQL_RULES)
+
+
+def test_every_file_that_is_named_exists() -> None:
+    """A path is a word in backquotes that begins with one of the folders of the repository."""
+    for document in DOCUMENTS:
+        for path in re.findall(r"`((?:src|tests|docs|bench|deploy|migrations)/[\w./-]+)`", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    document = (ROOT / "docs" / "architecture.md").read_text()
+    for folder in (ROOT / "src/gasket").iterdir():
+        if (folder / "__init__.py").exists():
+            assert f"`src/gasket/{folder.name}/`" in document
+    for folder in (ROOT / "src/gasket/migrator").iterdir():
+        if (folder / "__init__.py").exists():
+            assert f"| `{folder.name}/` |" in document
+
+
+def test_every_decision_has_a_context_a_decision_and_a_price() -> None:
+    for decision in (ROOT / "docs" / "decisions.md").read_text().split("\n### ")[1:]:
+        title, *paragraphs = re.split(r"\n## |\n\n(?!- )", decision.partition("\n## ")[0].strip())
+        assert len(paragraphs) == 3, title
+
+
+def test_decisions_are_grouped_by_room() -> None:
+    """A heading of the second level is a room, and has decisions; else a decision got the wrong level."""
+    for room in (ROOT / "docs" / "decisions.md").read_text().split("\n## ")[1:]:
+        assert "\n### " in room, room.partition("\n")[0]
+        assert room.partition("\n")[2].strip().startswith("### "), room.partition("\n")[0]

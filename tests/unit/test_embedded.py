@@ -117,5 +117,5 @@ def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: bytes, said
 
 def test_a_secret_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EmbeddedDatabaseError, match="cannot be read or made"):
+    with pytest.raises(EmbeddedDatabaseError, match="cannot be read or made: Not a directory.* set GASKET_DATA_DIR to"):
         read_or_make_secret(tmp_path / "file" / "token", lambda: "secret")

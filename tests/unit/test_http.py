@@ -13,9 +13,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gasket import errors
 from gasket.http import describe, log_response, respond
-from gasket.migrator.connection import application_name
+from gasket.postgres.sessions import application_name
 
-FORGING: Any = {"type": "http", "method": "GET", "path": "/nothing\n2026 ERROR forged\x1b[31m"}
+FORGING: Any = {"type": "http", "method": "GET", "path": "/nothing\n2026 ERROR forged\x1b[31m", "headers": []}
 
 
 def subclasses(kind: type[errors.GasketError]) -> list[type[errors.GasketError]]:
@@ -45,6 +45,9 @@ def wrapped(kind: type[repository.RepositoryError], cause: Exception) -> Excepti
     return error
 
 
+LOST = failed(DBAPIError, "08006", cause=asyncpg.ConnectionFailureError("secret words"))
+
+
 @pytest.mark.parametrize("error", [errors.DatabaseAwayError(), RuntimeError()])
 def test_a_stranger_writes_no_lines_of_a_problem(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     respond(Request(FORGING), error)
@@ -55,7 +58,23 @@ def test_a_stranger_writes_no_lines_of_a_problem(error: Exception, caplog: pytes
 async def test_nor_of_a_response(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gasket.http")
     await log_response({"type": "http.response.start", "status": 404, "headers": []}, FORGING)
-    assert caplog.messages == ["GET /nothing%0A2026%20ERROR%20forged%1B%5B31m 404"]
+    [said] = caplog.messages
+    assert said.startswith("GET /nothing%0A2026%20ERROR%20forged%1B%5B31m 404 from a Unix socket (request id ")
+
+
+@pytest.mark.parametrize(("given", "kept"), [(b"mine", True), (b"line\nend", False), (b"x" * 129, False)])
+async def test_a_response_and_its_log_lines_have_one_id(
+    given: bytes, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gasket.http")
+    scope: Any = {**FORGING, "headers": [(b"x-request-id", given)], "state": {}}
+    respond(Request(scope), RuntimeError())
+    message: Any = {"type": "http.response.start", "status": 500, "headers": []}
+    await log_response(message, scope)
+    [(name, value)] = message["headers"]
+    assert (name, value == given) == (b"x-request-id", kept)
+    assert len(caplog.messages) == 2
+    assert all(f"(request id {value.decode()})" in said for said in caplog.messages)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OF_THE_API if kind not in AT_START])
@@ -74,11 +93,14 @@ def test_every_error_of_a_request_has_a_name_of_its_own(kind: type[errors.Gasket
         (errors.SettingsError("x"), 500, "internal"),
         (failed(IntegrityError, "23505"), 409, "conflict"),
         (failed(OperationalError, "40001"), 503, "database-busy"),
-        (failed(DBAPIError, "57P01"), 503, "database-away"),
-        (failed(DBAPIError, "08006"), 503, "database-away"),
+        (failed(DBAPIError, "57P01", cause=asyncpg.AdminShutdownError("secret words")), 503, "database-away"),
+        (LOST, 503, "database-away"),
         (failed(InternalError, "", cause=asyncpg.InternalClientError("upset")), 503, "database-away"),
         (failed(DBAPIError, "XX000", lost=True), 503, "database-away"),
-        (failed(ProgrammingError, "42P01"), 500, "internal"),
+        (failed(ProgrammingError, "42P01"), 503, "schema-not-ready"),
+        (failed(ProgrammingError, "42703"), 503, "schema-not-ready"),
+        (failed(ProgrammingError, "3F000"), 503, "schema-not-ready"),
+        (failed(ProgrammingError, "42601"), 500, "internal"),
         (PoolTimeoutError("x"), 503, "database-busy"),
         (TimeoutError(), 503, "database-busy"),
         (ExceptionGroup("cleanup", [failed(IntegrityError, "23505")]), 409, "conflict"),
@@ -88,8 +110,8 @@ def test_every_error_of_a_request_has_a_name_of_its_own(kind: type[errors.Gasket
         (HTTPException("secret words", status_code=500), 500, "internal"),
         (ValueError("secret words"), 500, "internal"),
         (wrapped(repository.DuplicateKeyError, failed(IntegrityError, "23505")), 409, "conflict"),
-        (wrapped(repository.IntegrityError, failed(DBAPIError, "08006")), 503, "database-away"),
-        (wrapped(repository.RepositoryError, failed(ProgrammingError, "42P01")), 500, "internal"),
+        (wrapped(repository.RepositoryError, failed(ProgrammingError, "42P01")), 503, "schema-not-ready"),
+        (wrapped(repository.IntegrityError, LOST), 503, "database-away"),
         (repository.NotFoundError("secret words"), 404, "not-found"),
     ],
 )

@@ -85,6 +85,8 @@ def test_a_key_that_was_issued_does_not_show_in_a_repr() -> None:
         token_window=60,
         max_concurrency=None,
         last_used_at=None,
+        previous_expires_at=None,
+        previous_last_used_at=None,
         created_at=NOW,
         key="gsk_secret",
     )

@@ -25,8 +25,11 @@ from gasket.backends.breaker import FAILURES, Breaker, Breakers
 from gasket.db import PoolUse
 from gasket.metrics.administration import AdministrationMetrics
 from gasket.metrics.exposition import make_registry
+from gasket.metrics.start import start_metrics
 from gasket.metrics.state import Sources, StateCollector
-from gasket.migrator.status import Readiness
+from gasket.migrator.ledger.background import State
+from gasket.migrator.monitor import Readiness
+from gasket.migrator.starting import StartReport
 from gasket.proxy.access import Access, Backend
 from gasket.proxy.endpoints import find_route
 from gasket.proxy.exchange import Exchange, Outcome
@@ -34,7 +37,7 @@ from gasket.proxy.metrics import BUCKETS, MOST_MODELS, MOST_NAMES, MOST_SERIES, 
 from gasket.startup import Gasket
 from tests.access import a_backend, a_profile, an_access
 
-GATEWAY_DOCUMENT = Path(__file__).parents[2] / "docs" / "gateway.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 REQUESTS = "gasket_gateway_requests_total"
 
 
@@ -306,7 +309,7 @@ def sources(**other: Any) -> Sources:
     breakers = Breakers()
     breakers.of(1, "large")
     for _ in range(FAILURES):
-        fail(breakers.of(2, "small"))
+        fail(breakers.of(2, "small").whole)
 
     async def readiness() -> Readiness:
         return Readiness(True, "at_head", "b2", "b2")
@@ -319,7 +322,13 @@ def sources(**other: Any) -> Sources:
         "pools": lambda: {"api": PoolUse(8, 3, 1), "keys": PoolUse(2, 0, 0)},
         "readiness": readiness,
         "pending": lambda: 0,
+        "drift": lambda: 2,
         "seconds_at_start": lambda: 0.25,
+        "background": lambda: [
+            SimpleNamespace(
+                id=7, revision="b2", table_name="api_keys", state=State.RUNNING, rows_done=250, rows_estimated=1000
+            )
+        ],
         "usage": lambda: SimpleNamespace(waiting=4, written=30, dropped=1),
     }
     return Sources(**known | other)
@@ -348,24 +357,48 @@ class TestState:
         assert value("gasket_schema_state", {"state": "at_head"}) == 1
         assert value("gasket_schema_state", {"state": "database_away"}) == 0
         assert value("gasket_schema_pending_revisions") == 0
+        assert value("gasket_schema_drift") == 2
+        assert value("gasket_background_works", {"state": "running"}) == 1
+        assert value("gasket_background_works", {"state": "failed"}) == 0
+        work = {"work": "7", "revision": "b2", "table": "api_keys"}
+        assert value("gasket_background_rows_done", work) == 250
+        assert value("gasket_background_rows_estimated", work) == 1000
         assert value("gasket_schema_startup_seconds") == 0.25
+
+    async def test_a_start_is_told_in_gauges(self) -> None:
+        async def readiness() -> StartReport:
+            return StartReport(
+                state="migrating", detail="", revision="a1", number=3, total=7, elapsed=12.5, percent=40.0
+            )
+
+        registry = CollectorRegistry()
+        registry.register(state := StateCollector(sources(readiness=readiness)))
+        await state.look()
+        value = registry.get_sample_value
+        assert value("gasket_schema_state", {"state": "migrating"}) == 1
+        assert value("gasket_schema_state", {"state": "waiting"}) == 0
+        expected = {"number": 3, "revisions": 7, "elapsed_seconds": 12.5, "blockers": 0, "percent": 40}
+        assert {name: value(f"gasket_start_{name}") for name in expected} == expected
+        assert value("gasket_start_eta_seconds") is None
+        labels = {"revision": "a1", "description": "", "holder_pid": "", "holder": ""}
+        assert value("gasket_start_info", labels) == 1
 
     def test_what_nobody_knows_is_left_out(self) -> None:
         registry = CollectorRegistry()
-        registry.register(StateCollector(sources(pending=lambda: None)))
+        registry.register(StateCollector(sources(pending=lambda: None, drift=lambda: None)))
         names = {metric.name for metric in registry.collect()}
         assert [name for name in names if "schema" in name] == ["gasket_schema_startup_seconds"]
 
     def test_a_backend_that_took_an_old_name_counts_under_it_once(self) -> None:
         breakers = Breakers()
         for _ in range(FAILURES):
-            fail(breakers.of(1, "large"))
+            fail(breakers.of(1, "large").whole)
         breakers.of(2, "large")
         assert breakers.states() == {"large": "available"}
 
 
 def described(metric: Metric) -> str:
-    """The row of the table in docs/gateway.md."""
+    """The row of the table in docs/metrics.md."""
     suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
     labels = [label for label in metric.samples[0].labels if label != "le"]
     shown = ", ".join(f"`{label}`" for label in labels)
@@ -387,11 +420,13 @@ async def test_the_document_lists_every_metric_with_its_labels_and_meaning() -> 
     await ask(app, "GET", "/things/1")
     registry.register(state := StateCollector(sources()))
     await state.look()
-    table = "\n".join(described(metric) for metric in ours(registry.collect()))
-    section = GATEWAY_DOCUMENT.read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    every = StartReport(state="", detail="", number=1, total=1, elapsed=1.0, percent=1.0, eta=1.0)
+    metrics = [*ours(registry.collect()), *start_metrics(every)]
+    table = "\n".join(described(metric) for metric in metrics)
+    section = DOCUMENT.read_text()
     assert table in section, f"\n{table}"
     listed = re.findall(r"^\| `(gasket_\w+)`", section, re.MULTILINE)
-    assert len(listed) == len(set(listed)) == len(ours(registry.collect()))
+    assert len(listed) == len(set(listed)) == len(metrics)
 
 
 def test_names_follow_the_conventions() -> None:
@@ -400,7 +435,7 @@ def test_names_follow_the_conventions() -> None:
     GatewayMetrics(registry)
     AdministrationMetrics(registry)
     registry.register(StateCollector(sources()))
-    for metric in registry.collect():
+    for metric in (*registry.collect(), *start_metrics(StartReport(state="", detail="", elapsed=1.0))):
         assert re.fullmatch(r"gasket(_[a-z]+)+", metric.name)
         assert not metric.name.endswith(("_total", "_count", "_sum", "_ms"))
         assert metric.type != "histogram" or metric.name.endswith("_seconds")

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gasket.migrator.revisions import read_revisions
+from gasket.migrator.revisions.configuration import configured_revisions
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ _ALLOWED = 'allowed_findings: dict[str, str] = {"squawk/require-concurrent-index
     [
         (_INDEX, "", 1, "require-concurrent-index-creation"),
         (_INDEX, _ALLOWED, 0, "1 new migrations, nothing found"),
-        ("raise RuntimeError('asks the database')", "", 1, "squawk has nothing to read"),
+        ("raise RuntimeError('asks the database')", "", 1, "squawk cannot read it"),
     ],
     ids=["harm", "allowed harm", "no SQL"],
 )
@@ -151,7 +151,7 @@ def test_harm_in_the_sql_of_a_new_migration_is_found(
         shutil.copy(REPOSITORY / name, clone.folder / name)
     shutil.copytree(REPOSITORY / "migrations", clone.folder / "migrations", dirs_exist_ok=True)
     clone.commit()
-    [head] = read_revisions(REPOSITORY / "migrations").heads
+    [head] = configured_revisions(REPOSITORY / "alembic.ini").heads
     (clone.versions / "2030_newest.py").write_text(_MIGRATION.format(head=head, more=more, upgrade=upgrade))
     clone.commit()
     environment = {name: value for name, value in _git_environment().items() if name != "ALEMBIC_CONFIG"}

@@ -61,7 +61,7 @@ async def serving(server: Server, *, delay: float = 0.2) -> AsyncIterator[None]:
     """A server with handlers of its own, and an application that has started."""
     for number in SIGNALS:
         signal.signal(number, server.handle)
-    app = Litestar([], openapi_config=None)
+    app = Litestar([], openapi_config=None, logging_config=None)
     shutdown = Shutdown(
         delay=delay, timeout=0.2, announce=lambda: server.note("announce"), stop=lambda: server.note("stop")
     )
@@ -125,7 +125,7 @@ async def test_at_the_end_the_servers_handlers_are_back() -> None:
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])
 async def test_where_no_server_listens_nothing_is_changed(handler: Any) -> None:
     """An application in a test, or under a command."""
-    app = Litestar([], openapi_config=None)
+    app = Litestar([], openapi_config=None, logging_config=None)
     Shutdown(delay=0, timeout=0, announce=lambda: None, stop=lambda: None).install(app)
     for number in SIGNALS:
         signal.signal(number, handler)
@@ -143,7 +143,7 @@ def test_in_another_thread_nothing_is_changed() -> None:
     failed: list[BaseException] = []
 
     async def serve() -> None:
-        app = Litestar([], openapi_config=None)
+        app = Litestar([], openapi_config=None, logging_config=None)
         Shutdown(delay=0, timeout=0, announce=lambda: None, stop=lambda: None).install(app)
         await _call(app.on_startup[-1])
         await _call(app.on_shutdown[0])

@@ -12,6 +12,7 @@ import pytest
 from gasket.upstream.address import address_of
 from gasket.upstream.client import Timeouts, UpstreamClient
 from gasket.upstream.failures import UpstreamError
+from gasket.upstream.routes import Route
 from tests.tls import certificate, context_of
 
 PATIENT = Timeouts(10, 10, 10)
@@ -64,7 +65,7 @@ async def ask(
         address.target("/models"),
         fields=[],
         timeouts=timeouts,
-        skip_tls_verify=skip_tls_verify,
+        route=Route(skip_tls_verify=skip_tls_verify),
     )
     try:
         return response.status, await response.read(1_000_000)
@@ -86,23 +87,25 @@ def url_of(base_url: str, path: str = "/models") -> str:
 @pytest.mark.parametrize(
     ("base_url", "expected"),
     [
-        ("https://host", "https://host/v1/models"),
-        ("https://host/", "https://host/v1/models"),
+        ("https://host", "https://host/models"),
+        ("https://host/", "https://host/models"),
         ("https://host/v1", "https://host/v1/models"),
         ("https://host/v1/", "https://host/v1/models"),
         ("https://host/v1//", "https://host/v1/models"),
         ("https://host/openai/v1", "https://host/openai/v1/models"),
-        ("https://host/prefix", "https://host/prefix/v1/models"),
-        ("https://host/prefix-v1", "https://host/prefix-v1/v1/models"),
-        ("https://host/v1/prefix", "https://host/v1/prefix/v1/models"),
-        ("http://host:8000", "http://host:8000/v1/models"),
+        ("https://host/inference", "https://host/inference/models"),
+        ("https://host/api/paas/v4/", "https://host/api/paas/v4/models"),
+        ("https://host/v1beta/openai", "https://host/v1beta/openai/models"),
+        ("https://host/openai/deployments/x?api-version=1", "https://host/openai/deployments/x/models?api-version=1"),
+        ("https://host/v1/?a=ä&b=%20", "https://host/v1/models?a=%C3%A4&b=%20"),
+        ("http://host:8000", "http://host:8000/models"),
         ("http://[::1]:8000/v1", "http://[::1]:8000/v1/models"),
-        ("HTTPS://EXAMPLE.com/V1", "https://example.com/V1/v1/models"),
-        ("https://host/a%20b", "https://host/a%20b/v1/models"),
-        ("https://bücher.example/ä", "https://xn--bcher-kva.example/%C3%A4/v1/models"),
+        ("HTTPS://EXAMPLE.com/V1", "https://example.com/V1/models"),
+        ("https://host/a%20b", "https://host/a%20b/models"),
+        ("https://bücher.example/ä", "https://xn--bcher-kva.example/%C3%A4/models"),
     ],
 )
-def test_an_endpoint_has_v1_once(base_url: str, expected: str) -> None:
+def test_a_base_url_is_what_stands_before_an_endpoint(base_url: str, expected: str) -> None:
     assert url_of(base_url) == expected
 
 
@@ -115,8 +118,30 @@ def test_what_can_be_no_host_is_refused(base_url: str) -> None:
 
 
 def test_the_path_is_sent_as_it_is_given() -> None:
-    target = address_of("https://host").target("/models/a%2Fb%20c?limit=1&x=%C3%A4+b")
+    target = address_of("https://host/v1").target("/models/a%2Fb%20c?limit=1&x=%C3%A4+b")
     assert target == b"/v1/models/a%2Fb%20c?limit=1&x=%C3%A4+b"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("/files?limit=2", "/x/files?api-version=1&limit=2"),
+        ("/files?api-version=9&limit=2&api%2Dversion=8", "/x/files?api-version=1&limit=2"),
+        ("/files?&limit", "/x/files?api-version=1&limit"),
+        ("/files", "/x/files?api-version=1"),
+    ],
+)
+def test_the_query_of_a_base_url_is_in_every_request(asked: str, expected: str) -> None:
+    assert address_of("https://host/x?api-version=1").target(asked).decode() == expected
+
+
+async def test_requests_say_what_they_came_through() -> None:
+    seen: list[bytes] = []
+    client = UpstreamClient(pseudonym=b"gasket-1")
+    async with server(answering(b"HTTP/1.1 204 No Content\r\n\r\n", seen)) as base_url:
+        await ask(client, base_url)
+    await client.close()
+    assert b"\r\nvia: 1.1 gasket-1\r\n" in seen[0]
 
 
 async def test_nothing_is_added_followed_decompressed_or_kept(client: UpstreamClient) -> None:
@@ -129,7 +154,7 @@ async def test_nothing_is_added_followed_decompressed_or_kept(client: UpstreamCl
         for _ in range(2):
             assert await ask(client, base_url) == (302, b"body")
         host = base_url.removeprefix("http://")
-    assert heard == [f"GET /v1/models HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()] * 2
+    assert heard == [f"GET /models HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()] * 2
 
 
 async def test_the_environment_has_no_say(client: UpstreamClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +177,7 @@ async def test_it_can_be_closed_unused_and_twice() -> None:
 class TestFailures:
     async def test_a_name_that_does_not_resolve(self, client: UpstreamClient) -> None:
         said = await why_not(client, "http://nowhere.invalid")
-        assert said.startswith("cannot be found: the name nowhere.invalid:80 does not resolve (")
+        assert said.startswith("cannot be found: the name nowhere.invalid does not resolve (")
 
     async def test_nothing_listens(self, client: UpstreamClient) -> None:
         with socket.socket() as mute:  # bound, so that nobody else is given the port
@@ -214,7 +239,7 @@ class TestTLS:
         async with server(plain) as base_url:
             said = await why_not(client, base_url.replace("http:", "https:"))
         assert "does not speak TLS at 127.0.0.1:" in said
-        assert "http, perhaps, instead of https" in said
+        assert "it may be http instead of https" in said
 
     async def test_a_self_signed_certificate_is_refused_unless_it_is_not_looked_at(
         self, client: UpstreamClient, tmp_path: Path

@@ -31,6 +31,10 @@ ENTRY = {
     "completion_tokens": 0,
     "estimated": False,
     "retries": 0,
+    "cached_tokens": 0,
+    "reasoning_tokens": 0,
+    "audio_tokens": 0,
+    "end_user": None,
 }
 
 
@@ -55,8 +59,12 @@ def test_what_fits_is_stored_as_it_is() -> None:
         ("model", "m" * 500, "m" * LONGEST_TEXT),
         ("model", "a\0b", "a\ufffdb"),
         ("model", "\ud800", "?"),
+        ("end_user", "b" * 300, "b" * 200),
+        ("end_user", "b\0b", "b\ufffdb"),
         ("path", "/v1/\0", "/v1/\ufffd"),
         ("prompt_tokens", -1, 0),
+        ("cached_tokens", -1, 0),
+        ("audio_tokens", 10**30, MOST_TOKENS),
         ("prompt_tokens", 10**30, MOST_TOKENS),
         ("completion_tokens", 10**30, MOST_TOKENS),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -37,7 +38,7 @@ def lines_of(log: AccessLog, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 async def test_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     exchange = an_exchange(
         access=ACCESS,
         backend=BACKEND,
@@ -60,6 +61,8 @@ async def test_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(text)
     assert abs(datetime.fromisoformat(line.pop("time")) - datetime.now(UTC)) < timedelta(seconds=5)
     assert line == {
+        "level": "info",
+        "logger": "gasket.requests",
         "request_id": "id",
         "client_request_id": "theirs",
         "method": "POST",
@@ -84,16 +87,17 @@ async def test_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_what_does_not_apply_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     log(an_exchange(status=401, outcome=Outcome.REFUSED))
     [line] = map(json.loads, lines_of(log, capsys))
     assert line.keys() == {
-        "time", "request_id", "method", "path", "status", "outcome", "duration_ms", "bytes_in", "bytes_out", "retries",
+        "time", "level", "logger", "request_id", "method", "path", "status", "outcome",
+        "duration_ms", "bytes_in", "bytes_out", "retries",
     }  # fmt: skip
 
 
 async def test_lines_come_by_themselves_in_order_and_soon(capsys: pytest.CaptureFixture[str]) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     seen: list[str] = []
     for number in range(20):
         log(an_exchange(retries=number))
@@ -110,7 +114,7 @@ async def test_lines_come_by_themselves_in_order_and_soon(capsys: pytest.Capture
 async def test_a_client_writes_no_line_and_moves_no_cursor(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: bool
 ) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: words)
     log.configure()
     evil = "m\n12:00:00 POST /v1/forged 200 ok\r\x1b[2J\x00\u202e\u2028\x85"
@@ -126,18 +130,21 @@ async def test_a_client_writes_no_line_and_moves_no_cursor(
 
 
 async def test_words_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     log.configure()
     log(an_exchange(access=ACCESS, model="größe"))
     log(an_exchange())
     line, _ = lines_of(log, capsys)
-    assert "POST /v1/chat/completions 200 ok request_id=id duration_ms=1500.0 key=1" in line
+    assert re.match(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO gasket\.requests POST /v1/chat/completions 200 ok ", line
+    )
+    assert "request_id=id duration_ms=1500.0 key=1" in line
     assert "profile=the profile model=größe" in line
 
 
 async def test_no_secret_is_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log = AccessLog()
+    log = AccessLog(None)
     log(an_exchange(access=ACCESS, backend=BACKEND))
     [line] = lines_of(log, capsys)
     assert "sk-secret" not in line
@@ -147,7 +154,7 @@ async def test_no_secret_is_in_a_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_servers_own_log_of_requests_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     theirs = logging.getLogger("uvicorn.access")
     theirs.addHandler(logging.StreamHandler())
-    AccessLog().configure()
+    AccessLog(None).configure()
     assert theirs.handlers == []
     theirs.error("a line")
     assert caplog.records == []

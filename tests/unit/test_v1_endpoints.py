@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gasket.proxy.endpoints import Kind, find_endpoint
-from gasket.proxy.errors import BadRequestError
+from gasket.proxy.endpoints import Kind, find_endpoint, find_route
+from gasket.server.errors import BadRequestError
 
 
 def kind(method: str, path: str) -> Kind:
@@ -29,6 +29,15 @@ def kind(method: str, path: str) -> Kind:
         "/audio/transcriptions",
         "/audio/translations",
         "/rerank",
+        "/messages",
+        "/messages/count_tokens",
+        "/responses/compact",
+        "/responses/input_tokens",
+        "/score",
+        "/classify",
+        "/tokenize",
+        "/detokenize",
+        "/pooling",
     ],
 )
 def test_what_leaves_nothing_behind(path: str) -> None:
@@ -37,10 +46,21 @@ def test_what_leaves_nothing_behind(path: str) -> None:
         assert kind(method, path) is Kind.STATEFUL
 
 
+@pytest.mark.parametrize("path", ["/audio/voices", "/audio/models"])
+def test_lists_of_what_a_backend_can_do(path: str) -> None:
+    endpoint = find_endpoint("GET", b"/v1" + path.encode())
+    assert (endpoint.kind, endpoint.takes_body, endpoint.metered) == (Kind.STATELESS, False, False)
+    assert find_route("GET", path) == f"/v1{path}"
+    for method in ("DELETE", "PUT", "HEAD"):
+        assert kind(method, path) is Kind.STATEFUL
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "/files",
+        "/messages/batches",
+        "/messages/batches/b/cancel",
         "/files/file-1/content",
         "/batches",
         "/responses/resp_1",
@@ -201,3 +221,6 @@ def test_which_streams_can_be_asked_for_their_usage_and_whose_tokens_are_estimat
         endpoint = find_endpoint("POST", b"/v1" + path.encode())
         assert not endpoint.asks_for_usage
         assert not endpoint.estimates_tokens
+    for path in ("/messages", "/responses/compact"):
+        endpoint = find_endpoint("POST", b"/v1" + path.encode())
+        assert (endpoint.asks_for_usage, endpoint.estimates_tokens) == (False, True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gasket.proxy.errors import BadRequestError
 from gasket.proxy.members import find_members, member
+from gasket.server.errors import BadRequestError
 
 TWO = member("model", "a_b")
 FOLDED = member("task")

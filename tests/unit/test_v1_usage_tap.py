@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gasket.proxy.endpoints import find_endpoint
-from gasket.proxy.events import EventStream
+from gasket.proxy.events import EventStream, event_data, split_events
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.usage_tap import UsageTap
 from gasket.usage.entry import MOST_TOKENS
@@ -20,6 +20,8 @@ RESPONSES = find_endpoint("POST", b"/v1/responses")
 SPEECH = find_endpoint("POST", b"/v1/audio/speech")
 IMAGES = find_endpoint("POST", b"/v1/images/generations")
 FILES = find_endpoint("POST", b"/v1/files")
+EMBEDDINGS = find_endpoint("POST", b"/v1/embeddings")
+MESSAGES = find_endpoint("POST", b"/v1/messages")
 TOKENS = {"prompt_tokens": 11, "completion_tokens": 22, "total_tokens": 33}
 DONE = b"data: [DONE]\n\n"
 SAYS_USAGE = '"usage": {"prompt_tokens": 1, "completion_tokens": 1}, "choices": []'
@@ -105,9 +107,11 @@ def test_null_usage_in_every_event_is_no_usage() -> None:
     assert passed([b"".join([*events, ONLY_USAGE, DONE])]) == (sent, (11, 22, False))
 
 
-def test_of_usage_in_every_event_the_last_counts_and_all_are_passed_on() -> None:
-    sent = b"".join(word("x", usage={**TOKENS, "completion_tokens": count}) for count in range(1, 8)) + DONE
-    assert passed([sent]) == (sent, (11, 7, False))
+def test_of_usage_in_every_event_the_last_counts_and_all_else_is_passed_on() -> None:
+    said = [{"prompt_tokens": 11, "completion_tokens": count} for count in range(1, 8)]
+    sent = b"".join(word("x", usage=usage) for usage in said) + DONE
+    assert passed([sent]) == (word("x") * 7 + DONE, (11, 7, False))
+    assert passed([sent], hide=False) == (sent, (11, 7, False))
 
 
 def test_a_stream_that_breaks_off_is_estimated_by_its_events() -> None:
@@ -133,7 +137,7 @@ def test_of_a_stream_that_breaks_off_fewer_tokens_than_events_are_no_final_count
     in_each = [word("x", usage=said)] * 501
     for events in (in_the_first, in_the_last, in_each):
         sent = b"".join(events)
-        assert passed([sent], whole=False) == (sent, expected)
+        assert passed([sent], whole=False, hide=False) == (sent, expected)
         assert passed([sent])[1] == (said["prompt_tokens"], said["completion_tokens"], False)
 
 
@@ -178,7 +182,7 @@ def test_usage_that_is_not_the_answers_own_does_not_count_in_an_answer_that_is_r
         ({"prompt_tokens": -5, "completion_tokens": -(10**30)}, (0, 0)),
         ({"prompt_tokens": 7, "total_tokens": 3}, (7, 0)),
         ({"prompt_tokens": 12.0, "completion_tokens": 3, "total_tokens": 15.5}, (12, 3)),
-        ({"prompt_tokens": True, "input_tokens": 7, "completion_tokens": "9", "output_tokens": None}, (7, 0)),
+        ({"prompt_tokens": True, "input_tokens": 7, "completion_tokens": "9", "output_tokens": None}, (7, 9)),
         ({"prompt_tokens": 10**30, "completion_tokens": 10**18}, (MOST_TOKENS, MOST_TOKENS)),
     ],
 )
@@ -190,7 +194,7 @@ def test_what_a_backend_may_say(usage: dict[str, Any], expected: tuple[int, int]
 SAYS_NOTHING = [
     {},
     {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
-    {"prompt_tokens": "12", "completion_tokens": True, "total_tokens": 15.5},
+    {"prompt_tokens": "twelve", "completion_tokens": True, "total_tokens": 15.5},
     {"type": "duration", "seconds": 9},
 ]
 
@@ -211,7 +215,8 @@ def test_usage_without_a_number_is_no_usage(usage: dict[str, Any], padding: int)
         event({"choices": [], "usage": {**TOKENS, "total_tokens": 15.5, "cost": "0.01"}}),
         event({"choices": None, "usage": TOKENS}),
         event({"usage": TOKENS}),
-        event({"choices": [], "usage": TOKENS, "response": "text"}),
+        event({"choices": [], "usage": TOKENS, "error": None, "prompt_filter_results": [], "provider": "p"}),
+        event({"choices": [], "usage": TOKENS}).replace(b'], "usage', b'],\ndata: "usage'),
         b'data: {"choices": [ ], "usage": {"prompt_tokens": 11, "completion_tokens": 22}}\n\n',
     ],
 )
@@ -264,6 +269,140 @@ def test_what_is_stateful_or_failed_counts_none() -> None:
     tap = UsageTap(FILES)
     tap.events(ONLY_USAGE)
     assert settled(tap, streamed=True, size=100) == (0, 0, False)
+
+
+ANSWER_WITH_MORE = [
+    {"error": {"message": "provider failed", "code": 502}},
+    {"choices": [], "timings": {"predicted_ms": 12.5}},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    {"choices": [], "citations": ["https://example.com"]},
+]
+
+
+@pytest.mark.parametrize("more", ANSWER_WITH_MORE)
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_of_an_event_with_anything_else_only_the_usage_is_taken_out(more: dict[str, Any], end: bytes) -> None:
+    bare = event({"id": "c", **more, "x": 1}, end)
+    for sent in (
+        event({"id": "c", **more, "usage": TOKENS, "x": 1}, end),
+        bare.replace(b', "x"', b',\ndata: "usage": {"prompt_tokens": 11, \ndata: "completion_tokens": 22}, "x"'),
+    ):
+        out, tokens = passed([word("a"), b"id: 7\n" + sent, DONE])
+        assert tokens == (11, 22, False)
+        assert b'"usage"' not in out
+        assert json.loads(event_data(split_events(out)[1])) == {"id": "c", **more, "x": 1}
+        if b"\ndata" not in sent:
+            assert out == word("a") + b"id: 7\n" + bare + DONE
+        assert passed([sent], hide=False)[0] == sent
+
+
+def test_embeddings_have_no_completion_tokens() -> None:
+    vectors = [{"object": "embedding", "index": number, "embedding": [-0.0123456789] * 1536} for number in range(20)]
+    usage = {"prompt_tokens": 40, "total_tokens": 40}
+    said = {"model": "m", "object": "list", "usage": usage, "data": vectors}
+    for answer in (said, {**said, "usage": None} | {"usage": usage}, {**said, "data": vectors, "usage": usage}):
+        body = json.dumps(answer).encode()
+        assert len(body) > 300_000
+        for size in (1000, 65_536, len(body)):
+            assert counted(body, size, endpoint=EMBEDDINGS) == (40, 0, False)
+    for data in (vectors, vectors[:1]):
+        body = json.dumps({"object": "list", "data": data, "model": "m"}).encode()
+        assert counted(body, endpoint=EMBEDDINGS) == (100, 0, True)
+
+
+def test_a_long_tail_does_not_hide_the_usage() -> None:
+    text = {"choices": [{"message": {"content": "x" * 30_000}}], "usage": TOKENS, "logs": ["y" * 100] * 400}
+    body = json.dumps(text).encode()
+    assert len(body) > 70_000
+    assert counted(body) == (11, 22, False)
+
+
+def test_details_are_kept_beside_the_sums() -> None:
+    details = {
+        "prompt_tokens": 100,
+        "completion_tokens": 60,
+        "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 7},
+        "completion_tokens_details": {"reasoning_tokens": 40, "audio_tokens": 5},
+    }
+    tap = UsageTap(CHAT)
+    tap.body(json.dumps({"usage": details}).encode())
+    exchange = Exchange(request_id="r", method="POST", path="/x", started=0.0, status=200)
+    tap.settle(exchange, whole=True)
+    assert (exchange.cached_tokens, exchange.reasoning_tokens, exchange.audio_tokens) == (64, 40, 12)
+
+
+def message_events(*, output: int = 15) -> list[bytes]:
+    start = {"input_tokens": 25, "cache_read_input_tokens": 1000, "output_tokens": 1}
+    return [
+        b"event: message_start\n" + event({"type": "message_start", "message": {"id": "m", "usage": start}}),
+        *[b"event: x\n" + event({"type": "content_block_delta", "delta": {"text": "x"}})] * 5,
+        b"event: message_delta\n" + event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": output}}),
+        b"event: message_stop\n" + event({"type": "message_stop"}),
+    ]
+
+
+def test_messages_tell_their_usage_in_two_parts() -> None:
+    tap = UsageTap(MESSAGES)
+    sent = b"".join(message_events())
+    assert tap.events(sent) == sent
+    assert settled(tap, streamed=True, size=len(sent)) == (1025, 15, False)
+    broken = UsageTap(MESSAGES)
+    broken.events(b"".join(message_events()[:4]))
+    assert settled(broken, streamed=True, size=100, whole=False) == (1025, 4, True)
+    plain = {"type": "message", "content": [], "usage": {"input_tokens": 10, "output_tokens": 9}}
+    assert counted(json.dumps(plain).encode(), endpoint=MESSAGES) == (10, 9, False)
+
+
+def test_moonshot_tells_it_in_the_choice() -> None:
+    last = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": TOKENS}]})
+    assert passed([word("a"), last, DONE]) == (word("a") + last + DONE, (11, 22, False))
+
+
+@pytest.mark.parametrize("size", [100, 1400, 16_384])
+def test_usage_in_an_event_that_is_passed_on_in_pieces(size: int) -> None:
+    """Wherever in it, and however it is cut."""
+    for answer in (
+        {"usage": TOKENS, "b64_json": "x" * 100_000},
+        {"b64_json": "x" * 100_000, "usage": TOKENS, "more": ["y" * 100_000, {"usage": {"prompt_tokens": 1}}]},
+    ):
+        for shape in (answer, {"type": "response.completed", "response": answer}):
+            sent = event({"type": "x"}) + event(shape) + event({"type": "y"})
+            stream, tap = EventStream(), UsageTap(RESPONSES)
+            pieces = [sent[start : start + size] for start in range(0, len(sent), size)]
+            assert b"".join(tap.events(block) for piece in pieces if (block := stream.feed(piece))) == sent
+            assert settled(tap, streamed=True, size=len(sent)) == (11, 22, False)
+
+
+def test_a_stopped_stream_about_a_picture_costs_a_few_thousand_tokens_at_most() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0KGgo" * 270_000}}
+    request = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": [picture]}]}).encode()
+    tap = UsageTap(CHAT, request=request)
+    tap.events(word("a") * 3)
+    exchange = Exchange(request_id="r", method="POST", path="/x", started=0.0, streamed=True, status=200)
+    exchange.bytes_in = len(request)
+    tap.settle(exchange, whole=False)
+    assert exchange.estimated
+    assert 1000 <= exchange.prompt_tokens < 1100
+    assert exchange.completion_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "metered"),
+    [
+        (b"/threads/t/runs", True),
+        (b"/fim/completions", True),
+        (b"/batches", False),
+        (b"/messages/batches", False),
+        (b"/chat/completions/chatcmpl-1", False),
+        (b"/responses/resp_1/cancel", False),
+        (b"/tokenize", False),
+    ],
+)
+def test_what_stateful_endpoints_generate_counts_and_what_they_store_does_not(path: bytes, metered: bool) -> None:
+    expected = (11, 22, False) if metered else (0, 0, False)
+    assert counted(json.dumps({"usage": TOKENS}).encode(), endpoint=find_endpoint("POST", b"/v1" + path)) == expected
+    read = find_endpoint("GET", b"/v1/threads/t/runs/r")
+    assert counted(json.dumps({"usage": TOKENS}).encode(), endpoint=read) == (0, 0, False)
 
 
 NUMBERS = st.one_of(st.none(), st.integers(-(10**40), 10**40), st.floats(), st.text(max_size=5), st.booleans())

@@ -1,0 +1,238 @@
+"""What reaches beyond the scratch database is not tried out by `plan` and `adopt`, and said."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from gasket.migrator.commands.forecast import Forecast, forecast
+from gasket.migrator.commands.plan_text import format_plan
+from gasket.migrator.config import MigratorConfig
+from gasket.migrator.head import bring_to_head
+from gasket.migrator.revisions.configuration import configured_revisions
+from gasket.migrator.scratch.adopt import compare_with_revision
+from gasket.migrator.scratch.rehearsal import read_cluster
+from tests.migrator.project import Project
+
+OUTSIDE = "its effect is outside of the scratch database"
+# Statements that change the cluster, run one alone; `{role}` is a role's name that is not taken, `{own}` one that is.
+FOREVER = [
+    "CREATE ROLE {role} NOLOGIN",
+    "CREATE USER {role} PASSWORD 'secret-word'",
+    "ALTER ROLE {own} CONNECTION LIMIT 7",
+    "ALTER ROLE {own} SET work_mem = '5MB'",
+    "GRANT pg_monitor TO {own}",
+    "COMMENT ON ROLE {own} IS 'ours'",
+    "ALTER DATABASE {database} SET work_mem = '5MB'",
+    "COMMENT ON DATABASE {database} IS 'ours'",
+    "GRANT CONNECT ON DATABASE {database} TO {own}",
+    "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN CREATE ROLE {role}; END IF; END $$",
+    "DO $$ BEGIN EXECUTE 'CREATE ROLE ' || '{role}'; END $$",
+    "SELECT makes_a_role('{role}')",
+    "INSERT INTO with_trigger VALUES ('{role}')",
+    "REASSIGN OWNED BY {own} TO CURRENT_USER",
+    "DROP ROLE {own}",
+    "COPY (SELECT 1) TO '/tmp/gasket-{role}'",
+    "COPY (SELECT 1) TO PROGRAM 'touch /tmp/gasket-{role}'",
+    "SELECT lo_export(lo_from_bytea(0, 'x'), '/tmp/gasket-{role}')",
+    "SELECT pg_reload_conf()",
+    "SELECT pg_create_restore_point('{role}')",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+]
+ALONE = [
+    "CREATE DATABASE {role}",
+    "CREATE TABLESPACE {role} LOCATION '/tmp/gasket-{role}'",
+    "ALTER SYSTEM SET work_mem = '5MB'",
+    "DO $$ BEGIN EXECUTE 'CREATE ROLE ' || '{role}'; END $$",
+]
+CODE = [
+    "CREATE FUNCTION makes_a_role(name text) RETURNS void LANGUAGE plpgsql "
+    "AS $$ BEGIN EXECUTE format('CREATE ROLE %I', name); END $$",
+    "CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql "
+    "AS $$ BEGIN PERFORM makes_a_role(NEW.name); RETURN NEW; END $$",
+    "CREATE TABLE with_trigger (name text)",
+    "CREATE TRIGGER makes_a_role BEFORE INSERT ON with_trigger FOR EACH ROW EXECUTE FUNCTION on_insert()",
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+async def own(observer: asyncpg.Connection) -> AsyncIterator[str]:
+    """A role that is there."""
+    name = f"own_{uuid4().hex[:12]}"
+    await observer.execute(f"CREATE ROLE {name}")
+    yield name
+    await observer.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@pytest.fixture
+async def role(observer: asyncpg.Connection) -> AsyncIterator[str]:
+    """The name of a role that is not there; the test may make it."""
+    name = f"new_{uuid4().hex[:12]}"
+    yield name
+    if await observer.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", name):
+        await observer.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def planned(config: MigratorConfig, applied: list[str]) -> Forecast:
+    revisions = configured_revisions(config.ini)
+    pending = revisions.in_order(revisions.keys() - revisions.with_ancestors(applied))
+    return await forecast(config, revisions, applied=applied, pending=pending)
+
+
+def alone(statement: str) -> str:
+    return f"with op.get_context().autocommit_block():\n        op.execute({statement!r})"
+
+
+async def test_the_cluster_is_as_it_was_and_each_statement_is_shown(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str, own: str
+) -> None:
+    database = await observer.fetchval("SELECT current_database()")
+    for statement in CODE:
+        project.add(f"op.execute({statement!r})")
+    filled = [text.format(role=role, own=own, database=database) for text in [*FOREVER, *ALONE]]
+    for statement in filled[: len(FOREVER)]:
+        project.add(f"op.execute({statement!r})")
+    for statement in filled[len(FOREVER) :]:
+        project.add(alone(statement))
+    project.add("op.execute('CREATE TABLE last (id int)')")
+    config = project.config(database_url)
+    before = await read_cluster(config)
+    found = await planned(config, [])
+    assert await read_cluster(config) == before
+    assert (found.failure, found.estimated, found.notes) == (None, None, ())
+    told = [held for revision in found.revisions for held in revision.not_tried]
+    assert [held.statement for held in told] == [1] * len(filled)
+    assert all(held.reason.endswith(OUTSIDE) for held in told)
+    assert found.revisions[-1].statements
+    text = format_plan(found)
+    assert f"  statement 1 (CREATE ROLE) was not tried out: {OUTSIDE}" in text
+    [by_a_trigger] = [line for line in text.splitlines() if "statement 1 (INSERT)" in line]
+    assert by_a_trigger.startswith("  statement 1 (INSERT) was not tried out: it writes to ")
+    assert "pg_authid" in by_a_trigger
+    assert "secret-word" not in text
+
+
+async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str
+) -> None:
+    project.add('op.execute("CREATE TABLE t0 (id int)")')
+    config = project.config(database_url)
+    await bring_to_head(config)
+    project.add(f'op.execute("CREATE ROLE {role} NOLOGIN"); op.execute("GRANT SELECT ON t0 TO {role}")')
+    [revision] = (await planned(config, ["r1"])).revisions
+    assert [held.reason for held in revision.not_tried] == [
+        OUTSIDE,
+        f"it needs {role}, which is not made in the scratch database",
+    ]
+    assert not await observer.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", role)
+    await bring_to_head(config)
+    assert await observer.fetchval("SELECT has_table_privilege($1, 't0', 'SELECT')", role)
+
+    project.add(f'op.execute("GRANT INSERT ON t0 TO {role}")')
+    [following] = (await planned(config, ["r2"])).revisions
+    assert (following.not_tried, following.estimated) == ((), False)
+    difference, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r2")
+    assert difference.fits
+
+
+@pytest.mark.parametrize(
+    "needs", ["SET LOCAL ROLE {role}", "CREATE SCHEMA AUTHORIZATION {role}", "ALTER TABLE t0 OWNER TO {role}"]
+)
+async def test_what_needs_the_role_is_left_out_and_the_rest_goes_on(
+    project: Project, database_url: str, role: str, needs: str
+) -> None:
+    project.add('op.execute("CREATE TABLE t0 (id int)")')
+    project.add(
+        f'op.execute("CREATE ROLE {role}"); op.execute("{needs.format(role=role)}"); '
+        'op.execute("ALTER TABLE t0 ADD COLUMN n int")'
+    )
+    found = await planned(project.config(database_url), [])
+    assert found.failure is None
+    assert [held.statement for held in found.revisions[1].not_tried] == [1, 2]
+    assert [lock.table for lock in found.revisions[1].locks] == ["t0"]
+
+
+async def test_a_name_that_is_nowhere_is_still_a_failure(project: Project, database_url: str, role: str) -> None:
+    project.add(f'op.execute("CREATE ROLE {role}"); op.execute("CREATE TABLE t0 (id int)")')
+    project.add('op.execute("GRANT SELECT ON t0 TO nobody_at_all")')
+    found = await planned(project.config(database_url), [])
+    assert 'role "nobody_at_all" does not exist' in str(found.failure)
+
+
+async def test_a_revisions_own_savepoints_are_left_alone(project: Project, database_url: str) -> None:
+    project.add('op.execute("CREATE TABLE t0 (id int PRIMARY KEY)")')
+    project.add(
+        "bind = op.get_bind()\n"
+        "    for number in (1, 1, 2):\n"
+        "        try:\n"
+        "            with bind.begin_nested():\n"
+        "                bind.exec_driver_sql(f'INSERT INTO t0 VALUES ({number})')\n"
+        "        except Exception as error:\n"
+        "            assert 'duplicate' in str(error)\n"
+        "    assert bind.exec_driver_sql('SELECT count(*) FROM t0').scalar() == 2"
+    )
+    found = await planned(project.config(database_url), [])
+    assert found.failure is None
+
+
+async def test_whoever_asks_for_the_result_of_such_a_statement_gets_none(project: Project, database_url: str) -> None:
+    project.add(
+        "assert op.get_bind().exec_driver_sql('SELECT pg_reload_conf()').scalar() is None\n"
+        "    op.execute('CREATE TABLE t0 (id int)')"
+    )
+    [revision] = (await planned(project.config(database_url), [])).revisions
+    assert [(held.statement, held.kind) for held in revision.not_tried] == [(1, "select")]
+
+
+async def test_a_procedure_that_commits_by_itself_is_tried_out(project: Project, database_url: str) -> None:
+    project.add(
+        "op.execute('CREATE TABLE t0 (id int)')\n"
+        "    op.execute('CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ "
+        "BEGIN INSERT INTO t0 VALUES (1); COMMIT; INSERT INTO t0 VALUES (2); END $$')"
+    )
+    project.add(alone("CALL p()"))
+    found = await planned(project.config(database_url), [])
+    assert (found.failure, found.revisions[1].not_tried) == (None, ())
+
+
+async def test_adopt_says_what_it_could_not_compare(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str
+) -> None:
+    project.add('op.execute("CREATE TABLE t0 (id int)")')
+    project.add(f'op.execute("CREATE ROLE {role}"); op.execute("GRANT SELECT ON t0 TO {role}")')
+    config = project.config(database_url)
+    await observer.execute("CREATE TABLE t0 (id int)")
+    found, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r2")
+    assert not found.fits
+    assert found.lines() == [
+        f"missing    role {role}",
+        f"note       CREATE ROLE in revision r2 is not compared: {OUTSIDE}.",
+        f"note       GRANT in revision r2 is not compared: it needs {role}, which is not made in the scratch database.",
+    ]
+    await observer.execute(f"CREATE ROLE {role}; GRANT SELECT ON t0 TO {role}")
+    found, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r2")
+    assert found.fits
+
+
+async def test_a_role_without_rights_to_the_cluster_sees_the_same(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str, own: str, url_with: Callable[..., str]
+) -> None:
+    """It may make databases and roles, and read neither pg_authid nor others' settings."""
+    await observer.execute(f"ALTER ROLE {own} LOGIN CREATEDB CREATEROLE PASSWORD 'secret-word'")
+    await observer.execute(f"GRANT CREATE, USAGE ON SCHEMA public TO {own}")
+    for statement in [CODE[0], f"SELECT makes_a_role('{role}')", f"CREATE ROLE {role}"]:
+        project.add(f"op.execute({statement!r})")
+    config = project.config(url_with(database_url, user=own, password="secret-word"))
+    found = await planned(config, [])
+    assert (found.failure, found.estimated, found.notes) == (None, None, ())
+    assert [len(revision.not_tried) for revision in found.revisions] == [0, 1, 1]
+    assert not await observer.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", role)

@@ -1,0 +1,63 @@
+"""How fast background work goes, and how far standbys lag behind it."""
+
+from __future__ import annotations
+
+from gasket.migrator.background.pace import Pace
+from gasket.migrator.background.standbys import Standbys
+
+
+def test_batches_grow_to_a_tenth_of_a_second_and_shrink_when_they_take_longer() -> None:
+    pace = Pace(0.5)
+    first = pace.size
+    assert pace.after_batch(0.01, first, in_the_way=False) == 0.01
+    assert pace.size == 2 * first
+    pace.after_batch(0.4, pace.size, in_the_way=False)
+    assert pace.size == first // 2
+    pace.after_batch(0.01, 1, in_the_way=False)
+    assert pace.size == first // 2, "a batch that was not full says nothing"
+
+
+def test_the_pause_leaves_the_others_their_share() -> None:
+    assert Pace(1).after_batch(0.1, 1, in_the_way=False) == 0
+    assert round(Pace(0.2).after_batch(0.1, 1, in_the_way=False), 3) == 0.4
+
+
+def test_who_is_in_the_way_makes_room() -> None:
+    pace = Pace(1)
+    before = pace.size
+    assert pace.after_batch(0.05, before, in_the_way=True) == 0.05
+    assert pace.size == before // 2
+    pauses = [pace.retreat() for _ in range(9)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 10
+    pace.after_batch(0.01, 1, in_the_way=False)
+    assert pace.retreat() == pauses[0]
+
+
+def test_a_batch_that_fails_is_split_and_does_not_grow_before_its_end_is_reached() -> None:
+    pace = Pace(1)
+    whole = pace.size
+    assert pace.split()
+    half = pace.size
+    pace.after_batch(0.001, half, in_the_way=False)
+    assert pace.size == half == whole // 2
+    pace.after_batch(0.001, half, in_the_way=False)
+    assert pace.size == whole
+    while pace.size > 1:
+        assert pace.split()
+    assert not pace.split()
+
+
+def test_a_standby_lags_by_the_age_of_the_oldest_that_it_has_not_replayed() -> None:
+    standbys = Standbys()
+
+    def lag(now: float, written: int, replayed: int | None) -> float:
+        standbys.note(now, written, replayed)
+        return standbys._lag
+
+    assert lag(0, 100, 100) == 0
+    assert lag(1, 200, 100) == 0
+    assert lag(5, 300, 100) == 4
+    assert lag(12, 400, 250) == 7
+    assert lag(13, 400, 400) == 0
+    assert lag(14, 500, None) == 0, "there is no standby"
