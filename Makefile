@@ -2,20 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A pip of any age builds Gasket with the pinned build backend too: old ones read the first variable, new ones the second.
+CLIENTS := tests/acceptance/clients
+# Both variables pin the build backend: old versions of pip read the first, new ones the second.
 PIP = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# Some shells export HOST as the name of the machine: it counts only when given on make's command line.
+# Some shells export HOST as the name of the machine, so HOST counts only when it is on make's command line.
 SERVE = $(if $(filter command line,$(origin HOST)),--host "$(HOST)") $(if $(PORT),--port "$(PORT)")
 
-# Tests run in two processes, each with a server of its own; a server that is given would be shared, and some tests look
-# at all of its databases. Files go out by name: the slow ones come first, so both processes end at about the same time.
+# Tests run in two processes, and each starts a server of its own. A given server would be shared by both, and some tests
+# look at all databases of the server. Files are handed out in the order of their names.
 SHARED_OUT = $(if $(TEST_DATABASE_URL),,--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
+ACCEPTANCE_TESTS = tests/acceptance tests/migrator/acceptance
+# What a new migration has to pass: the rules, the models against the schema, and every step up, down and up again.
+MIGRATION_TESTS = tests/migrator/unit/test_migrations.py tests/migrator/integration/test_migrations.py \
+	tests/migrator/integration/test_stairway.py
+
+# Python keeps what it has compiled. Otherwise each run would compile Gasket and its tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test dev lint types format check bench soak build constraints clean
+.PHONY: help run test acceptance clients soak gate dev lint types format check bench screenshots build constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -24,10 +32,23 @@ help:  ## Show this list
 run: $(VENV)/.installed  ## Start Gasket, on its embedded PostgreSQL unless DATABASE_URL is set (PORT=..., HOST=...)
 	@exec $(BIN)/gasket run $(SERVE)
 
-test: dev  ## Run the tests (ARGS="-k lock" for some of them, ARGS="-n 0" in one process)
+test: dev  ## Run the unit and integration tests (ARGS="-k lock": some of them; ARGS="-n 0": in one process)
 	@exec $(BIN)/python -m pytest $(SHARED_OUT) $(ARGS)
 
+acceptance: dev clients  ## Run the tests that start whole replicas and commands (ARGS as for test)
+	@exec $(BIN)/python -m pytest $(SHARED_OUT) $(ACCEPTANCE_TESTS) $(ARGS)
+
+soak: dev  ## Run the long campaigns, each of many minutes
+	@exec $(BIN)/python -m pytest -m soak tests $(ARGS)
+
+gate: check  ## Check a new migration in about a minute: format, types, SQL, rules, up and down again
+	.ci/append-only
+	$(BIN)/python .ci/squawk
+	$(BIN)/python -m pytest -n 0 -q $(MIGRATION_TESTS)
+
 dev: $(VENV)/.installed-dev  ## Install what the other targets need
+
+clients: $(VENV)/.installed-clients  ## Install the clients in Python and JavaScript that `make acceptance` runs
 
 lint: dev  ## Look for mistakes in the code and in the Containerfile
 	$(BIN)/ruff check .
@@ -42,11 +63,11 @@ format: dev  ## Format the code
 check: lint types  ## lint, types, and whether the code is formatted
 	$(BIN)/ruff format --check .
 
-bench: dev  ## Measure (docs say what the numbers mean)
+bench: dev  ## Measure; docs/performance.md says what the figures mean
 	@exec $(BIN)/python -m bench $(ARGS)
 
-soak: dev  ## Run the tests that take many minutes
-	@exec $(BIN)/python -m pytest -m soak $(ARGS)
+screenshots: dev  ## Take the pictures of README anew (needs Chromium)
+	@exec $(BIN)/python -m tests.acceptance.screenshots
 
 build: dev  ## Build the source distribution and the wheel into dist/
 	$(BIN)/python -m build --no-isolation
@@ -62,7 +83,7 @@ clean:  ## Remove the virtual environment, caches and builds; no database
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find bench migrations src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps: a second start installs nothing; a changed pyproject.toml or constraints.txt installs again.
+# Two stamp files: a second start installs nothing, and a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt $(BIN)/python
 	@echo 'Installing Gasket into $(VENV) (the first time takes a minute) ...'
 	@$(BIN)/python -m ensurepip --upgrade --default-pip >/dev/null
@@ -75,7 +96,16 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(BIN)/python
 	@$(PIP) --editable '.[embedded,dev]'
 	@touch $(VENV)/.installed $@
 
-# pip comes in the next step, which can be repeated: there is no half-made environment to get stuck in.
+# An environment beside Gasket's own. Node.js comes from a package of Python's, for Debian's is too old for the clients.
+$(VENV)/.installed-clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(BIN)/python
+	@echo 'Installing the clients of the acceptance tests (the first time takes a minute) ...'
+	@"$(PYTHON)" -m venv --clear $(VENV)/clients
+	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement $(CLIENTS)/requirements.txt
+	@cp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json $(VENV)/clients
+	@cd $(VENV)/clients && PATH="$$PWD/bin:$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# pip is installed by the steps above. They can be repeated, so an interrupted installation needs no `make clean`.
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo 'Gasket needs Python 3.11 or newer, and there is no $(PYTHON) here;' \
 		'install it, or name another: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
