@@ -6,6 +6,7 @@ import shlex
 import tomllib
 
 import pytest
+import yaml
 
 from gasket.ui.clients import own_origin, snippets
 from gasket.ui.formats import window
@@ -37,8 +38,14 @@ def test_the_address_is_the_one_of_the_browser(request_scope: dict[str, object],
     assert own_origin(request_scope) == origin
 
 
+def texts_of(origin: str, key: str, model: str) -> dict[str, str]:
+    """All that is to be copied into each client, in one text."""
+    shown = snippets(origin, key, model)
+    return {snippet.client: "\n".join(part.text for part in snippet.parts) for snippet in shown}
+
+
 def test_each_client_has_the_key_the_address_and_the_model() -> None:
-    texts = {snippet.client: snippet.text for snippet in snippets("https://gw.example", KEY, "llama")}
+    texts = texts_of("https://gw.example", KEY, "llama")
     assert list(texts) == ["curl", "openai-python", "openai-node", "Claude Code", "Codex", "Continue", "Open WebUI"]
     for client, text in texts.items():
         assert KEY in text, client
@@ -47,13 +54,22 @@ def test_each_client_has_the_key_the_address_and_the_model() -> None:
 
 
 def test_an_odd_name_of_a_model_stays_a_name() -> None:
-    texts = {snippet.client: snippet.text for snippet in snippets("https://gw.example", KEY, ODD_MODEL)}
+    texts = texts_of("https://gw.example", KEY, ODD_MODEL)
     words = shlex.split(texts["curl"].replace("\\\n", ""))
     assert words[-2] == "-d"
     shell = shlex.split(texts["Claude Code"])
     assert f"ANTHROPIC_MODEL={ODD_MODEL}" in shell
-    assert tomllib.loads(texts["Codex"])["model"] == ODD_MODEL
+    assert yaml.safe_load(texts["Continue"])["models"][0]["model"] == ODD_MODEL
     compile(texts["openai-python"], "snippet", "exec")
+
+
+def test_the_file_of_codex_has_no_key() -> None:
+    codex = next(snippet for snippet in snippets("https://gw.example", KEY, ODD_MODEL) if snippet.client == "Codex")
+    file, shell = (part.text for part in codex.parts)
+    settings = tomllib.loads(file)
+    assert settings["model"] == ODD_MODEL
+    assert settings["model_providers"][settings["model_provider"]]["env_key"] in shell
+    assert KEY not in file
 
 
 @pytest.mark.parametrize(

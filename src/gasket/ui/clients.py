@@ -13,14 +13,24 @@ from gasket.errors import SignInError
 
 _UNNAMED_MODEL = "gpt-5-mini"
 """Where the profile allows every model and no backend lists its own."""
+_OPEN_WEBUI_READS = (
+    "In the environment of its container, for its first start. It keeps them, so later they are changed in its Admin "
+    "Panel, under Settings, Connections"
+)
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A text to copy, and where it goes."""
+
+    where: str
+    text: str
 
 
 class Snippet(msgspec.Struct, frozen=True):
-    """What goes into a client, and where; `text` has the key."""
+    """What goes into a client; one of its parts has the key."""
 
     client: str
-    where: str
-    text: str
+    parts: tuple[Part, ...]
 
 
 def own_origin(scope: Any) -> str:
@@ -35,13 +45,19 @@ def snippets(origin: str, key: str, model: str | None) -> list[Snippet]:
     """For each client. `origin` is this installation's, without a path."""
     base, chosen = f"{origin}/v1", model or _UNNAMED_MODEL
     return [
-        Snippet("curl", "In a shell", _curl(base, key, chosen)),
-        Snippet("openai-python", "pip install openai", _python(base, key, chosen)),
-        Snippet("openai-node", "npm install openai", _node(base, key, chosen)),
-        Snippet("Claude Code", "In the shell that starts it", _claude_code(origin, key, chosen)),
-        Snippet("Codex", "~/.codex/config.toml, and the key in the environment", _codex(base, key, chosen)),
-        Snippet("Continue", "~/.continue/config.yaml", _continue(base, key, chosen)),
-        Snippet("Open WebUI", "In the environment of its container", _open_webui(base, key)),
+        Snippet("curl", (Part("In a shell", _curl(base, key, chosen)),)),
+        Snippet("openai-python", (Part("pip install openai", _python(base, key, chosen)),)),
+        Snippet("openai-node", (Part("npm install openai", _node(base, key, chosen)),)),
+        Snippet("Claude Code", (Part("In the shell that starts it", _claude_code(origin, key, chosen)),)),
+        Snippet(
+            "Codex",
+            (
+                Part("~/.codex/config.toml", _codex(base, chosen)),
+                Part("In the shell that starts it", f"export GASKET_KEY={key}\ncodex"),
+            ),
+        ),
+        Snippet("Continue", (Part("~/.continue/config.yaml", _continue(base, key, chosen)),)),
+        Snippet("Open WebUI", (Part(_OPEN_WEBUI_READS, _open_webui(base, key)),)),
     ]
 
 
@@ -80,17 +96,19 @@ def _node(base: str, key: str, model: str) -> str:
 
 
 def _claude_code(origin: str, key: str, model: str) -> str:
+    quoted = shlex.quote(model)
     return (
         f"export ANTHROPIC_BASE_URL={origin}\n"
         f"export ANTHROPIC_AUTH_TOKEN={key}\n"
-        f"export ANTHROPIC_MODEL={shlex.quote(model)}\n"
+        f"export ANTHROPIC_MODEL={quoted}\n"
+        # Of its subagents; without it they ask for a model of Anthropic's by name.
+        f"export ANTHROPIC_DEFAULT_HAIKU_MODEL={quoted}\n"
         "claude"
     )
 
 
-def _codex(base: str, key: str, model: str) -> str:
+def _codex(base: str, model: str) -> str:
     return (
-        f"# export GASKET_KEY={key}\n"
         f"model = {json.dumps(model)}\n"
         'model_provider = "gasket"\n\n'
         "[model_providers.gasket]\n"
