@@ -97,7 +97,7 @@ NEW_PREVIOUS = "INSERT INTO previous_api_keys (key_id, key_value, expires_at) SE
         ("UPDATE api_keys SET last_used_at = now()", set()),
         ("DELETE FROM api_keys", {"key:one"}),
         (f"BEGIN; {NEW_KEY}; ROLLBACK", set()),
-        ("INSERT INTO backend_profiles (name) VALUES ('r')", set()),
+        ("INSERT INTO backend_profiles (id, name) VALUES (1003, 'r')", {"profile:1003"}),
         ("UPDATE backend_profiles SET allowed_models = '{m}'", {"profile:1001", "profile:1002"}),
         ("DELETE FROM backend_profiles WHERE id = 1001", {"profile:1001", "key:one"}),
         ("INSERT INTO profile_backends VALUES (1002, 1002, 0), (1002, 1001, 1)", {"profile:1002"}),

@@ -38,6 +38,7 @@ async def test_the_name_is_enough(client: httpx.AsyncClient) -> None:
         "allow_stateful_endpoints": False,
         "routing": "ordered",
         "user_header": None,
+        "claim_rules": [],
     }
     assert (await client.get(f"/api/profiles/{profile['id']}")).json() == response.json()
 
@@ -54,6 +55,7 @@ async def test_every_field_is_kept(client: httpx.AsyncClient, post: Post, backen
         "allow_stateful_endpoints": True,
         "routing": "sticky",
         "user_header": "X-End-User",
+        "claim_rules": [{"issuer": "https://a.example", "claim": "/a.b/c~1d", "pattern": "x  y*"}],
     }
     profile = await post("/api/profiles", **fields)
     assert {name: profile[name] for name in fields} == fields
@@ -108,6 +110,8 @@ async def test_a_patch_clears_with_null_and_keeps_what_it_does_not_name(client: 
         ("routing", "by luck"),
         ("routing", None),
         ("user_header", ""),
+        ("claim_rules", [{"issuer": "http://a.example", "claim": "sub", "pattern": "*"}]),
+        ("claim_rules", None),
         ("user_header", "x user"),
         ("user_header", "Authorization"),
         ("user_header", "x-api-key"),
@@ -134,6 +138,13 @@ async def test_values_are_checked_when_made_and_when_changed(
     changed = await client.patch(f"/api/profiles/{profile['id']}", json={field: value})
     for response in (created, changed):
         assert_problem(response, 400, "invalid-input", field=field)
+
+
+@pytest.mark.parametrize("change", [{"claim": "s b"}, {"claim": ""}, {"pattern": ""}, {"pattern": 1}])
+async def test_the_claim_rule_at_fault_is_named(client: httpx.AsyncClient, change: dict[str, object]) -> None:
+    rule = {"issuer": "https://a.example", "claim": "sub", "pattern": "*"}
+    response = await client.post("/api/profiles", json={"name": "new", "claim_rules": [rule, rule | change]})
+    assert_problem(response, 400, "invalid-input", field=f"claim_rules[1].{next(iter(change))}")
 
 
 @pytest.mark.parametrize("models", [["m", ""], ["m", "l" * 201], ["m", 5]])

@@ -11,7 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.integration.conftest import ADMIN_TOKEN, Post, client_of
+from tests.integration.conftest import ADMIN_TOKEN, Post, assert_problem, client_of
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'&{{ 7 + 7 }}"
 SECRET = re.compile(r"gsk_[0-9a-f]{48}")
@@ -275,11 +275,21 @@ class TestProfiles:
             "description": "two\r\nlines",
             "enforce_expiry": "true",
             "default_expiry_days": "9",
+            "claim_rules": "https://a.example  /a/b  x y*\r\n\r\nhttps://a.example sub *",
         }
         assert (await send(path, **changes)).status_code == 303
         changed = (await client.get(path.replace("/ui", "/api"))).json()
-        expected = {"description": "two\nlines", "enforce_expiry": True, "default_expiry_days": 9, "user_header": None}
+        expected: dict[str, Any] = {
+            "description": "two\nlines",
+            "enforce_expiry": True,
+            "default_expiry_days": 9,
+            "user_header": None,
+        }
+        rules = [{"claim": "/a/b", "pattern": "x y*"}, {"claim": "sub", "pattern": "*"}]
+        expected["claim_rules"] = [{"issuer": "https://a.example", **rule} for rule in rules]
         assert changed == made | expected
+        assert "<code>/a/b</code> is <code>x y*</code>, of" in await show(path)
+        assert "https://a.example /a/b x y*\nhttps://a.example sub *</textarea>" in await show(path)
         assert (await send(f"{path}/delete")).headers["location"] == "/ui/profiles"
         await show(path, 404)
 
@@ -292,6 +302,8 @@ class TestProfiles:
             ({"user_header": "cookie"}, "user_header", "not about users"),
             ({"user_header": "a b"}, "user_header", "not allowed here"),
             ({"enforce_expiry": "true"}, "enforce_expiry", "needs default_expiry_days"),
+            ({"claim_rules": "https://a.example sub"}, "claim_rules", "an issuer, a claim and a pattern"),
+            ({"claim_rules": "http://a.example sub x"}, "claim_rules", "https URL of an issuer"),
             ({"routing": "random"}, "routing", "Choose one"),
             ({"place-1": "1", "place-2": "1"}, "backends", "Two backends have the place 1"),
             ({"place-1": "first"}, "backends", "A place is a whole number"),
@@ -318,9 +330,24 @@ class TestProfiles:
         assert "has 1 key; delete them first" in response.text
         await show(f"/ui/profiles/{profile_id}")
 
+    async def test_one_with_subjects_alone_is_deleted_with_them(
+        self, client: httpx.AsyncClient, post: Post, send: Send, show: Page, database: asyncpg.Connection
+    ) -> None:
+        issued = await key(post)
+        await database.execute("UPDATE api_keys SET issuer = 'https://i.example'")
+        shown = await show(f"/ui/keys/{issued['id']}")
+        assert "https://i.example" in shown
+        assert "Rotate" not in shown
+        refused = await client.post(f"/api/keys/{issued['id']}/rotate")
+        assert "whose tokens https://i.example signs" in assert_problem(refused, 409, "key-state")
+        assert (await send(f"/ui/profiles/{issued['profile_id']}/delete")).status_code == 303
+        assert await database.fetchval("SELECT count(*) FROM api_keys") == 0
+
 
 async def test_hostile_names_are_text(post: Post, show: Page, database: asyncpg.Connection) -> None:
     profile_id = await profile(post, name=HOSTILE, description=HOSTILE, allowed_models=[HOSTILE])
+    rule = '[{"issuer": "https://i", "claim": "<script>alert(1)", "pattern": "<script>alert(2)"}]'
+    await database.execute("UPDATE backend_profiles SET claim_rules = $1", rule)
     issued = await key(post, profile_id=profile_id, name=HOSTILE)
     await database.execute("UPDATE api_keys SET user_email = $1, revoked_at = now(), revoked_by = $1", HOSTILE)
     paths = ["/ui/keys", f"/ui/keys/{issued['id']}", f"/ui/keys?profile={profile_id}", "/ui/keys/new"]

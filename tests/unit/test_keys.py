@@ -84,6 +84,7 @@ def test_a_key_that_was_issued_does_not_show_in_a_repr() -> None:
         tokens_per_window=None,
         token_window=60,
         max_concurrency=None,
+        issuer=None,
         last_used_at=None,
         previous_expires_at=None,
         previous_last_used_at=None,

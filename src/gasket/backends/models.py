@@ -26,7 +26,7 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from gasket.backends.headers import decode_headers
@@ -241,6 +241,11 @@ class BackendProfile(Entity):
     allow_stateful_endpoints: Mapped[bool] = mapped_column(server_default=false())
     routing: Mapped[Routing] = mapped_column(Text(), server_default=text("'ordered'"))
     user_header: Mapped[str | None] = mapped_column(comment="The header that names the end user")
+    claim_rules: Mapped[list[dict[str, str]]] = mapped_column(
+        JSONB(),
+        server_default=text("'[]'"),
+        comment="Whose signed tokens it takes: a list of objects with issuer, claim and pattern",
+    )
 
     requests_per_minute: Mapped[int | None] = mapped_column(comment="Null: unlimited")
     tokens_per_window: Mapped[int | None] = mapped_column(BigInteger(), comment="Null: unlimited")
@@ -268,6 +273,6 @@ class ProfileBackend(Base):
     position: Mapped[int]
 
 
-keys_of_profiles = Table("api_keys", MetaData(), Column("profile_id", Integer))
+keys_of_profiles = Table("api_keys", MetaData(), Column("profile_id", Integer), Column("issuer", Text))
 """The keys are another room's; here it matters only how many a profile has. A `Table`, because the engine
 puts the schema's name before nothing less."""

@@ -14,6 +14,7 @@ from gasket.backends.base_urls import without_endpoint
 from gasket.backends.headers import check_headers, check_name, check_response_headers
 from gasket.errors import InvalidInputError
 from gasket.inputs import Input
+from gasket.issuers import parse_issuer
 from gasket.limits.schemas import RequestsAtOnce, RequestsPerMinute, TokensPerWindow, TokenWindow
 from gasket.upstream.address import address_of
 from gasket.upstream.routes import Route, proxy_of, tls_context
@@ -290,6 +291,56 @@ class ProbeOut(msgspec.Struct, kw_only=True):
     duration_ms: Annotated[int, Meta(description="How long it took, connecting included")]
 
 
+class ClaimRule(Input):
+    """A claim that a token of this issuer must have."""
+
+    issuer: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=500,
+            description="As the token has it in `iss`",
+            examples=["https://token.actions.githubusercontent.com"],
+        ),
+    ]
+    claim: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=200,
+            pattern=r"^\S+$",
+            description="Its name; a JSON Pointer, which begins with `/`, for one inside of another",
+            examples=["repository", "/kubernetes.io/serviceaccount/name"],
+        ),
+    ]
+    pattern: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=500,
+            description="The whole value; `*` stands for any text. Of a list one value has to be it",
+            examples=["acme/robot", "acme/*"],
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            parse_issuer(self.issuer)
+        except ValueError as error:
+            raise InvalidInputError(f"The issuer of a rule {error}.", field="claim_rules") from None
+
+
+ClaimRules = Annotated[
+    list[ClaimRule],
+    Meta(
+        max_length=100,
+        description="Whose signed tokens (JWT) the profile takes in place of a key: a token to which all rules of its "
+        "issuer apply. Without a rule for an issuer it takes none of its tokens",
+    ),
+]
+
+
 class _ProfileInput(Input):
     """The rules for a new and for a changed profile."""
 
@@ -325,6 +376,7 @@ class ProfileCreate(_ProfileInput):
     allow_stateful_endpoints: Stateful = False
     routing: HowToRoute = "ordered"
     user_header: UserHeader | None = None
+    claim_rules: ClaimRules = msgspec.field(default_factory=list)
 
 
 class ProfileUpdate(_ProfileInput):
@@ -344,6 +396,7 @@ class ProfileUpdate(_ProfileInput):
     allow_stateful_endpoints: Stateful | UnsetType = UNSET
     routing: HowToRoute | UnsetType = UNSET
     user_header: UserHeader | UnsetType | None = UNSET
+    claim_rules: ClaimRules | UnsetType = UNSET
 
 
 class ProfileOut(msgspec.Struct, kw_only=True):
@@ -364,6 +417,7 @@ class ProfileOut(msgspec.Struct, kw_only=True):
     allow_stateful_endpoints: Stateful
     routing: HowToRoute
     user_header: Annotated[str | None, Meta(description="The header that names the end user; null: none")]
+    claim_rules: ClaimRules
     created_at: datetime
 
 

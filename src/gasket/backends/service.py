@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET
 from sqlalchemy import delete, func, insert, or_, select, type_coerce, update
@@ -183,7 +184,7 @@ class ProfileService(Service[BackendProfile]):
             InvalidInputError: a backend does not exist, or an expiry is enforced that has no length.
             NameTakenError: another one has this name.
         """
-        fields = data.given()
+        fields = _profile_fields(data)
         backends = fields.pop("backends")
         _check_expiry_rule(data.enforce_expiry, data.default_expiry_days)
         with _unique_name("uq_backend_profiles_name", "profile", data.name):
@@ -198,7 +199,7 @@ class ProfileService(Service[BackendProfile]):
             InvalidInputError: a backend does not exist, or an expiry is enforced that has no length.
             NameTakenError: another one has the new name.
         """
-        fields = data.given()
+        fields = _profile_fields(data)
         backends = fields.pop("backends", None)
         profile = await self.fetch(profile_id, lock=FOR_CHANGE)
         _check_expiry_rule(
@@ -210,7 +211,7 @@ class ProfileService(Service[BackendProfile]):
         return profile if backends is None else await self._link(profile, backends)
 
     async def remove(self, profile_id: int) -> None:
-        """Delete a profile.
+        """Delete a profile, with the subjects whose tokens it has taken.
 
         Raises:
             NotFoundError: there is no such profile.
@@ -218,7 +219,9 @@ class ProfileService(Service[BackendProfile]):
         """
         profile = await self.fetch(profile_id, lock=FOR_DELETION)
         keys = await self.session.scalar(
-            select(func.count()).select_from(keys_of_profiles).where(keys_of_profiles.c.profile_id == profile_id)
+            select(func.count())
+            .select_from(keys_of_profiles)
+            .where(keys_of_profiles.c.profile_id == profile_id, keys_of_profiles.c.issuer.is_(None))
         )
         if keys:
             raise InUseError(f"Profile {profile.name!r} has {_count(keys, 'key')}; delete them first.")
@@ -258,6 +261,14 @@ class ProfileService(Service[BackendProfile]):
             await self.session.execute(insert(ProfileBackend), places)
         await self.session.refresh(profile, ["links"])
         return profile
+
+
+def _profile_fields(data: ProfileCreate | ProfileUpdate) -> dict[str, Any]:
+    """The given fields of a profile as its row has them."""
+    fields = data.given()
+    if "claim_rules" in fields:
+        fields["claim_rules"] = msgspec.to_builtins(fields["claim_rules"])
+    return fields
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:

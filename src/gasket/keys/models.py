@@ -25,7 +25,11 @@ class PreviousApiKey(Base):
 
 
 class ApiKey(Entity):
-    """A key of one user under one profile."""
+    """A key of one user under one profile.
+
+    With an `issuer` it stands for a subject whose signed tokens the profile takes, and nobody has the key itself: so a
+    subject has usage, limits and a state as a key has. `src/gasket/proxy/token_lookup.py` makes such rows.
+    """
 
     __tablename__ = "api_keys"
     # Addresses are stored as they were given and compared as PostgreSQL's lower() folds them, on both sides
@@ -50,6 +54,9 @@ class ApiKey(Entity):
     token_window: Mapped[int] = mapped_column(server_default=text("60"), comment="Seconds")
     max_concurrency: Mapped[int | None] = mapped_column(comment="Requests at once; null: unlimited")
     last_used_at: Mapped[datetime | None] = mapped_column()
+    issuer: Mapped[str | None] = mapped_column(
+        comment="Of the subject's signed tokens, for which the row stands; null: it is a key"
+    )
 
     # The database's clock decides, in lists, in counts and in answers alike: replicas' clocks differ.
     state: Mapped[KeyState] = column_property(

@@ -88,6 +88,9 @@ class KeyOut(msgspec.Struct, kw_only=True):
     tokens_per_window: Annotated[int | None, Meta(description="Null: unlimited")]
     token_window: Annotated[int, Meta(description="Seconds")]
     max_concurrency: Annotated[int | None, Meta(description="Requests at once; null: unlimited")]
+    issuer: Annotated[
+        str | None, Meta(description="Of the signed tokens of `user_email`, for which it stands; null: it is a key")
+    ]
     last_used_at: Annotated[datetime | None, Meta(description="Of the last request; it may lag two minutes behind")]
     previous_expires_at: Annotated[
         datetime | None, Meta(description="Until when the key before the last rotation works or has worked; null: none")

@@ -76,7 +76,7 @@ class KeyService(Service[ApiKey]):
         else:
             key, rules = await self._fetch_with_rules(key_id)
             check_expiry(data.expires_at, rules, created_at=key.created_at)
-            if key.state == "expired":
+            if key.state == "expired" and key.issuer is None:
                 await self._check_limit(rules, key.user_email)
         return await self.assign(key, data.given())
 
@@ -113,7 +113,8 @@ class KeyService(Service[ApiKey]):
             raise KeyStateError(f"Key {key_id} has expired; give it a later expires_at first.")
         if key.revoked_at is None:
             return key
-        await self._check_limit(rules, key.user_email)
+        if key.issuer is None:
+            await self._check_limit(rules, key.user_email)
         return await self.assign(key, {"revoked_at": None, "revoked_by": None})
 
     async def rotate(self, key_id: int, grace: timedelta) -> tuple[ApiKey, str]:
@@ -122,9 +123,11 @@ class KeyService(Service[ApiKey]):
 
         Raises:
             NotFoundError: there is no such key.
-            KeyStateError: it is revoked or has expired.
+            KeyStateError: it is revoked or has expired, or stands for a subject with signed tokens.
         """
         key = await self.fetch(key_id, lock=FOR_CHANGE)
+        if key.issuer is not None:
+            raise KeyStateError(f"Key {key_id} stands for a subject whose tokens {key.issuer} signs; rotate those.")
         if key.state != "active":
             raise KeyStateError(f"Key {key_id} is {key.state}; only an active key can be rotated.")
         await self._end_previous(key)
@@ -145,7 +148,12 @@ class KeyService(Service[ApiKey]):
         """Raise KeyLimitError unless one more key may be active; the profile's lock is held."""
         if rules.max_keys_per_user is None:
             return
-        active = await self.count(ApiKey.profile_id == rules.profile_id, of_user(user_email), ApiKey.state == "active")
+        active = await self.count(
+            ApiKey.profile_id == rules.profile_id,
+            of_user(user_email),
+            ApiKey.state == "active",
+            ApiKey.issuer.is_(None),
+        )
         if active >= rules.max_keys_per_user:
             raise KeyLimitError(
                 f"{user_email} has {active} active keys under profile {rules.profile_name!r}, which allows "

@@ -32,6 +32,7 @@ ROUTINGS = (
 _MOST_OPTIONS = 500
 _PLACE = "place-"
 _LAST_PLACE = 9999
+_RULE = ("issuer", "claim", "pattern")
 _FLAGS = ("enforce_expiry", "allow_stateful_endpoints")
 _OPTIONAL = ("description", "default_expiry_days", "max_keys_per_user", "user_header")
 
@@ -180,6 +181,7 @@ def _texts(row: BackendProfile, backends: Sequence[OpenAIBackend]) -> dict[str, 
     """What the form of a profile shows: each backend has its place in the order, or none."""
     places = {backend_id: str(place) for place, backend_id in enumerate(row.backends, start=1)}
     texts = {"name": row.name, "routing": row.routing, "allowed_models": "\n".join(row.allowed_models)}
+    texts["claim_rules"] = "\n".join(" ".join(rule[part] for part in _RULE) for rule in row.claim_rules)
     for name in _OPTIONAL:
         value = getattr(row, name)
         texts[name] = "" if value is None else str(value).replace("\r\n", "\n").strip()
@@ -198,10 +200,26 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     values |= {name: texts[name] == "true" for name in _FLAGS if name in texts}
     if "allowed_models" in texts:
         values["allowed_models"] = [line.strip() for line in texts["allowed_models"].split("\n") if line.strip()]
+    if "claim_rules" in texts:
+        values["claim_rules"] = _rules(texts["claim_rules"])
     places = {name.removeprefix(_PLACE): text for name, text in texts.items() if name.startswith(_PLACE)}
     if places:
         values["backends"] = _in_order(places)
     return values
+
+
+def _rules(text: str) -> list[dict[str, str]]:
+    """`issuer claim pattern`, one rule a line; only the pattern may have spaces inside.
+
+    Raises:
+        InvalidInputError: a line has fewer parts.
+    """
+    lines = [line.split(maxsplit=2) for line in text.split("\n") if line.strip()]
+    if any(len(parts) < len(_RULE) for parts in lines):
+        raise InvalidInputError(
+            "Each line is an issuer, a claim and a pattern, with spaces between.", field="claim_rules"
+        )
+    return [dict(zip(_RULE, (part.strip() for part in parts), strict=True)) for parts in lines]
 
 
 def _in_order(places: Mapping[str, str]) -> list[int]:

@@ -103,6 +103,8 @@ SEEDED_COLUMNS = {
     ("backend_profiles", "allow_stateful_endpoints"): "true",
     ("backend_profiles", "routing"): "'sticky'",
     ("backend_profiles", "user_header"): "'x-end-user'",
+    ("backend_profiles", "claim_rules"): """'[{"issuer": "https://i", "claim": "sub", "pattern": "*"}]'""",
+    ("api_keys", "issuer"): "'https://i'",
     ("usage_records", "end_user"): "'bob'",
     ("browser_sessions", "person_id"): "(SELECT min(id) FROM people)",
     ("backend_profiles", "requests_per_minute"): "60",
