@@ -11,11 +11,13 @@ from litestar import Response
 from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.response import Redirect
 
-from gasket import http
-from gasket.errors import ForbiddenError, GuessingError, UnauthorizedError
+from gasket import db, http
+from gasket.errors import ForbiddenError, GuessingError, SchemaNotReadyError, UnauthorizedError
 from gasket.ui.navigation import links_for
 from gasket.ui.pages import PageRequest, page, to, visitor
 from gasket.ui.sign_in import PATH as SIGN_IN
+
+_REFRESH = 5
 
 _log = logging.getLogger("gasket.http")
 
@@ -34,12 +36,15 @@ def show_error(request: PageRequest, error: Exception) -> Response[Any]:
         level = logging.WARNING if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else logging.ERROR
         cause = None if level == logging.WARNING else error
         _log.log(level, "%s (request id %s)", problem.detail, http.request_id(request.scope), exc_info=cause)
+    # What a form has sent is not sent a second time.
+    passes = problem.status == HTTPStatus.SERVICE_UNAVAILABLE and request.method == "GET"
     answer = page(
         request,
         "error.html",
         status=problem.status,
-        refresh=5 if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None,
+        refresh=_REFRESH if passes else None,
         problem=problem,
+        of_schema=isinstance(db.explain(error) or error, SchemaNotReadyError),
         request_id=http.request_id(request.scope),
     )
     if isinstance(error, GuessingError):
