@@ -369,6 +369,16 @@ class BackgroundFailedError(MigratorError):
         )
 
 
+class BackfillRefusedError(MigratorError):
+    """PostgreSQL would refuse a backfill that a revision declares. `problem` is a clause that says why."""
+
+    def __init__(self, *, revision: str, table: str, problem: str) -> None:
+        super().__init__(
+            f"Revision {revision} declares a backfill of {table} that cannot be done: {problem}; the revision was not "
+            f"applied, and what came before it stays. Correct its file, then start again."
+        )
+
+
 class BackgroundUnfinishedError(MigratorError):
     """A revision needs background work that is not complete. `state` is a clause that says why."""
 

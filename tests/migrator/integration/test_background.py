@@ -29,9 +29,14 @@ from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.status import read_report
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.errors import BackgroundFailedError, BackgroundUnfinishedError, RevisionFileError
+from gasket.migrator.errors import (
+    BackfillRefusedError,
+    BackgroundFailedError,
+    BackgroundUnfinishedError,
+    RevisionFileError,
+)
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.ledger.background import State, Work, change_state, read_works
+from gasket.migrator.ledger.background import State, Work, change_state, format_work, read_works
 from gasket.migrator.monitor import SchemaMonitor
 from gasket.migrator.revisions.configuration import alembic_config
 from tests.acceptance.processes import until
@@ -201,16 +206,31 @@ async def test_a_set_that_leaves_its_rows_matching_fails_and_changes_nothing(
     assert await observer.fetchval("SELECT max(changes) FROM items") == 0
 
 
-async def test_a_row_that_a_trigger_leaves_as_it_is_is_named(
-    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection
+@pytest.mark.parametrize(
+    ("kind", "when", "instead"),
+    [
+        ("TRIGGER", "BEFORE", ""),
+        ("TRIGGER", "AFTER", "UPDATE items SET tier = NULL WHERE id = NEW.id AND tier IS NOT NULL;"),
+        ("CONSTRAINT TRIGGER", "AFTER", "UPDATE items SET tier = NULL WHERE id = NEW.id AND tier IS NOT NULL;"),
+    ],
+)
+async def test_a_row_that_a_trigger_leaves_as_it_is_or_changes_back_is_named(
+    work: Callable[..., Awaitable[Work]],
+    config: MigratorConfig,
+    observer: asyncpg.Connection,
+    kind: str,
+    when: str,
+    instead: str,
 ) -> None:
     await work()
+    deferred = "DEFERRABLE INITIALLY DEFERRED" if kind == "CONSTRAINT TRIGGER" else ""
     await observer.execute(
-        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
-        "CREATE TRIGGER keep BEFORE UPDATE ON items FOR EACH ROW WHEN (NEW.id = 3210) EXECUTE FUNCTION keep()"
+        f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {instead} RETURN NULL; END';"
+        f"CREATE {kind} keep {when} UPDATE ON items {deferred} FOR EACH ROW WHEN (NEW.id = 3210) "
+        "EXECUTE FUNCTION keep()"
     )
-    with pytest.raises(BackgroundFailedError, match=r"The row \(id\) = \(3210\) of items matches, and PostgreSQL"):
-        await asyncio.wait_for(finish(config, None), 20)
+    with pytest.raises(BackgroundFailedError, match=r"The row \(id\) = \(3210\) of items matches, also after"):
+        await asyncio.wait_for(finish(config, None), 30)
     assert await observer.fetchval("SELECT max(changes) FROM items WHERE id <> 3210") == 1
 
 
@@ -249,6 +269,19 @@ async def test_a_failing_batch_is_split_down_to_the_row_which_is_named(
     )
     assert str(sentence).endswith(" is complete. `gasket database background list` shows it.")
     assert (done.state, done.rows_done, done.error) == (State.COMPLETE, ROWS - 1, None)
+
+
+async def test_what_lasts_until_it_is_mended_is_not_tried_for_ever(
+    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    """Its SQLSTATE is of the class of locks that are not granted: 55000."""
+    await work()
+    await observer.execute("ALTER TABLE items REPLICA IDENTITY NOTHING; CREATE PUBLICATION all_items FOR TABLE items")
+    with pytest.raises(BackgroundFailedError, match="does not have a replica identity"):
+        await asyncio.wait_for(finish(config, None), 30)
+    await observer.execute("DROP PUBLICATION all_items")
+    [done] = await finish(config, None)
+    assert (done.state, done.rows_done) == (State.COMPLETE, ROWS)
 
 
 async def test_the_row_on_which_where_fails_is_named(
@@ -300,6 +333,9 @@ async def test_a_standby_that_replays_nothing_is_waited_for(
             working = asyncio.create_task(do(connection, recorded, yields=True, share=0.01))
             await until(lambda: waits in caplog.text, 30, "a worker that waits")
             before = await primary.fetchval(rows_done)
+            await is_true(primary, "SELECT error LIKE 'waits for a standby%' FROM migration_background")
+            shown = (await read_report(config)).background
+            assert "worker here:1; waits for a standby" in "".join(map(format_work, shown))
             await asyncio.sleep(0.5)
             assert await primary.fetchval(rows_done) == before < ROWS
 
@@ -319,7 +355,8 @@ async def test_a_standby_that_replays_nothing_is_waited_for(
 
             working = asyncio.create_task(do(connection, recorded))
             await standby.execute("SELECT pg_wal_replay_resume()")
-            assert (await working).state is State.COMPLETE
+            done = await working
+            assert (done.state, done.error) == (State.COMPLETE, None)
         assert await primary.fetchval(EACH_ONCE)
         await is_true(standby, f"SELECT count(*) = {ROWS} FROM items WHERE changes = 1")
     finally:
@@ -332,12 +369,36 @@ async def _take_over(connection: asyncpg.Connection) -> None:
         pass
 
 
-async def test_a_table_without_a_primary_key_is_refused(
+async def test_a_backfill_that_does_not_fit_the_tables_is_refused_with_its_revision(
     project: Project, config: MigratorConfig, observer: asyncpg.Connection
 ) -> None:
-    project.add('op.execute("CREATE TABLE items (tier text)")')
-    declare(project, "Backfill(table='items', set=\"tier = 'x'\", where='tier IS NULL')")
-    await bring_to_head(config)
+    project.add('op.execute("CREATE TABLE items (id int PRIMARY KEY, n int); CREATE TABLE bare (n int)")')
+    path = declare(project, "PLACE", upgrade='op.execute("ALTER TABLE items ADD COLUMN tier text")')
+    declared = path.read_text()
+    for table, assignment, condition, problem in (
+        ("gone", "tier = 'x'", "tier IS NULL", "is not there, or has no primary key"),
+        ("bare", "n = 1", "n IS NULL", "is not there, or has no primary key"),
+        ("items i", "tier = 'x'", "tier IS NULL", "invalid name syntax"),
+        ("items", "tear = 'x'", "tier IS NULL", 'column "tear" of relation "items" does not exist'),
+        ("items", "tier = 'x'", "tear IS NULL", 'column "tear" does not exist'),
+        ("items", "tier = 'x'", "WHERE tier IS NULL", "syntax error"),
+        ("items", "tier = 'x'", "tier IS NULL) OR (n IS NULL", "syntax error"),
+        ("items", "tier = $1", "tier IS NULL", "the server expects 1 argument"),
+    ):
+        backfill = f"Backfill(table={table!r}, set={assignment!r}, where={condition!r})"
+        path.write_text(declared.replace("PLACE", backfill))
+        with pytest.raises(BackfillRefusedError, match=rf"r2 declares a backfill of {table} .*{problem}"):
+            await bring_to_head(config)
+        assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r1"
+    path.write_text(declared.replace("PLACE", "Backfill(table='items', set=\"tier = '100%'\", where='tier IS NULL')"))
+    assert (await bring_to_head(config)).head == "r2"
+
+
+async def test_a_table_that_has_lost_its_primary_key_is_named(
+    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    await work()
+    await observer.execute("ALTER TABLE items DROP CONSTRAINT items_pkey")
     with pytest.raises(BackgroundFailedError, match="has no primary key"):
         await finish(config, None)
 
@@ -355,10 +416,12 @@ async def test_a_locked_row_is_waited_for_and_told(
         async with observer.transaction():
             await observer.execute("SELECT FROM items WHERE id = 150 FOR UPDATE")
             working = asyncio.create_task(do(connection, recorded))
-            await asyncio.sleep(0.5)
+            note = "SELECT error LIKE '%lock timeout%it is tried again' FROM migration_background"
+            await asyncio.wait_for(is_true(observer, note), 30)
             assert not working.done()
             assert await observer.fetchval("SELECT count(*) FROM items WHERE tier IS NOT NULL") < 300
-        assert (await working).state is State.COMPLETE
+        done = await working
+    assert (done.state, done.error) == (State.COMPLETE, None)
     assert await observer.fetchval(EACH_ONCE)
     assert f"{recorded}: canceling statement due to lock timeout" in caplog.text
 
@@ -425,6 +488,23 @@ async def test_a_command_takes_the_work_over_from_a_replica(
         connection.terminate()
         await taking
     assert not await is_wanted(observer, "public")
+
+
+async def test_a_worker_that_is_stopped_keeps_nobody_waiting(
+    work: Callable[..., Awaitable[Work]],
+    config: MigratorConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As by SIGSTOP, or on a host that is cut off."""
+    monkeypatch.setattr("gasket.migrator.background.lock._STOPPED_AFTER", 0.2)
+    await work()
+    async with session(config) as connection:
+        assert await try_worker_lock(connection, "public")
+        await connection.execute("BEGIN; SELECT FROM migration_background FOR NO KEY UPDATE")
+        [done] = await asyncio.wait_for(finish(config, None), 60)
+        assert done.state is State.COMPLETE
+        assert f"the worker with pid {connection.get_server_pid()} has sent nothing" in caplog.text
 
 
 async def test_a_replica_does_what_is_open_and_leaves_at_once(
@@ -555,6 +635,31 @@ async def test_another_index_of_the_name_is_left_alone(
     await work(INDEX)
     await observer.execute("CREATE INDEX by_tier ON items (changes)")
     with pytest.raises(BackgroundFailedError, match="it is another one"):
+        await finish(config, None)
+
+
+async def test_what_is_left_of_an_index_in_another_schema_is_dropped(
+    project: Project, config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    """An INVALID unique index goes on to refuse rows."""
+    project.add('op.execute("CREATE SCHEMA other; CREATE TABLE other.items (id int, tier text)")')
+    declare(project, INDEX.replace("CREATE INDEX", "CREATE UNIQUE INDEX").replace("ON items", "ON other.items"))
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO other.items VALUES (1, 'x'), (2, 'x')")
+    with pytest.raises(BackgroundFailedError, match="23505"):
+        await finish(config, None)
+    assert await observer.fetchval("SELECT to_regclass('other.by_tier') IS NULL")
+    await observer.execute("DELETE FROM other.items WHERE id = 2")
+    await finish(config, None)
+    assert await observer.fetchval(IS_VALID.replace("by_tier", "other.by_tier"))
+
+
+async def test_an_index_is_not_complete_where_something_else_has_its_name(
+    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    await work(INDEX.replace("CONCURRENTLY", "CONCURRENTLY IF NOT EXISTS"))
+    await observer.execute("CREATE SEQUENCE by_tier")
+    with pytest.raises(BackgroundFailedError, match="No index is built"):
         await finish(config, None)
 
 

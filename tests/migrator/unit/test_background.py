@@ -1,9 +1,17 @@
-"""How fast background work goes, and how far standbys lag behind it."""
+"""How fast background work goes, how far standbys lag behind it, and which numbers its commands take."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
 from gasket.migrator.background.pace import Pace
 from gasket.migrator.background.standbys import Standbys
+from gasket.migrator.commands.archive import archive_commands
+from gasket.migrator.commands.background import background_commands
+from gasket.migrator.config import MigratorConfig
 
 
 def test_batches_grow_to_a_tenth_of_a_second_and_shrink_when_they_take_longer() -> None:
@@ -61,3 +69,15 @@ def test_a_standby_lags_by_the_age_of_the_oldest_that_it_has_not_replayed() -> N
     assert lag(12, 400, 250) == 7
     assert lag(13, 400, 400) == 0
     assert lag(14, 500, None) == 0, "there is no standby"
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-1", "0", "one"])
+def test_a_number_that_no_row_can_have_is_refused_in_one_sentence(number: str) -> None:
+    config = MigratorConfig(
+        database_url="postgresql://gasket@127.0.0.1:1/gasket", release="1.0", ini=Path("alembic.ini")
+    )
+    for group in (background_commands(config), archive_commands(config)):
+        for command in group.commands.keys() - {"list"}:
+            done = CliRunner().invoke(group, [command, "--", number])
+            assert done.exit_code == 2, done.output
+            assert "Error: Invalid value for " in done.output

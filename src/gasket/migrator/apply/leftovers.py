@@ -68,8 +68,10 @@ async def drop_invalid_indexes(
     ]
     for named in (change.index or change.table for change in changes if change.action == "reindex"):
         await _drop_those_of_reindex(connection, revision, schema, named or ())
-    for name, table in ((change.index[-1], change.table[-1]) for change in changes if change.index and change.table):
-        row = await connection.fetchrow(_INVALID, name, schema)
+    for index, on in ((change.index, change.table) for change in changes if change.index and change.table):
+        name, table = index[-1], on[-1]
+        home = on[0] if len(on) > 1 else schema  # an index is in the schema of its table
+        row = await connection.fetchrow(_INVALID, name, home)
         if row is None:
             continue
         doubt = None
@@ -84,7 +86,7 @@ async def drop_invalid_indexes(
         if doubt:
             raise InvalidIndexError(revision=revision, index=name, doubt=doubt)
         log.warning("revision %s: dropping the INVALID index %s that an earlier try left behind", revision, name)
-        await connection.execute(f"DROP INDEX CONCURRENTLY {quote_identifier(schema)}.{quote_identifier(name)}")
+        await connection.execute(f"DROP INDEX CONCURRENTLY {quote_identifier(home)}.{quote_identifier(name)}")
 
 
 async def _drop_those_of_reindex(connection: asyncpg.Connection, revision: str, schema: str, named: Name) -> None:

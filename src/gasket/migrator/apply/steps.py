@@ -31,7 +31,7 @@ from gasket.migrator.apply.leftovers import drop_invalid_indexes
 from gasket.migrator.apply.lock import SILENCE_LIMIT
 from gasket.migrator.apply.statements import Statements, TransactionControlError
 from gasket.migrator.archive.trial import connection_of
-from gasket.migrator.background.declared import declared_works, needed_revisions
+from gasket.migrator.background.declared import check_backfills, declared_works, needed_revisions
 from gasket.migrator.background.lock import interrupt_index_build
 from gasket.migrator.background.needed import finish_needed
 from gasket.migrator.catalog.recorded import Recording
@@ -302,6 +302,8 @@ class StepRecorder:
                     run()
                 elif step.is_upgrade:
                     self._rows.upgrade(context, step.revision, run, copies, restore=self.options.restore)
+                    if not self.partly:  # otherwise the revision cannot be taken back any more
+                        check_backfills(connection_of(context), place.revision, declared_works(step.revision.module))
                 else:
                     self._downgrade(context, step.revision, run, copies)
 

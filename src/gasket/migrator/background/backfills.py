@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import asyncpg
 import msgspec
@@ -15,7 +16,15 @@ from gasket.migrator.background.lock import is_wanted
 from gasket.migrator.background.pace import Pace
 from gasket.migrator.background.standbys import LONGEST_LAG, Standbys
 from gasket.migrator.background.walk import LOCAL_SETTINGS, WINDOW, Key, Walk, make_walk
-from gasket.migrator.ledger.background import State, Work, lock_running, read_work, save_cursor, set_estimate
+from gasket.migrator.ledger.background import (
+    State,
+    Work,
+    lock_running,
+    note_error,
+    read_work,
+    save_cursor,
+    set_estimate,
+)
 from gasket.postgres.errors import describe, is_lost, lacks_object
 
 log = logging.getLogger("gasket.migrator")
@@ -26,8 +35,9 @@ _LAG_POLL = 1.0
 _TOLD_FROM = 5.0
 """The pause in seconds from which a failed try is logged: others have held it up for longer than that."""
 # Another try may succeed (PostgreSQL manual, "PostgreSQL Error Codes"): locks and serialization; resources; a
-# statement that an administrator has ended.
-_PASSING_CLASSES = ("40", "53", "55", "57")
+# statement that an administrator has ended. Of class 55 only what others hold: the rest lasts until it is mended.
+_PASSING = ("40", "53", "55006", "55P03", "57")
+_OF_THE_STATEMENT = ("0A", "42")
 _REST = "The rows before it are done, and none was lost."
 _WAITERS = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS w
@@ -87,14 +97,13 @@ class BackfillRun:
         try:
             walk = await self._prepare()
             while True:
-                before = self._work.rows_done
                 await self._walk_through(walk)
                 if not await self._finds_any(walk):
                     return
-                if self._work.rows_done == before and (key := await walk.unchangeable(self._connection)):
+                if key := await self._unchangeable(walk):
                     raise WorkFailedError(
-                        f"The row {walk.name(key)} of {walk.table} matches, and PostgreSQL does not update it: a "
-                        "trigger or a rule of the table prevents it."
+                        f"The row {walk.name(key)} of {walk.table} matches, also after an UPDATE of it: a trigger or a "
+                        "rule of the table leaves it as it is, or changes it back."
                     )
                 await asyncio.sleep(_BETWEEN_WALKS)  # writers have made new rows meanwhile: do not run after them
         except asyncpg.PostgresError as error:
@@ -124,6 +133,15 @@ class BackfillRun:
                 raise
             self._seen_to_fail = True
             return True
+
+    async def _unchangeable(self, walk: Walk) -> Key | None:
+        """A row that no walk will ever change; None where none is seen. Where it fails, the next walk names the row."""
+        try:
+            return await walk.unchangeable(self._connection)
+        except asyncpg.PostgresError as error:
+            if is_lost(error) or self._connection.is_closed():
+                raise
+            return None
 
     async def _walk_through(self, walk: Walk) -> None:
         """From the cursor to the end of the table."""
@@ -182,6 +200,7 @@ class BackfillRun:
             pause = self._pace.retreat()
             if pause >= _TOLD_FROM:
                 log.warning("%s: %s; trying again in %.0f s", self._work, describe(error), pause)
+                await self._note(f"{describe(error)}; it is tried again")
             return pause
         if not fails_on_rows(error):
             raise WorkFailedError(f"{describe(error)}.") from error
@@ -219,11 +238,17 @@ class BackfillRun:
             if not told:
                 told = True
                 log.info("%s waits: a standby has replayed nothing newer than %.0f s", self._work, lag)
+                await self._note("waits for a standby, which has replayed nothing for more than 10 s")
             await self._leave_if_wanted()
             now = await read_work(self._connection, self._schema, self._work.id)
             if now is None or now.state is not State.RUNNING:
                 raise StoppedError
             await asyncio.sleep(_LAG_POLL)
+
+    async def _note(self, what: str) -> None:
+        """For `status`, which sees the row alone. A command or a downgrade may have that locked."""
+        with suppress(asyncpg.LockNotAvailableError):
+            await note_error(self._connection, self._schema, self._work.id, what)
 
     async def _leave_if_wanted(self) -> None:
         if self._yields and await is_wanted(self._connection, self._schema):
@@ -233,9 +258,9 @@ class BackfillRun:
 def fails_on_rows(error: asyncpg.PostgresError) -> bool:
     """Whether other rows may be without the error, and the statement itself is right."""
     lost = is_lost(error) or may_pass(error)
-    return not (lost or lacks_object(error) or (error.sqlstate or "").startswith("42"))
+    return not (lost or lacks_object(error) or (error.sqlstate or "").startswith(_OF_THE_STATEMENT))
 
 
-def may_pass(error: asyncpg.PostgresError) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether another try may succeed, though nothing is changed."""
-    return (error.sqlstate or "").startswith(_PASSING_CLASSES)
+    return (getattr(error, "sqlstate", None) or "").startswith(_PASSING)

@@ -45,6 +45,8 @@ async def build_index(connection: asyncpg.Connection, schema: str, work: Work, *
             left = await what_is_left(connection, schema, work.revision, work.statement, begun=True)
             if left is not None:
                 await connection.execute(left)
+                if await what_is_left(connection, schema, work.revision, work.statement, begun=True) is not None:
+                    raise WorkFailedError("No index is built: IF NOT EXISTS has found another object with its name.")
     except InvalidIndexError as error:
         raise WorkFailedError(str(error)) from error
     except asyncpg.QueryCanceledError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
@@ -22,10 +22,16 @@ log = logging.getLogger("gasket.migrator")
 _WORKER_CLASS = 0x67617362
 _WANTED_CLASS = 0x67617377
 _POLL = 0.1
+_STOPPED_AFTER = 15.0
+"""Seconds. A worker that has sent nothing for so long will not make way: its pauses are shorter."""
 _HELD = (
     "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted "
     "AND classid = $1::oid AND objid = $2::oid "
     "AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) LIMIT 1"
+)
+_END_STOPPED = (
+    "SELECT pid, pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
+    f"WHERE pid = ({_HELD}) AND state LIKE 'idle%' AND state_change < clock_timestamp() - make_interval(secs => $3)"
 )
 
 
@@ -54,7 +60,10 @@ async def is_wanted(connection: asyncpg.Connection, schema: str) -> bool:
 
 @asynccontextmanager
 async def taken_over(connection: asyncpg.Connection, schema: str) -> AsyncIterator[None]:
-    """Be the worker in here, in the place of the replica that was. An index that it builds is waited for."""
+    """Be the worker in here, in the place of the replica that was. An index that it builds is waited for.
+
+    The session of a process that is stopped or cut off is ended; what it has committed stays.
+    """
     key = _signed_key(schema)
     await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", _WANTED_CLASS, key)  # nobody holds it alone
     try:
@@ -64,11 +73,18 @@ async def taken_over(connection: asyncpg.Connection, schema: str) -> AsyncIterat
                 announced = True
                 log.info("taking background work over from pid %s", await find_worker(connection, schema))
             await asyncio.sleep(_POLL)
+            await _end_stopped_worker(connection, schema)
         yield
     finally:
         if not connection.is_closed():
             await give_worker_lock_back(connection, schema)
             await connection.execute("SELECT pg_advisory_unlock_shared($1, $2)", _WANTED_CLASS, key)
+
+
+async def _end_stopped_worker(connection: asyncpg.Connection, schema: str) -> None:
+    with suppress(asyncpg.InsufficientPrivilegeError):  # it has another role: then it is waited for
+        for pid, _ in await connection.fetch(_END_STOPPED, _WORKER_CLASS, lock_key(schema), _STOPPED_AFTER):
+            log.warning("the worker with pid %s has sent nothing for %.0f s; its session is ended", pid, _STOPPED_AFTER)
 
 
 async def interrupt_worker(connection: asyncpg.Connection, schema: str) -> None:

@@ -15,7 +15,7 @@ from gasket.postgres.errors import is_lost
 WINDOW = 20_000
 """Rows that one range looks at, at most."""
 
-_PRIMARY_KEY = """
+PRIMARY_KEY = """
 SELECT quote_ident(a.attname) AS name, format_type(a.atttypid, a.atttypmod) AS type
 FROM pg_catalog.pg_index AS i
 CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k(attnum, place)
@@ -108,9 +108,10 @@ class Walk(msgspec.Struct, frozen=True):
         await connection.fetchval(query, key)
 
     async def unchangeable(self, connection: asyncpg.Connection) -> Key | None:
-        """A row that matches and that the UPDATE leaves out, as under a trigger that returns NULL; None: not found.
+        """A row that matches, and goes on to match after the UPDATE; None: not found.
 
-        Nothing is changed. Both statements see one snapshot, and the row is locked: no other session is the reason.
+        A trigger that returns NULL leaves the row out, or one that comes after the UPDATE takes it back. Nothing is
+        changed. All statements see one snapshot, and the row is locked: no other session is the reason.
         """
         transaction = connection.transaction(isolation="repeatable_read")
         await transaction.start()
@@ -121,12 +122,16 @@ class Walk(msgspec.Struct, frozen=True):
             )
             if key is None:
                 return None
-            changed = await connection.fetchval(
-                f"WITH changed AS (UPDATE {self.table} SET {self.assignments}\n"
-                f"WHERE ({self._names}) = ({self._values(1)}) RETURNING 1) SELECT count(*) FROM changed",
+            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")  # their triggers, too, before it is looked at
+            await connection.execute(
+                f"UPDATE {self.table} SET {self.assignments}\nWHERE ({self._names}) = ({self._values(1)})", key
+            )
+            matches = await connection.fetchval(
+                f"SELECT EXISTS (SELECT FROM {self.table} WHERE ({self._names}) = ({self._values(1)}) "
+                f"AND ({self.condition}\n))",
                 key,
             )
-            return None if changed else key
+            return key if matches else None
         finally:
             if not connection.is_closed():
                 await transaction.rollback()
@@ -163,7 +168,7 @@ class Walk(msgspec.Struct, frozen=True):
 
 async def make_walk(connection: asyncpg.Connection, *, table: str, assignments: str, condition: str) -> Walk | None:
     """None where the table has no primary key, or is not there."""
-    rows = await connection.fetch(_PRIMARY_KEY, table)
+    rows = await connection.fetch(PRIMARY_KEY, table)
     if not rows:
         return None
     return Walk(table, assignments, condition, tuple((row["name"], row["type"]) for row in rows))

@@ -16,7 +16,7 @@ from gasket.migrator.archive.manifest import drop_archive, list_archives, show_a
 from gasket.migrator.archive.restore import RestoreReport
 from gasket.migrator.archive.schema import MANIFEST, archive_schema, stored
 from gasket.migrator.commands.confirm import ask
-from gasket.migrator.commands.running import look, run, show_target
+from gasket.migrator.commands.running import ROW_NUMBER, look, run, show_target
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MissingPrivilegeError
 from gasket.migrator.revisions.configuration import configured_revisions
@@ -43,7 +43,7 @@ def archive_commands(config: MigratorConfig) -> click.Group:
         click.echo("\n".join(map(_format_archive, found)) or "The archive is empty.")
 
     @archive.command("show", help="What archive NUMBER keeps, and what has come back of it.")
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     def archive_show(number: int) -> None:
         one = look_into(partial(show_archive, number=number))
         click.echo(msgspec.json.format(msgspec.json.encode(one)).decode())
@@ -53,14 +53,14 @@ def archive_commands(config: MigratorConfig) -> click.Group:
         help="Put back what is left in archive NUMBER, as far as it fits now. A row comes back only once, so the "
         "command may be run again.",
     )
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     def archive_restore(number: int) -> None:
         show_target(config)
         report = run(config, lambda: restore_from_archive(config, number))
         click.echo(format_restored(number, report))
 
     @archive.command("drop", help="Drop archive NUMBER for good.")
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     @click.option("--no-prompt", is_flag=True, help="Do not ask.")
     def archive_drop(number: int, no_prompt: bool) -> None:
         show_target(config)

@@ -14,7 +14,7 @@ from gasket.migrator.background.lock import interrupt_worker, taken_over
 from gasket.migrator.background.worker import prepare_worker
 from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
-from gasket.migrator.commands.running import look, run, show_target
+from gasket.migrator.commands.running import ROW_NUMBER, look, run, show_target
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect
 from gasket.migrator.errors import (
@@ -71,7 +71,7 @@ def background_commands(config: MigratorConfig) -> click.Group:
         "run",
         help="Do background work NUMBER here and now, at full speed. Without a number: all that is not paused.",
     )
-    @click.argument("number", type=int, required=False)
+    @click.argument("number", type=ROW_NUMBER, required=False)
     def run_works(number: int | None) -> None:
         show_target(config)
         with progress_shown(config.log_format):
@@ -79,17 +79,17 @@ def background_commands(config: MigratorConfig) -> click.Group:
         click.echo("\n".join(map(format_work, done)) or "There is no background work to do.")
 
     @background.command("pause", help="Pause background work NUMBER. It waits for the batch under way.")
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     def pause(number: int) -> None:
         _change(config, number, "pause")
 
     @background.command("resume", help="Let a replica go on with background work NUMBER: paused, failed or cancelled.")
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     def resume(number: int) -> None:
         _change(config, number, "resume")
 
     @background.command("cancel", help="Give background work NUMBER up. What it has done stays.")
-    @click.argument("number", type=int)
+    @click.argument("number", type=ROW_NUMBER)
     def cancel(number: int) -> None:
         _change(config, number, "cancel")
 

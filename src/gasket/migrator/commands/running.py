@@ -18,6 +18,9 @@ from gasket.migrator.target import Target, find_target
 
 T = TypeVar("T")
 
+ROW_NUMBER = click.IntRange(1, 2**63 - 1)
+"""What the number of an archive or of background work may be; PostgreSQL takes no larger one."""
+
 
 def run(config: MigratorConfig, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `work` with the database up, until it ends or SIGTERM or SIGINT ends it."""

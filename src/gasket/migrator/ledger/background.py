@@ -180,6 +180,15 @@ async def set_estimate(connection: asyncpg.Connection, schema: str, number: int,
     )
 
 
+async def note_error(connection: asyncpg.Connection, schema: str, number: int, error: str) -> None:
+    """Write down what holds running work up. Its next batch takes that away."""
+    await connection.execute(
+        f"UPDATE {qualified(schema, BACKGROUND)} SET error = $2, changed_at = clock_timestamp() "
+        "WHERE id = $1 AND state = $3",
+        *(number, error, State.RUNNING),
+    )
+
+
 async def lock_running(connection: asyncpg.Connection, schema: str, number: int) -> Work | None:
     """The row, locked to the end of the transaction, while the work is to go on; None once it is not.
 
@@ -198,7 +207,7 @@ async def save_cursor(
 ) -> None:
     """In the transaction that has changed `rows` more."""
     await connection.execute(
-        f"UPDATE {qualified(schema, BACKGROUND)} SET cursor = $2, walk = $3, rows_done = rows_done + $4, "
+        f"UPDATE {qualified(schema, BACKGROUND)} SET cursor = $2, walk = $3, rows_done = rows_done + $4, error = NULL, "
         "changed_at = clock_timestamp() WHERE id = $1",
         *(number, cursor, walk, rows),
     )
