@@ -125,10 +125,22 @@ def identity_provider() -> Iterator[IdentityProvider]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(b"")
+            if self.path.startswith("/authorize?"):
+                self._lead_back()
+            else:
+                self._answer(b"")
 
         def do_POST(self) -> None:
             self._answer(self.rfile.read(int(self.headers["content-length"])))
+
+        def _lead_back(self) -> None:
+            """For a browser: the person is signed in here already, so it is sent back at once."""
+            back = provider.authorize(provider.url + self.path)
+            asked = dict(parse_qsl(urlsplit(self.path).query))
+            self.send_response(303)
+            self.send_header("location", with_query(asked["redirect_uri"], back))
+            self.send_header("content-length", "0")
+            self.end_headers()
 
         def _answer(self, body: bytes) -> None:
             status, content = provider.answer(self.path, self.headers, body)

@@ -42,6 +42,7 @@ from gasket.errors import NotFoundError
 from gasket.inputs import StrictRequest
 from gasket.installation import Installation, installation_or_exit
 from gasket.keys.controller import KeyController
+from gasket.keys.own_controller import OwnKeyController, list_open_profiles
 from gasket.metrics.administration import AdministrationMetrics
 from gasket.metrics.exposition import make_registry, metrics_route
 from gasket.metrics.state import Sources, StateCollector
@@ -64,6 +65,7 @@ from gasket.ui.door import Door
 from gasket.unready import Unready
 from gasket.upstream.client import UpstreamClient
 from gasket.usage.controller import UsageController
+from gasket.usage.own_controller import sum_own_usage
 from gasket.users.cli import UsersCLI
 from gasket.users.controller import UserController
 
@@ -156,7 +158,12 @@ def create_app(settings: Settings | None = None) -> Litestar:
             UsersCLI(engine, settings.database_schema, key_ring.sign, startup.database, lambda: _show_target(config)),
             migrator,
             gateway,
-            AuditPlugin(sessions.begin, refused, retention_days=settings.audit_retention_days),
+            AuditPlugin(
+                sessions.begin,
+                refused,
+                retention_days=settings.audit_retention_days,
+                orphaned_keys_days=settings.orphaned_keys_days,
+            ),
             CommandLine(settings.log_format, check=startup.require_secrets),
         ],
         exception_handlers=http.EXCEPTION_HANDLERS,
@@ -240,12 +247,15 @@ def _api() -> Router:
             BackendController,
             ProfileController,
             KeyController,
+            OwnKeyController,
             UsageController,
             AuditController,
             TokenController,
             SessionController,
             UserController,
             me,
+            list_open_profiles,
+            sum_own_usage,
             *migrations_routes(http.problems(), http.problems(NotFoundError)),
             SchemaController,
         ],

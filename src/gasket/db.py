@@ -44,6 +44,9 @@ MAX_ID = 2**31 - 1
 FOR_CHANGE: ForUpdateParameter = {"key_share": True}
 """`FOR NO KEY UPDATE`: changes of the row take turns; inserting a row that references it does not wait."""
 
+FOR_SHARE: ForUpdateParameter = {"read": True}
+"""`FOR SHARE`: the row stays as it is until the transaction ends; several sessions may hold this lock at once."""
+
 FOR_DELETION: ForUpdateParameter = True
 """`FOR UPDATE`: also waits for sessions that insert a reference to the row, so a count of references stays true."""
 

@@ -417,6 +417,13 @@ class Settings:
         365,
         meaning="days after which an entry of the audit is deleted. 0: never",
     )
+    orphaned_keys_days: int = _setting(
+        "GASKET_ORPHANED_KEYS_DAYS",
+        _count(0, 36_500),
+        0,
+        meaning="days after which a key is revoked that a person has made in a profile that no group of theirs opens "
+        "any more. 0: never, but such keys are listed",
+    )
     drain_delay: float = _setting(
         "GASKET_DRAIN_DELAY",
         _seconds,
@@ -520,7 +527,7 @@ class Settings:
         parse_names,
         frozenset(),
         shown_default="everybody who can sign in",
-        meaning="groups that have the role `user`: see who they are, and end their own sessions",
+        meaning="groups that have the role `user`: keys of their own, in profiles that are open to them",
     )
     secret_keys: tuple[str, ...] = _setting(
         "GASKET_SECRET_KEY",

@@ -91,12 +91,14 @@ class Visit:
 
 
 class Browser:
-    """A browser in front of one replica. With a `token`, whoever visits is signed in with it."""
+    """A browser in front of one replica. With a `token`, whoever visits is signed in with it; `person`: at the identity
+    provider, as who is signed in there."""
 
-    def __init__(self, chromium: Chromium, origin: str, token: str | None) -> None:
+    def __init__(self, chromium: Chromium, origin: str, token: str | None, *, person: bool = False) -> None:
         self.origin = origin
         self._chromium = chromium
         self._token = token
+        self._person = person
 
     @asynccontextmanager
     async def visit(self, path: str, *, script: bool = True, width: int = _DESKTOP) -> AsyncIterator[Visit]:
@@ -111,6 +113,9 @@ class Browser:
             if self._token is not None:
                 answer = await context.request.post("/ui/sign-in", form={"token": self._token}, max_redirects=0)
                 assert answer.status == 303, await answer.text()
+            if self._person:
+                answer = await context.request.get("/auth/login?next=/ui")
+                assert answer.status == 200, await answer.text()
             page = await context.new_page()
             visit = Visit(page, self.origin)
             await page.goto(path)

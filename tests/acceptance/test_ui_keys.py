@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import openai
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
 from tests.acceptance.browser import Browser
+from tests.acceptance.chats import chat, refused, shown_key
 from tests.acceptance.gateway import Gateway, Tenant
-from tests.acceptance.processes import until
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 
@@ -44,25 +43,25 @@ async def test_from_the_form_to_the_first_chat_and_to_the_end_of_the_key(browser
             await visit.page.get_by_label("Profile").select_option(str(tenant.profile))
             await visit.page.get_by_role("button", name="Make the key").click()
             await visit.expect_heading("The new key")
-            key = await _shown_key(visit.page)
+            key = await shown_key(visit.page)
             settings = await visit.page.locator("[data-text]").all_text_contents()
             assert f"{tenant.replica.base_url}/v1" in "".join(settings)
-            assert await _chat(tenant, key) == "hello"
+            assert await chat(tenant, key) == "hello"
 
             await visit.page.get_by_role("link", name="Done").click()
             await visit.expect_heading("first chat")
             assert key not in await visit.page.content()
             await visit.page.get_by_role("button", name="Rotate the key").click()
             await visit.expect_heading("Key rotated")
-            rotated = await _shown_key(visit.page)
+            rotated = await shown_key(visit.page)
             assert rotated != key
-            assert await _chat(tenant, rotated) == "hello"
-            await _refused(tenant, key)
+            assert await chat(tenant, rotated) == "hello"
+            await refused(tenant, key)
 
             await visit.page.get_by_role("link", name="Done").click()
             await visit.page.get_by_role("button", name="Revoke").click()
             await expect(visit.page.get_by_text("Revoked", exact=True).first).to_be_visible()
-            await _refused(tenant, rotated)
+            await refused(tenant, rotated)
             await visit.page.get_by_role("button", name="Restore").click()
             await expect(visit.page.get_by_text("Active", exact=True)).to_be_visible()
             await visit.page.get_by_text("Delete this key").click()
@@ -83,33 +82,3 @@ async def test_an_error_is_told_beside_its_field(browser: Browser, tenant: Tenan
         await expect(field).to_have_attribute("aria-invalid", "true")
         await expect(visit.page.get_by_label("Name", exact=True)).to_have_value("mine")
         await visit.forgive(400)
-
-
-async def _shown_key(page: Page) -> str:
-    key = await page.locator("[data-text]").first.text_content()
-    assert key
-    return key
-
-
-def _client(tenant: Tenant, key: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{tenant.replica.base_url}/v1", api_key=key, max_retries=0)
-
-
-async def _chat(tenant: Tenant, key: str) -> str | None:
-    async with _client(tenant, key) as client:
-        answer = await client.chat.completions.create(model="model-a", messages=[{"role": "user", "content": "hi"}])
-        return answer.choices[0].message.content
-
-
-async def _refused(tenant: Tenant, key: str) -> None:
-    """Wait until the replica has heard that the key has ended."""
-    async with _client(tenant, key) as client:
-
-        async def refused() -> bool:
-            try:
-                await client.models.list()
-            except openai.AuthenticationError:
-                return True
-            return False
-
-        await until(refused, 10, "an end of the key")

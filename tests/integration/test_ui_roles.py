@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from hashlib import sha256
 from typing import Any, get_args
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from litestar.routes import HTTPRoute
 
 from gasket.access.csrf import csrf_token_of
-from gasket.access.roles import ROUTES, Role, allowed_roles
+from gasket.access.roles import ROUTES, Role, allowed_roles, is_of_people
 from gasket.ui.application import make_application
 from gasket.ui.navigation import PAGES
 from tests.integration.conftest import Post, client_of
@@ -24,6 +25,7 @@ OF_THE_API = {
     "/ui/access/tokens": "/api/tokens",
     "/ui/access/sessions": "/api/sessions",
     "/ui/schema": "/api/migrations",
+    "/ui/my-keys": "/api/me/keys",
 }
 """Where a page is called otherwise than what it shows."""
 SHOWS = {
@@ -32,6 +34,7 @@ SHOWS = {
     "GET /ui/reference": ("GET /schema/openapi.json",),
     "GET /ui/reference/{tag}": ("GET /schema/openapi.json",),
     "GET /ui/usage.csv": ("GET /api/usage",),
+    "GET /ui/my-keys": ("GET /api/me/keys", "GET /api/me/usage", "GET /api/me/profiles"),
     "POST /ui/sign-out": ("DELETE /api/sessions/{session_id}",),
 }
 """What a page shows or does, where its path does not say that."""
@@ -71,39 +74,47 @@ def test_a_page_is_for_no_role_that_the_api_refuses(route: str) -> None:
         assert counterpart in ROUTES, f"{route}: say in SHOWS or OF_THE_API what of /api it shows or does"
         method, _, path = counterpart.partition(" ")
         assert ROUTES[route] - {"metrics"} <= allowed_roles(method, path), f"{route} shows or does {counterpart}"
+        assert is_of_people(path) <= is_of_people(route.partition(" ")[2]), f"{route}: tokens have no {counterpart}"
 
 
 class Visitor:
-    """A browser that is signed in with this role."""
+    """A browser that is signed in with this role: as a person of the identity provider, or with a token."""
 
-    def __init__(self, client: httpx.AsyncClient, role: Role, csrf_token: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, role: Role, csrf_token: str, *, person: bool) -> None:
         self.client = client
         self.role = role
         self.csrf_token = csrf_token
+        self.person = person
 
     def may(self, route: str) -> bool:
-        return self.role in ROUTES[route]
+        return self.role in ROUTES[route] and (self.person or not is_of_people(route.partition(" ")[2]))
 
 
 @pytest.fixture
 async def visitors(client: httpx.AsyncClient, post: Post, database: asyncpg.Connection) -> AsyncIterator[list[Visitor]]:
-    """One for each role. Rows of sessions, because not every role can be had with a token."""
+    """A person of each role, and a token of each that tokens have. Rows of sessions, which need no sign-in."""
     token = await post("/api/tokens", name="whoever", role="viewer")
     transport: Any = client._transport
+    person = await database.fetchval(
+        "INSERT INTO people (issuer, subject, name, email, groups) "
+        "VALUES ('https://login.example', '1', 'augusta@example.com', 'augusta@example.com', '{team}') RETURNING id"
+    )
     made = []
-    for role in ROLES:
-        if role == "metrics":
+    for role, is_person in [(role, is_person) for role in ROLES for is_person in (True, False)]:
+        if role == "metrics" or (role == "user" and not is_person):
             continue
-        value = f"the session of the {role}"
+        value = uuid4().hex  # a replica knows a session for two seconds
         await database.execute(
-            "INSERT INTO browser_sessions (digest, name, role, token_id) VALUES ($1, 'whoever', $2, $3)",
+            "INSERT INTO browser_sessions (digest, name, email, role, token_id, person_id) "
+            "VALUES ($1, 'augusta@example.com', 'augusta@example.com', $2, $3, $4)",
             sha256(value.encode()).hexdigest(),
             role,
-            token["id"],
+            None if is_person else token["id"],
+            person if is_person else None,
         )
         browser = client_of(transport.app, token=None)
         browser.headers["cookie"] = f"__Host-gasket={value}"
-        made.append(Visitor(browser, role, csrf_token_of(value)))
+        made.append(Visitor(browser, role, csrf_token_of(value), person=is_person))
     yield made
     for visitor in made:
         await visitor.client.aclose()
@@ -113,7 +124,7 @@ async def visitors(client: httpx.AsyncClient, post: Post, database: asyncpg.Conn
 async def objects(post: Post) -> Mapping[str, str]:
     """An id for each parameter of a path."""
     backend = await post("/api/backends", name="b", base_url="http://b.test/v1")
-    profile = await post("/api/profiles", name="p", backends=[backend["id"]])
+    profile = await post("/api/profiles", name="p", backends=[backend["id"]], open_to_groups=["team"])
     key = await post("/api/keys", user_email="ada@example.com", name="k", profile_id=profile["id"])
     token = await post("/api/tokens", name="t", role="viewer")
     ids = {"backend_id": backend["id"], "profile_id": profile["id"], "key_id": key["id"], "token_id": token["id"]}
@@ -187,6 +198,24 @@ async def test_nav_has_the_pages_of_the_role(visitors: list[Visitor]) -> None:
         nav = start.text.partition("<nav")[2].partition("</nav>")[0]
         expected = [path for _, path in PAGES if f"GET {path}" in ROUTES and visitor.may(f"GET {path}")]
         assert re.findall(r'href="([^"]*)"', nav) == expected
+
+
+async def test_the_first_page_of_a_user_is_that_of_the_keys(visitors: list[Visitor]) -> None:
+    for visitor in visitors:
+        answer = await visitor.client.get("/ui")
+        assert answer.headers.get("location") == ("/ui/my-keys" if visitor.role == "user" else None)
+
+
+async def test_what_is_not_there_is_told_to_who_is_signed_in(
+    visitors: list[Visitor], client: httpx.AsyncClient
+) -> None:
+    transport: Any = client._transport
+    stranger = client_of(transport.app, token=None)
+    for method, path, status in (("POST", "/ui/nothing", 404), ("GET", "/ui/nothing", 404), ("POST", "/ui/usage", 405)):
+        for visitor in visitors:
+            assert (await visitor.client.request(method, path)).status_code == status, (method, path)
+        answer = await stranger.request(method, path)
+        assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (303, "/ui/sign-in")
 
 
 async def test_every_page_is_in_the_table(client: httpx.AsyncClient) -> None:

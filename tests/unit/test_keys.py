@@ -21,6 +21,7 @@ def rules(days: int | None = None, *, enforce: bool = False) -> KeyRules:
         default_expiry_days=days,
         enforce_expiry=enforce,
         max_keys_per_user=None,
+        open_to_groups=None,
         now=NOW,
     )
 
@@ -88,6 +89,7 @@ def test_a_key_that_was_issued_does_not_show_in_a_repr() -> None:
         last_used_at=None,
         previous_expires_at=None,
         previous_last_used_at=None,
+        orphaned_at=None,
         created_at=NOW,
         key="gsk_secret",
     )

@@ -21,7 +21,7 @@ from gasket.access import csrf
 from gasket.access.cookies import session_value
 from gasket.access.guesses import Guesses
 from gasket.access.origins import origin_as, origin_of
-from gasket.access.roles import ROOT, Identity, allowed_roles
+from gasket.access.roles import ROOT, Identity, allowed_roles, is_of_people
 from gasket.access.service import TOKEN_PREFIX, TokenService, digest
 from gasket.access.sessions import SessionService
 from gasket.errors import CsrfError, ForbiddenError, GuessingError, UnauthorizedError, UnavailableError
@@ -222,6 +222,11 @@ def origin_of_request(scope: HTTPScope) -> Origin | None:
     return origin_of(scope, scope["state"].get(_IDENTITY) if "state" in scope else None)
 
 
+def is_known(connection: ASGIConnection[Any, Any, Any, State]) -> bool:
+    """Whether somebody sends the request, be it forged or not."""
+    return connection.scope["state"].get(_IDENTITY) is not None
+
+
 def identity_of(connection: ASGIConnection[Any, Any, Any, State]) -> Identity:
     """Who sends the request.
 
@@ -243,7 +248,7 @@ async def require_role(connection: ASGIConnection[Any, Any, Any, State], _handle
     Raises:
         GasketError: it is not known who sends the request.
         CsrfError: it would change something with a session, without that session's CSRF token.
-        ForbiddenError: its role may not do this.
+        ForbiddenError: its role may not do this, or only people may.
     """
     await csrf.check(connection)
     identity = identity_of(connection)
@@ -253,3 +258,5 @@ async def require_role(connection: ASGIConnection[Any, Any, Any, State], _handle
         raise ForbiddenError(
             f"{identity.name!r} has the role {identity.role}; this needs the role {' or '.join(sorted(allowed))}."
         )
+    if is_of_people(scope["path_template"]) and not identity.is_person:
+        raise ForbiddenError(f"{identity.name!r} has no keys of its own: this is for people who have signed in.")

@@ -22,6 +22,14 @@ _EVERYBODY: frozenset[Role] = frozenset({"admin", "operator", "viewer", "metrics
 ROUTES: Mapping[str, frozenset[Role]] = {
     "GET /metrics": _SCRAPERS,
     "GET /api/me": _EVERYBODY,
+    "GET /api/me/profiles": _VISITORS,
+    "GET /api/me/keys": _VISITORS,
+    "POST /api/me/keys": _VISITORS,
+    "GET /api/me/keys/{key_id}": _VISITORS,
+    "POST /api/me/keys/{key_id}/revoke": _VISITORS,
+    "POST /api/me/keys/{key_id}/restore": _VISITORS,
+    "POST /api/me/keys/{key_id}/rotate": _VISITORS,
+    "GET /api/me/usage": _VISITORS,
     "GET /api/sessions": _VISITORS,
     "DELETE /api/sessions/{session_id}": _VISITORS,
     "GET /api/tokens": _ADMINS,
@@ -101,6 +109,13 @@ ROUTES: Mapping[str, frozenset[Role]] = {
     "POST /ui/keys/{key_id}/restore": _ADMINS,
     "POST /ui/keys/{key_id}/rotate": _ADMINS,
     "POST /ui/keys/{key_id}/delete": _ADMINS,
+    "GET /ui/my-keys": _VISITORS,
+    "POST /ui/my-keys": _VISITORS,
+    "GET /ui/my-keys/new": _VISITORS,
+    "GET /ui/my-keys/{key_id}": _VISITORS,
+    "POST /ui/my-keys/{key_id}/revoke": _VISITORS,
+    "POST /ui/my-keys/{key_id}/restore": _VISITORS,
+    "POST /ui/my-keys/{key_id}/rotate": _VISITORS,
     "GET /ui/access": _VISITORS,
     "GET /ui/access/tokens/new": _ADMINS,
     "POST /ui/access/tokens": _ADMINS,
@@ -109,6 +124,9 @@ ROUTES: Mapping[str, frozenset[Role]] = {
     "GET /ui/audit": _ADMINS,
 }
 """Method and path template, and who may. A route that is not here is for administrators alone."""
+
+_OF_PEOPLE = ("/api/me/", "/ui/my-keys")
+"""Below these paths is what belongs to somebody. A token has no keys of its own, whatever its role is."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -123,6 +141,11 @@ class Identity(msgspec.Struct, frozen=True):
     csrf_token: str | None = None
 
     @property
+    def is_person(self) -> bool:
+        """Whether it is somebody of the identity provider who has signed in."""
+        return self.person_id is not None and self.session_id is not None
+
+    @property
     def is_root(self) -> bool:
         """Whether GASKET_ADMIN_TOKEN is behind it."""
         return self.token_id is None and self.person_id is None
@@ -133,6 +156,16 @@ class Identity(msgspec.Struct, frozen=True):
 
 ROOT = Identity("root", "admin")
 """Who has a token of GASKET_ADMIN_TOKEN."""
+
+
+def is_of_people(path_template: str) -> bool:
+    """Whether a route is for people alone, who have signed in at the identity provider."""
+    return path_template.startswith(_OF_PEOPLE)
+
+
+def may(identity: Identity, route: str) -> bool:
+    """Whether this one may use a route of the table, such as `GET /ui/keys`."""
+    return identity.role in ROUTES[route] and (identity.is_person or not is_of_people(route.partition(" ")[2]))
 
 
 def allowed_roles(method: str, path_template: str) -> frozenset[Role]:

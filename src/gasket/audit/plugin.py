@@ -1,4 +1,4 @@
-"""What a replica does beside requests: the audit's log lines, refused sign-ins, the end of old entries and sessions."""
+"""What a replica does beside requests: log lines of the audit, refused sign-ins, old entries, sessions and keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from gasket.access.sessions import SessionService
 from gasket.audit.outbox import MOST_AT_ONCE, log_entries
 from gasket.audit.refusals import RefusedSignIns, record_refused
 from gasket.audit.retention import delete_old
+from gasket.backends.service import ProfileService
 from gasket.db import Transactions
+from gasket.keys.service import KeyService
 from gasket.origin import Origin, acting
 from gasket.postgres.errors import describe
 
@@ -34,15 +36,22 @@ _CLOSE_TIMEOUT = 2.0
 class AuditPlugin(InitPlugin):
     """Works every few seconds from the start on; the database may be away, or lack the tables, at any time.
 
-    `transaction` gives short transactions, `retention_days` is 0 for ever, `every` is in seconds.
+    `transaction` gives short transactions; of both numbers of days 0 is for ever; `every` is in seconds.
     """
 
     def __init__(
-        self, transaction: Transactions, refused: RefusedSignIns, *, retention_days: int, every: float = _EVERY
+        self,
+        transaction: Transactions,
+        refused: RefusedSignIns,
+        *,
+        retention_days: int,
+        orphaned_keys_days: int = 0,
+        every: float = _EVERY,
     ) -> None:
         self._transaction = transaction
         self._refused = refused
         self._retention_days = retention_days
+        self._orphaned_keys_days = orphaned_keys_days
         self._every = every
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +110,7 @@ class AuditPlugin(InitPlugin):
             async with self._transaction() as session:
                 logged = await log_entries(session)
         if now >= self._next_retention:
-            await self._delete_old()
+            await self._end_old()
             self._next_retention = now + random.uniform(0.9, 1.1) * _HOUR
 
     async def _record_refused(self) -> None:
@@ -115,16 +124,22 @@ class AuditPlugin(InitPlugin):
             self._refused.put_back(refused)
             raise
 
-    async def _delete_old(self) -> None:
+    async def _end_old(self) -> None:
         # Sessions that are over are not deleted at a sign-in: the audit would say that who signs in has ended them.
         with acting(Origin(actor=socket.gethostname(), kind="replica", how="sql")):
             await self._in_batches(lambda session: SessionService(session).delete_over())
+            if self._orphaned_keys_days:
+                await self._in_batches(lambda session: _revoke_orphaned(session, self._orphaned_keys_days))
             if self._retention_days:
                 await self._in_batches(lambda session: delete_old(session, days=self._retention_days))
 
-    async def _in_batches(self, delete: Callable[[AsyncSession], Awaitable[bool]]) -> None:
-        """Each batch in a transaction of its own, while `delete` says that there may be more."""
+    async def _in_batches(self, work: Callable[[AsyncSession], Awaitable[bool]]) -> None:
+        """Each batch in a transaction of its own, while `work` says that there may be more."""
         more = True
         while more and not self._closing.is_set():
             async with self._transaction() as session:
-                more = await delete(session)
+                more = await work(session)
+
+
+async def _revoke_orphaned(session: AsyncSession, days: int) -> bool:
+    return await KeyService(session, profiles=ProfileService(session)).revoke_orphaned(days=days)

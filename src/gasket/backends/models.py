@@ -238,6 +238,9 @@ class BackendProfile(Entity):
     default_expiry_days: Mapped[int | None]
     enforce_expiry: Mapped[bool] = mapped_column(server_default=false())
     max_keys_per_user: Mapped[int | None] = mapped_column(comment="Null: unlimited")
+    open_to_groups: Mapped[list[str] | None] = mapped_column(
+        ARRAY(Text()), comment="Whose people make keys for themselves; null: nobody"
+    )
     allow_stateful_endpoints: Mapped[bool] = mapped_column(server_default=false())
     routing: Mapped[Routing] = mapped_column(Text(), server_default=text("'ordered'"))
     user_header: Mapped[str | None] = mapped_column(comment="The header that names the end user")

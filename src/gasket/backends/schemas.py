@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -147,6 +148,15 @@ Stateful = Annotated[
     ),
 ]
 KeyLimit = Annotated[int, Meta(ge=1, le=1_000_000, description="Of active keys; null: unlimited", examples=[5])]
+OpenToGroups = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=254)]],
+    Meta(
+        min_length=1,
+        max_length=100,
+        description="Groups of the identity provider whose people make keys for themselves; null: nobody does",
+        examples=[["data-science"]],
+    ),
+]
 
 
 class ModelRow(Input):
@@ -348,8 +358,8 @@ class _ProfileInput(Input):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("backends", "allowed_models"):
-            values = self.given().get(field, [])
+        for field in ("backends", "allowed_models", "open_to_groups"):
+            values = self.given().get(field) or []
             if repeated := {value for value in values if values.count(value) > 1}:
                 raise InvalidInputError(f"{field} names {sorted(repeated)[0]} more than once.", field=field)
         if any("*" in name[:-1] for name in self.given().get("allowed_models", [])):
@@ -369,6 +379,7 @@ class ProfileCreate(_ProfileInput):
     default_expiry_days: ExpiryDays | None = None
     enforce_expiry: bool = False
     max_keys_per_user: KeyLimit | None = None
+    open_to_groups: OpenToGroups | None = None
     requests_per_minute: RequestsPerMinute | None = None
     tokens_per_window: TokensPerWindow | None = None
     token_window: TokenWindow = 60
@@ -389,6 +400,7 @@ class ProfileUpdate(_ProfileInput):
     default_expiry_days: ExpiryDays | UnsetType | None = UNSET
     enforce_expiry: bool | UnsetType = UNSET
     max_keys_per_user: KeyLimit | UnsetType | None = UNSET
+    open_to_groups: OpenToGroups | UnsetType | None = UNSET
     requests_per_minute: RequestsPerMinute | UnsetType | None = UNSET
     tokens_per_window: TokensPerWindow | UnsetType | None = UNSET
     token_window: TokenWindow | UnsetType = UNSET
@@ -410,6 +422,9 @@ class ProfileOut(msgspec.Struct, kw_only=True):
     default_expiry_days: int | None
     enforce_expiry: bool
     max_keys_per_user: int | None
+    open_to_groups: Annotated[
+        list[str] | None, Meta(description="Whose people make keys for themselves; null: nobody does")
+    ]
     requests_per_minute: Annotated[int | None, Meta(description="Null: unlimited")]
     tokens_per_window: Annotated[int | None, Meta(description="Null: unlimited")]
     token_window: Annotated[int, Meta(description="Seconds")]
@@ -429,7 +444,12 @@ class KeyRules(msgspec.Struct, frozen=True, kw_only=True):
     default_expiry_days: int | None
     enforce_expiry: bool
     max_keys_per_user: int | None
+    open_to_groups: list[str] | None
     now: datetime
+
+    def opens_to(self, groups: Collection[str]) -> bool:
+        """Whether somebody with these groups makes keys here."""
+        return not frozenset(self.open_to_groups or ()).isdisjoint(groups)
 
 
 def _check_route(proxy_url: str | None, client_certificate: str | None) -> None:

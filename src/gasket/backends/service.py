@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET
-from sqlalchemy import delete, func, insert, or_, select, type_coerce, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, type_coerce, update
 from sqlalchemy.types import Text
 
 from gasket.backends.headers import check_no_conflict, decode_headers, encode_headers
@@ -241,6 +241,7 @@ class ProfileService(Service[BackendProfile]):
             default_expiry_days=profile.default_expiry_days,
             enforce_expiry=profile.enforce_expiry,
             max_keys_per_user=profile.max_keys_per_user,
+            open_to_groups=profile.open_to_groups,
             now=now,
         )
 
@@ -269,6 +270,12 @@ def _profile_fields(data: ProfileCreate | ProfileUpdate) -> dict[str, Any]:
     if "claim_rules" in fields:
         fields["claim_rules"] = msgspec.to_builtins(fields["claim_rules"])
     return fields
+
+
+def opened_by(groups: Sequence[str]) -> ColumnElement[bool]:
+    """Profiles in which people with one of these groups make keys for themselves."""
+    opened: ColumnElement[bool] = BackendProfile.open_to_groups.overlap(groups)
+    return opened
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,12 @@ def provide_key_filters(
     user: Annotated[str | None, QueryParameter(description="Keys of this address, in whatever case")] = None,
     profile: Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="Keys of this profile")] = None,
     state_: Annotated[KeyState | None, QueryParameter(name="state", description="Keys in this state")] = None,
+    orphaned: Annotated[
+        bool | None,
+        QueryParameter(
+            description="Whether no group of the person who made the key for themselves opens its profile any more"
+        ),
+    ] = None,
 ) -> list[ColumnElement[bool]]:
     """The filters that only keys have."""
     filters: list[ColumnElement[bool]] = []
@@ -45,6 +51,8 @@ def provide_key_filters(
         filters.append(ApiKey.profile_id == profile)
     if state_ is not None:
         filters.append(ApiKey.state == state_)
+    if orphaned is not None:
+        filters.append(ApiKey.orphaned_at.is_not(None) if orphaned else ApiKey.orphaned_at.is_(None))
     return filters
 
 
@@ -59,8 +67,9 @@ _DEPENDENCIES = {
             "created_at",
             "expires_at",
             "revoked_at",
+            "orphaned_at",
             search=frozenset({"name", "user_email", "key_preview"}),
-            more=frozenset({"user", "profile", "state"}),
+            more=frozenset({"user", "profile", "state", "orphaned"}),
         ),
         sync_to_thread=False,
     ),
@@ -88,7 +97,7 @@ class KeyController(Controller):
     @post(summary="Issue a key", responses=problems(NotFoundError, KeyLimitError))
     async def issue_key(self, keys: Keys, data: JSONBody[KeyCreate]) -> KeyIssued:
         """The key itself is in this response and nowhere else."""
-        return _issued(*await keys.issue(data))
+        return key_issued(*await keys.issue(data))
 
     @get("/{key_id:int}", summary="Show a key", responses=problems(NotFoundError))
     async def show_key(self, keys: Keys, key_id: FromPath[int]) -> KeyOut:
@@ -136,8 +145,9 @@ class KeyController(Controller):
     async def rotate_key(self, keys: Keys, key_id: FromPath[int], data: JSONBody[KeyRotate | None] = None) -> KeyIssued:
         """The new key is in this response and nowhere else. The old key is void at once, or works for `grace_seconds`
         more; a second rotation ends it before."""
-        return _issued(*await keys.rotate(key_id, timedelta(seconds=data.grace_seconds if data else 0)))
+        return key_issued(*await keys.rotate(key_id, timedelta(seconds=data.grace_seconds if data else 0)))
 
 
-def _issued(row: ApiKey, key: str) -> KeyIssued:
+def key_issued(row: ApiKey, key: str) -> KeyIssued:
+    """The answer that has the key itself."""
     return KeyIssued(key=key, **{field: getattr(row, field) for field in KeyOut.__struct_fields__})

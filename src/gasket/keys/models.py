@@ -57,6 +57,13 @@ class ApiKey(Entity):
     issuer: Mapped[str | None] = mapped_column(
         comment="Of the subject's signed tokens, for which the row stands; null: it is a key"
     )
+    person_id: Mapped[int | None] = mapped_column(
+        ForeignKey("people.id", ondelete="SET NULL"), index=True, comment="Who made it for themselves; null: nobody did"
+    )
+    orphaned_at: Mapped[datetime | None] = mapped_column(
+        comment="Since when no group of the person opens the profile; null: one does, or there is no person"
+    )
+    """Triggers keep it: `follow_groups` of people, and `follow_open_profile` of profiles."""
 
     # The database's clock decides, in lists, in counts and in answers alike: replicas' clocks differ.
     state: Mapped[KeyState] = column_property(

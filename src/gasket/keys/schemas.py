@@ -57,6 +57,26 @@ class KeyUpdate(_KeyInput):
     max_concurrency: RequestsAtOnce | UnsetType | None = UNSET
 
 
+class OwnKeyCreate(Input):
+    """A new key of one's own. Without `expires_at` the profile's default_expiry_days decides; null is "never"."""
+
+    name: KeyName
+    profile_id: int
+    expires_at: Moment | UnsetType | None = UNSET
+
+
+class OpenProfile(msgspec.Struct, kw_only=True):
+    """A profile in which one may make keys of one's own."""
+
+    id: int
+    name: str
+    description: str | None
+    allowed_models: Annotated[list[str], Meta(description="Empty: every model; `*` at the end: any rest")]
+    default_expiry_days: int | None
+    enforce_expiry: bool
+    max_keys_per_user: Annotated[int | None, Meta(description="Of active keys; null: unlimited")]
+
+
 class KeyRevoke(Input):
     """Earlier clients say here who revokes the key. It is ignored: the request's token says that."""
 
@@ -97,6 +117,13 @@ class KeyOut(msgspec.Struct, kw_only=True):
     ]
     previous_last_used_at: Annotated[
         datetime | None, Meta(description="Of its last request since the rotation; it may lag two minutes behind")
+    ]
+    orphaned_at: Annotated[
+        datetime | None,
+        Meta(
+            description="Since when no group of the person who made it for themselves opens its profile; null: one "
+            "does, or nobody made it for themselves"
+        ),
     ]
     created_at: datetime
 

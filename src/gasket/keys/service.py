@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from hashlib import sha256
 
+import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET, UnsetType
-from sqlalchemy import ColumnElement, delete, func
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.backends.schemas import KeyRules
 from gasket.backends.service import ProfileService
 from gasket.db import FOR_CHANGE, FOR_DELETION, Service
-from gasket.errors import InvalidInputError, KeyLimitError, KeyStateError
+from gasket.errors import InvalidInputError, KeyLimitError, KeyStateError, NotFoundError
 from gasket.keys.models import ApiKey, PreviousApiKey
 from gasket.keys.schemas import KeyCreate, KeyUpdate
+
+MOST_AT_ONCE = 1000
+"""Orphaned keys that one statement revokes."""
+REVOKED_ORPHAN = "GASKET_ORPHANED_KEYS_DAYS"
+"""Who has revoked them: the setting says why."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A person of the identity provider who makes a key for themselves, with the groups of the last sign-in."""
+
+    person_id: int
+    groups: Collection[str]
 
 
 class KeyService(Service[ApiKey]):
@@ -36,17 +50,20 @@ class KeyService(Service[ApiKey]):
         super().__init__(session)
         self._profiles = profiles
 
-    async def issue(self, data: KeyCreate) -> tuple[ApiKey, str]:
-        """Make a key: its row, and the key itself, which is stored nowhere.
+    async def issue(self, data: KeyCreate, *, owner: Owner | None = None) -> tuple[ApiKey, str]:
+        """Make a key: its row, and the key itself, which is stored nowhere. `owner` makes it for themselves.
 
         Raises:
-            NotFoundError: there is no such profile.
+            NotFoundError: there is no such profile, or it is not open to the owner.
             InvalidInputError: the profile does not allow this expiry.
             KeyLimitError: the user has as many active keys as the profile allows.
         """
         rules = await self._profiles.key_rules(data.profile_id)
+        if owner is not None and not rules.opens_to(owner.groups):
+            raise NotFoundError(f"There is no profile {data.profile_id}.")
         expires_at = first_expiry(data.expires_at, rules)
-        await self._check_limit(rules, data.user_email)
+        person_id = owner.person_id if owner else None
+        await self._check_limit(rules, data.user_email, person_id)
         secret = new_key()
         key = ApiKey(
             user_email=data.user_email,
@@ -60,6 +77,7 @@ class KeyService(Service[ApiKey]):
             tokens_per_window=data.tokens_per_window,
             token_window=data.token_window,
             max_concurrency=data.max_concurrency,
+            person_id=person_id,
         )
         return await self.repository.add(key), secret
 
@@ -77,7 +95,7 @@ class KeyService(Service[ApiKey]):
             key, rules = await self._fetch_with_rules(key_id)
             check_expiry(data.expires_at, rules, created_at=key.created_at)
             if key.state == "expired" and key.issuer is None:
-                await self._check_limit(rules, key.user_email)
+                await self._check_limit(rules, key.user_email, key.person_id)
         return await self.assign(key, data.given())
 
     async def remove(self, key_id: int) -> None:
@@ -101,7 +119,7 @@ class KeyService(Service[ApiKey]):
         return await self.assign(key, {"revoked_at": func.now(), "revoked_by": revoked_by})
 
     async def restore(self, key_id: int) -> ApiKey:
-        """Take a revocation back. A key that is active stays as it is.
+        """Take a revocation back. A key that is active stays as it is; an orphaned one counts its days anew.
 
         Raises:
             NotFoundError: there is no such key.
@@ -114,8 +132,9 @@ class KeyService(Service[ApiKey]):
         if key.revoked_at is None:
             return key
         if key.issuer is None:
-            await self._check_limit(rules, key.user_email)
-        return await self.assign(key, {"revoked_at": None, "revoked_by": None})
+            await self._check_limit(rules, key.user_email, key.person_id)
+        orphaned_at = None if key.orphaned_at is None else rules.now
+        return await self.assign(key, {"revoked_at": None, "revoked_by": None, "orphaned_at": orphaned_at})
 
     async def rotate(self, key_id: int, grace: timedelta) -> tuple[ApiKey, str]:
         """Replace the key itself; the row keeps its id and its expiry. The key before works as long as `grace`, and the
@@ -144,15 +163,32 @@ class KeyService(Service[ApiKey]):
         rules = await self._profiles.key_rules((await self.fetch(key_id)).profile_id)
         return await self.fetch(key_id, lock=FOR_CHANGE), rules
 
-    async def _check_limit(self, rules: KeyRules, user_email: str) -> None:
-        """Raise KeyLimitError unless one more key may be active; the profile's lock is held."""
+    async def revoke_orphaned(self, *, days: int, at_once: int = MOST_AT_ONCE) -> bool:
+        """Revoke one batch of the keys that have been orphaned for so long; whether there may be more.
+
+        Replicas that do so at the same time take different ones.
+        """
+        over = and_(ApiKey.orphaned_at <= func.now() - timedelta(days=days), ApiKey.revoked_at.is_(None))
+        batch = select(ApiKey.id).where(over).order_by(ApiKey.id).limit(at_once)
+        ids = (await self.session.scalars(batch.with_for_update(skip_locked=True, key_share=True))).all()
+        if ids:
+            await self.session.execute(delete(PreviousApiKey).where(PreviousApiKey.key_id.in_(ids)))
+            revoked = update(ApiKey).where(ApiKey.id.in_(ids)).values(revoked_at=func.now(), revoked_by=REVOKED_ORPHAN)
+            await self.session.execute(revoked.execution_options(synchronize_session=False))
+        return len(ids) == at_once
+
+    async def _check_limit(self, rules: KeyRules, user_email: str, person_id: int | None) -> None:
+        """Raise KeyLimitError unless one more key may be active; the profile's lock is held.
+
+        All keys of the address count, and all of the person, whose address may have been another one.
+        """
         if rules.max_keys_per_user is None:
             return
+        theirs = of_user(user_email)
+        if person_id is not None:
+            theirs = or_(theirs, ApiKey.person_id == person_id)
         active = await self.count(
-            ApiKey.profile_id == rules.profile_id,
-            of_user(user_email),
-            ApiKey.state == "active",
-            ApiKey.issuer.is_(None),
+            ApiKey.profile_id == rules.profile_id, theirs, ApiKey.state == "active", ApiKey.issuer.is_(None)
         )
         if active >= rules.max_keys_per_user:
             raise KeyLimitError(

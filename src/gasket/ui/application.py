@@ -16,6 +16,7 @@ from gasket.ui.backends import BackendPages
 from gasket.ui.errors import show_error
 from gasket.ui.headers import SECURITY
 from gasket.ui.keys import KeyPages
+from gasket.ui.my_keys import MyKeyPages
 from gasket.ui.overview import overview
 from gasket.ui.pages import make_environment
 from gasket.ui.profiles import ProfilePages
@@ -30,6 +31,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     BackendPages,
     ProfilePages,
     KeyPages,
+    MyKeyPages,
     AccessPages,
     audit,
     usage,

@@ -12,6 +12,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.response import Redirect
 
 from gasket import db, http
+from gasket.access.authentication import is_known
 from gasket.errors import ForbiddenError, GuessingError, SchemaNotReadyError, UnauthorizedError
 from gasket.ui.navigation import links_for
 from gasket.ui.pages import PageRequest, page, to, visitor
@@ -25,7 +26,7 @@ _log = logging.getLogger("gasket.http")
 def show_error(request: PageRequest, error: Exception) -> Response[Any]:
     """The page of an error; who is not signed in is led to the page for that."""
     unrouted = isinstance(error, NotFoundException | MethodNotAllowedException)
-    if unrouted and visitor(request) is None:
+    if unrouted and not is_known(request):
         error = http.refusal(request)  # which pages exist is not public
     if isinstance(error, UnauthorizedError):
         return _sign_in(request)

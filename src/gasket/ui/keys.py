@@ -31,6 +31,8 @@ from gasket.ui.pages import PageRequest, Session, Transaction, page, to
 from gasket.ui.profiles import example_model, profile_options
 
 STATES = ("active", "expired", "revoked")
+ORPHANED = "orphaned"
+"""Not a state of its own, but looked for like one."""
 
 
 class KeyPages(Controller):
@@ -43,17 +45,18 @@ class KeyPages(Controller):
         """The newest first. What is searched for is in the path, so that it can be sent to somebody."""
         wanted = listing(request, "state", "profile")
         state = wanted.query["state"] if wanted.query["state"] in STATES else None
+        orphaned = True if wanted.query["state"] == ORPHANED else None
         profile = _number(wanted.query["profile"])
         keys = _service(db_session)
         rows, total = await keys.get_many_and_count(
-            *provide_key_filters(None, profile, state),  # type: ignore[arg-type]  # it is one of STATES
+            *provide_key_filters(None, profile, state, orphaned),  # type: ignore[arg-type]  # it is one of STATES
             *wanted.filters("name", "user_email", "key_preview"),
         )
         return page(
             request,
             "keys.html",
             keys=rows,
-            profiles=await _profile_names(db_session, [row.profile_id for row in rows] + [profile or 0]),
+            profiles=await profile_names(db_session, [row.profile_id for row in rows] + [profile or 0]),
             use=await _use(db_session, rows),
             listing=wanted,
             pager=wanted.pager(total, "key"),
@@ -76,7 +79,7 @@ class KeyPages(Controller):
                 row, secret = await _service(session).issue(data)
         except REFUSED as error:
             return await _new(request, db_session, form.refused(error), describe(error).status)
-        return await _issued(request, db_session, row, secret)
+        return await issued_page(request, db_session, row, secret, of=self.path)
 
     @get("/{key_id:int}")
     async def show(self, request: PageRequest, db_session: Session, key_id: FromPath[int]) -> Template:
@@ -110,7 +113,7 @@ class KeyPages(Controller):
                 row, secret = await _service(session).rotate(key_id, timedelta(seconds=grace))
         except REFUSED as error:
             return await _show(request, db_session, key_id, error=error)
-        return await _issued(request, db_session, row, secret, rotated=True)
+        return await issued_page(request, db_session, row, secret, of=self.path, rotated=True)
 
     @post("/{key_id:int}/revoke")
     async def revoke(self, request: PageRequest, transaction: Transaction, key_id: FromPath[int]) -> Redirect:
@@ -152,13 +155,15 @@ async def _new(request: PageRequest, session: AsyncSession, form: Form, status: 
     return page(request, "key_new.html", status=status, form=form, profiles=options)
 
 
-async def _issued(
-    request: PageRequest, session: AsyncSession, row: ApiKey, secret: str, *, rotated: bool = False
+async def issued_page(
+    request: PageRequest, session: AsyncSession, row: ApiKey, secret: str, *, of: str, rotated: bool = False
 ) -> Template:
+    """The key itself, with ready settings of clients. `of` is the path of the list that the key is in."""
     model = await example_model(session, row.profile_id)
     return page(
         request,
         "key_issued.html",
+        of=of,
         key=row,
         secret=secret,
         rotated=rotated,
@@ -223,7 +228,8 @@ def _number(text: str) -> int | None:
     return whole_number(text, MAX_ID) or None
 
 
-async def _profile_names(session: AsyncSession, ids: Iterable[int]) -> dict[int, str]:
+async def profile_names(session: AsyncSession, ids: Iterable[int]) -> dict[int, str]:
+    """The names of these profiles."""
     rows = await ProfileService(session).get_many(CollectionFilter[int]("id", sorted(set(ids))))
     return {row.id: row.name for row in rows}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gasket.access.roles import Identity, allowed_roles
+from gasket.access.roles import Identity, may
 
 PAGES = (
     ("Overview", "/ui"),
@@ -13,6 +13,7 @@ PAGES = (
     ("Profiles", "/ui/profiles"),
     ("Keys", "/ui/keys"),
     ("Usage", "/ui/usage"),
+    ("My keys", "/ui/my-keys"),
     ("Access", "/ui/access"),
     ("Audit", "/ui/audit"),
     ("API reference", "/ui/reference"),
@@ -29,11 +30,11 @@ class Link(msgspec.Struct, frozen=True):
 
 
 def links_for(identity: Identity | None, path: str) -> list[Link]:
-    """The pages that the role may see; none for an unknown visitor."""
+    """The pages that this one may see; none for an unknown visitor."""
     if identity is None:
         return []
     return [
         Link(name, target, path == target or (target != "/ui" and path.startswith(f"{target}/")))
         for name, target in PAGES
-        if identity.role in allowed_roles("GET", target)
+        if may(identity, f"GET {target}")
     ]

@@ -17,7 +17,7 @@ from litestar.response import Redirect, Template
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.access.authentication import identity_of
-from gasket.access.roles import ROUTES, Identity
+from gasket.access.roles import Identity, may
 from gasket.db import Transactions
 from gasket.errors import GasketError
 from gasket.ui import formats
@@ -86,7 +86,7 @@ def page(
 
 
 def _may(identity: Identity | None, route: str) -> bool:
-    return identity is not None and identity.role in ROUTES[route]
+    return identity is not None and may(identity, route)
 
 
 def visitor(request: PageRequest) -> Identity | None:

@@ -182,6 +182,7 @@ def _texts(row: BackendProfile, backends: Sequence[OpenAIBackend]) -> dict[str, 
     places = {backend_id: str(place) for place, backend_id in enumerate(row.backends, start=1)}
     texts = {"name": row.name, "routing": row.routing, "allowed_models": "\n".join(row.allowed_models)}
     texts["claim_rules"] = "\n".join(" ".join(rule[part] for part in _RULE) for rule in row.claim_rules)
+    texts["open_to_groups"] = "\n".join(row.open_to_groups or ())
     for name in _OPTIONAL:
         value = getattr(row, name)
         texts[name] = "" if value is None else str(value).replace("\r\n", "\n").strip()
@@ -199,13 +200,19 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     values |= {name: texts[name] or None for name in _OPTIONAL if name in texts}
     values |= {name: texts[name] == "true" for name in _FLAGS if name in texts}
     if "allowed_models" in texts:
-        values["allowed_models"] = [line.strip() for line in texts["allowed_models"].split("\n") if line.strip()]
+        values["allowed_models"] = _lines(texts["allowed_models"])
     if "claim_rules" in texts:
         values["claim_rules"] = _rules(texts["claim_rules"])
+    if "open_to_groups" in texts:
+        values["open_to_groups"] = _lines(texts["open_to_groups"]) or None
     places = {name.removeprefix(_PLACE): text for name, text in texts.items() if name.startswith(_PLACE)}
     if places:
         values["backends"] = _in_order(places)
     return values
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _rules(text: str) -> list[dict[str, str]]:
@@ -214,7 +221,7 @@ def _rules(text: str) -> list[dict[str, str]]:
     Raises:
         InvalidInputError: a line has fewer parts.
     """
-    lines = [line.split(maxsplit=2) for line in text.split("\n") if line.strip()]
+    lines = [line.split(maxsplit=2) for line in _lines(text)]
     if any(len(parts) < len(_RULE) for parts in lines):
         raise InvalidInputError(
             "Each line is an issuer, a claim and a pattern, with spaces between.", field="claim_rules"

@@ -24,6 +24,7 @@ from gasket.users.tables import (
     Archived,
     end_of_window,
     find_archived,
+    people_of,
     qualified,
     run,
     windows,
@@ -35,7 +36,10 @@ SELECT user_email FROM {keys} WHERE lower(user_email) = ANY ($1::text[])
 UNION ALL SELECT user_email FROM {totals} WHERE user_email = ANY ($1::text[]) LIMIT 1
 """
 _KEYS = """
-WITH found AS (SELECT id, revoked_at IS NULL AS active FROM {keys} WHERE lower(user_email) = $1 FOR NO KEY UPDATE),
+WITH found AS (
+        SELECT id, revoked_at IS NULL AS active FROM {keys} WHERE lower(user_email) = $1 OR person_id IN {people}
+        FOR NO KEY UPDATE
+    ),
     ended AS (DELETE FROM {previous} WHERE key_id IN (SELECT id FROM found)),
     changed AS (
         UPDATE {keys} AS k SET user_email = $2, name = regexp_replace(k.name, $3, $2, 'gi'),
@@ -97,7 +101,9 @@ class Eraser:
             keys, previous = qualified(schema, "api_keys"), qualified(schema, "previous_api_keys")
             pseudonym = await self._pseudonym(session, found)
             by = (folded, pseudonym, found.pattern)
-            one = (await run(session, _KEYS.format(keys=keys, previous=previous), *by, self._origin.actor)).one()
+            people = people_of(schema, "$1")
+            ends = _KEYS.format(keys=keys, previous=previous, people=people)
+            one = (await run(session, ends, *by, self._origin.actor)).one()
             self._changed["api_keys"] += one.keys
             others = (
                 ("api_keys", f"UPDATE {keys} SET revoked_by = $2 WHERE lower(revoked_by) = $1"),

@@ -18,13 +18,14 @@ from gasket.users.tables import (
     Large,
     end_of_window,
     find_archived,
+    people_of,
     qualified,
     run,
     within,
 )
 
 _SMALL = {
-    "api_keys": "lower(user_email) = $1 OR lower(revoked_by) = $1",
+    "api_keys": "lower(user_email) = $1 OR lower(revoked_by) = $1 OR person_id IN {people}",
     "access_tokens": "lower(name) = $1 OR lower(created_by) = $1",
     "people": "lower(email) = $1 OR lower(name) = $1 OR lower(subject) = $1",
     "browser_sessions": "lower(email) = $1 OR lower(name) = $1",
@@ -70,7 +71,8 @@ class Export:
 
     async def _small(self, name: str, found: Person) -> AsyncIterator[list[str]]:
         async with self._transaction() as session:
-            rows = await _read(session, qualified(self._schema, name), _SMALL[name], found.address)
+            condition = _SMALL[name].format(people=people_of(self._schema, "$1"))
+            rows = await _read(session, qualified(self._schema, name), condition, found.address)
         yield rows
 
     async def _large(self, large: Large, found: Person) -> AsyncIterator[list[str]]:

@@ -75,6 +75,12 @@ def qualified(schema: str, table: str) -> str:
     return f"{quote_identifier(schema)}.{quote_identifier(table)}"
 
 
+def people_of(schema: str, address: str) -> str:
+    """SQL for the ids of the people with this address, whose keys may have an earlier one."""
+    named = f"lower(email) = {address} OR lower(name) = {address} OR lower(subject) = {address}"
+    return f"(SELECT id FROM {qualified(schema, 'people')} WHERE {named})"
+
+
 async def end_of_window(session: AsyncSession, schema: str, large: Large, after: str) -> str | None:
     """The last value of the column among the next rows after this one, as text; None where there are none."""
     table = qualified(schema, large.table)
