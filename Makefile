@@ -9,9 +9,10 @@ PIP = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 # Some shells export HOST as the name of the machine, so HOST counts only when it is on make's command line.
 SERVE = $(if $(filter command line,$(origin HOST)),--host "$(HOST)") $(if $(PORT),--port "$(PORT)")
 
-# Tests run in two processes, and each starts a server of its own. A given server would be shared by both, and some tests
-# look at all databases of the server. Files are handed out in the order of their names.
-SHARED_OUT = $(if $(TEST_DATABASE_URL),,--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
+# Tests run in three processes, for a good part of their time is spent waiting: two cores then always have something to
+# do. Each process starts a server of its own. A given server would be shared by all, and some tests look at all databases
+# of the server. Files are handed out in the order of `testpaths` and of their names.
+SHARED_OUT = $(if $(TEST_DATABASE_URL),,--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
 ACCEPTANCE_TESTS = tests/acceptance tests/migrator/acceptance
 # What a new migration has to pass: the rules, the models against the schema, and every step up, down and up again.
 MIGRATION_TESTS = tests/migrator/unit/test_migrations.py tests/migrator/integration/test_migrations.py \
