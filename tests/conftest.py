@@ -24,7 +24,7 @@ from gasket.embedded import EmbeddedDatabase
 from tests.acceptance.installation import REPOSITORY, Installation, Project
 from tests.acceptance.processes import ForkServer, Programs
 from tests.acceptance.templates import Templates
-from tests.servers import OwnServer, own_server, primary_and_standby
+from tests.servers import OwnServer, create_database, own_server, primary_and_standby
 
 
 def pytest_configure() -> None:
@@ -110,7 +110,8 @@ async def databases(server_url: str) -> AsyncIterator[Callable[..., Awaitable[st
 
     async def make(template: str = "template0") -> str:
         name = f"gasket_test_{uuid4().hex[:16]}"
-        await _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+        async with _connected(server_url) as server:
+            await create_database(server, name, template)
         names.append(name)
         return rewrite_url(server_url, database=name)
 
@@ -118,7 +119,8 @@ async def databases(server_url: str) -> AsyncIterator[Callable[..., Awaitable[st
         yield make
     finally:
         for name in names:
-            await _execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            async with _connected(server_url) as server:
+                await server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", timeout=60)
 
 
 @pytest.fixture
@@ -141,10 +143,11 @@ async def database_url(make_database: Callable[..., Awaitable[str]]) -> str:
     return await make_database()
 
 
-async def _execute(url: str, statement: str) -> None:
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(url, timeout=30)
     try:
-        await connection.execute(statement, timeout=60)
+        yield connection
     finally:
         await connection.close(timeout=10)
 

@@ -10,6 +10,7 @@ import asyncpg
 
 from tests.acceptance.installation import Installation, Project
 from tests.acceptance.processes import Programs
+from tests.servers import create_database
 
 _OWN = {"DATABASE_URL", "ALEMBIC_CONFIG"}
 """The settings in which every installation differs."""
@@ -42,7 +43,7 @@ class Templates:
         server = await asyncpg.connect(self._server_url, timeout=30)
         try:
             await server.execute(f"DROP DATABASE {name}", timeout=60)
-            await server.execute(f"CREATE DATABASE {name} TEMPLATE {self._databases[key]}", timeout=60)
+            await create_database(server, name, self._databases[key])
         finally:
             await server.close(timeout=10)
         return True

@@ -184,7 +184,7 @@ async def test_whether_a_generated_column_is_null_is_not_known(project: Project,
 
 
 async def test_what_takes_too_long_or_is_locked_is_not_known(
-    project: Project, config: MigratorConfig, observer: asyncpg.Connection
+    project: Project, config: MigratorConfig, observer: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.add(
         "op.execute('CREATE FUNCTION slow(n int) RETURNS bool IMMUTABLE LANGUAGE plpgsql "
@@ -206,9 +206,10 @@ async def test_what_takes_too_long_or_is_locked_is_not_known(
         "CREATE FUNCTION slow(n int) RETURNS bool IMMUTABLE LANGUAGE plpgsql "
         "AS $$ BEGIN PERFORM pg_sleep(9); RETURN true; END $$"
     )
+    monkeypatch.setattr("gasket.migrator.scratch.live_rows._EACH", 0.5)
     revision, _second = await planned(config, "r8")
     assert revision.row_findings[0].sentence == (
-        "statement 2: whether it fails on rows of t (check) is not known: looking takes longer than 2 s"
+        "statement 2: whether it fails on rows of t (check) is not known: looking takes longer than 0.5 s"
     )
 
 

@@ -79,13 +79,18 @@ async def test_a_prepared_transaction_in_the_way_is_named_with_what_ends_it(
     await observer.execute(f"BEGIN; SELECT FROM t1; PREPARE TRANSACTION '{quoted}'")
     project.add('op.execute("ALTER TABLE t1 ADD COLUMN c int")')
     try:
-        with pytest.raises(LocksNotGrantedError) as refusal:
-            await bring_to_head(project.config(database_url, ddl_wait=1))
+        message = ""
+        for _ in range(3):  # a try lasts a tenth of a second, in which a slow server may not tell who is in the way
+            with pytest.raises(LocksNotGrantedError) as refusal:
+                await bring_to_head(project.config(database_url, ddl_wait=1))
+            message = str(refusal.value)
+            if "Blocked by: nobody" not in message:
+                break
     finally:
         await observer.execute(f"ROLLBACK PREPARED '{quoted}'")
     for part in ("a prepared transaction", f"gid '{quoted}'", f"ROLLBACK PREPARED '{quoted}'"):
-        assert part in str(refusal.value), part
-    assert "pg_terminate_backend" not in str(refusal.value)
+        assert part in message, part
+    assert "pg_terminate_backend" not in message
     await bring_to_head(project.config(database_url))
 
 

@@ -29,7 +29,7 @@ from gasket.migrator.signals import until_signalled
 from tests.acceptance.wire import Tap, tapped
 from tests.migrator.project import GATE, Project, is_true, ledger
 
-LIMIT = 3.0
+LIMIT = 1.0
 A_LITTLE = 20.0
 """One try to connect, one answer that does not come, and a busy machine."""
 

@@ -171,7 +171,7 @@ async def look(database_url: str) -> State:
 
 def older_release(folder: Path, file: RevisionFile) -> Path:
     """The ini of a copy of the migrations that ends before `file`."""
-    shutil.copytree(ROOT / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "migrations", folder / "migrations")  # compiled files, too: each of them is loaded
     shutil.copy(ROOT / "alembic.ini", folder / "alembic.ini")
     for later in CHAIN[CHAIN.index(file) :]:
         (folder / "migrations" / "versions" / later.path.name).unlink()

@@ -135,7 +135,7 @@ class LiveRows:
         except asyncpg.UndefinedColumnError:
             return _not_known(requirement, "a column in it is not there yet")
         except (asyncpg.QueryCanceledError, TimeoutError):
-            return _not_known(requirement, f"looking takes longer than {_EACH:.0f} s")
+            return _not_known(requirement, f"looking takes longer than {_EACH:g} s")
         except asyncpg.PostgresError as error:
             if probe.fails_itself and str(error.sqlstate)[:2] in _DATA_FAULTS:
                 return _finding(requirement, f"on rows of {{table}}: {probe.problem} (SQLSTATE {error.sqlstate})", None)
