@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from operator import attrgetter
 
 import msgspec
 from msgspec import structs
@@ -16,7 +17,7 @@ MOST_TOKENS = 10**9
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
 
 
-class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class UsageEntry(msgspec.Struct, frozen=True, gc=False):
     """One request below `/v1`, its fields as the columns of `usage_records`. `request_id` is ours, of version 7."""
 
     request_id: str
@@ -45,13 +46,19 @@ class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def storable(entry: UsageEntry) -> UsageEntry:
     """The entry with what a client or an upstream makes up cut to size; mostly there is nothing to cut."""
+    texts = f"{entry.path}{entry.model}{entry.end_user}"  # one look at all is quicker than one at each
+    if len(texts) <= LONGEST_TEXT and texts.isascii() and "\0" not in texts:
+        counts = _counts(entry)
+        if min(counts) >= 0 and max(counts) <= MOST_TOKENS:
+            return entry
     tokens = {name: min(max(number, 0), MOST_TOKENS) for name in _TOKENS if _cannot_be(number := getattr(entry, name))}
     model = None if entry.model is None else _text(entry.model)
     path = _text(entry.path)
     end_user = None if entry.end_user is None else _text(entry.end_user)
-    if not tokens and model == entry.model and path == entry.path and end_user == entry.end_user:
-        return entry
     return structs.replace(entry, model=model, path=path, end_user=end_user, **tokens)
+
+
+_counts = attrgetter(*_TOKENS)
 
 
 def _text(text: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain, islice
+from itertools import islice
 
 import asyncpg
 
@@ -70,7 +69,7 @@ class UsageWriter:
         self._away = False
         self._full = False
         self._touched: dict[int | str, float] = {}
-        self._previous: dict[str, datetime] = {}
+        self._previous: dict[int | str, datetime] = {}
         """When keys that a rotation has replaced were last used, as far as the database is still to be told."""
 
     @property
@@ -172,10 +171,10 @@ class UsageWriter:
         """
         if len(self._touched) > _MOST_KEYS:
             self._touched.clear()
-        by_id: Iterable[tuple[int | str, datetime]] = ((entry.key_id, entry.started_at) for entry in batch)
+        used = {entry.key_id: entry.started_at for entry in batch} | self._previous
         return {
             key: moment
-            for key, moment in chain(by_id, self._previous.items())
+            for key, moment in used.items()
             if moment.timestamp() - self._touched.get(key, 0.0) >= _TOUCHED_EVERY
         }
 
