@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import TracebackType
-from typing import Protocol
+from collections.abc import Awaitable, Generator
+from functools import partial
+from types import TracebackType, coroutine
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 _CHECK_INTERVAL = 0.1
 
@@ -48,6 +52,20 @@ class Deadlines:
         """`with deadlines.limit(seconds):` around an `await` raises TimeoutError, as `asyncio.timeout` does."""
         return Limit(self, within)
 
+    @coroutine
+    def in_time(self, work: Awaitable[T], within: float) -> Generator[Any, Any, T]:
+        """`await deadlines.in_time(work, seconds)` is `await work` within a `limit`, which only a wait sets: most reads
+        and writes of a request are done at once.
+        """
+        steps = work.__await__()
+        try:
+            waits_for = next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        with self.limit(within):
+            return (yield from _go_on(steps, waits_for))
+
     def _schedule_check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._next_check = loop.call_later(_CHECK_INTERVAL, self._check, loop)
 
@@ -59,6 +77,22 @@ class Deadlines:
                 waiting.time_is_up()
         if self._due:
             self._schedule_check(loop)
+
+
+def _go_on(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """`yield from steps`, whose first step has been taken and waits for this (PEP 380)."""
+    while True:
+        try:
+            sent = yield waits_for
+        except BaseException as error:
+            step = partial(steps.throw, error)
+        else:
+            step = partial(steps.send, sent)
+        try:
+            waits_for = step()
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 class Limit:

@@ -73,7 +73,6 @@ class Gasket(Litestar):
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """The ASGI entry point. Requests below `/v1` do not pay for a router and middleware that have nothing to do."""
-        application: Any = super().__call__
         if scope["type"] != "lifespan":
             if self.trusted_proxies:
                 self._find_client(scope)
@@ -97,10 +96,10 @@ class Gasket(Litestar):
                 message["message"] = "Told to stop a second time: Gasket ends without waiting for what is under way."
             await forward(message)
 
+        application: Any = super().__call__
         await application(scope, receive, in_one_sentence)
 
     async def _route(self, scope: Any, receive: Any, send: Any) -> None:
-        application: Any = super().__call__
         http, path = scope["type"] == ScopeType.HTTP, scope["path"]
         if http and path.startswith(ASSETS_PREFIX):
             await answer_asset(scope, send)
@@ -113,8 +112,7 @@ class Gasket(Litestar):
         else:
             if http and path.startswith(_NOT_PUBLIC):
                 await self.state.authenticator.put_identity(scope)
-            if http and is_for_people(scope):
-                application = self.pages
+            application: Any = self.pages if http and is_for_people(scope) else super().__call__
             with acting(origin_of_request(scope) if http else None):
                 await self.measure(application, scope, receive, send)
 

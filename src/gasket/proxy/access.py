@@ -9,7 +9,7 @@ import msgspec
 
 from gasket.backends.headers import decode_headers, request_fields
 from gasket.backends.probe import ModelSource
-from gasket.limits.subjects import Limits
+from gasket.limits.subjects import NO_LIMITS, Limits
 from gasket.upstream.address import Address, address_of
 from gasket.upstream.client import Timeouts
 from gasket.upstream.connection import Fields
@@ -161,5 +161,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def limited(self) -> list[tuple[str, Limits]]:
         """The key and the profile, as far as they have limits, each with its limits."""
+        if self.limits is NO_LIMITS and self.profile.limits is NO_LIMITS:
+            return []  # of most requests
         both = (("key", self.key_id, self.limits), ("profile", self.profile.id, self.profile.limits))
         return [(f"{kind}:{number}", limits) for kind, number, limits in both if limits.any]

@@ -87,8 +87,7 @@ async def read_body(
     try:
         while more:
             try:
-                with deadlines.limit(min(_PIECE_TIMEOUT, ends - time.monotonic())):
-                    message = await receive()
+                message = await deadlines.in_time(receive(), min(_PIECE_TIMEOUT, ends - time.monotonic()))
             except TimeoutError:
                 raise SlowRequestError from None
             if message["type"] != "http.request":

@@ -56,13 +56,10 @@ async def find_error(response: Response) -> ErrorInSuccess | None:
     Raises:
         UpstreamError: the answer breaks off within what is looked at.
     """
-    if response.has_arrived:
-        head = await response.piece()
-        if _is_decided(head, response):  # nearly always: a small answer comes in one piece, a large one is none
-            response.unread(head)
-            return _error_in(head)
-    else:
-        head = b""
+    head = response.arrived()
+    if _is_decided(head, response):  # nearly always: a small answer comes in one piece, a large one is none
+        response.unread(head)
+        return _error_in(head)
     try:
         async with asyncio.timeout(READ_AHEAD_WITHIN):
             while not _is_decided(head, response):

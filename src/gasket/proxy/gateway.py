@@ -38,7 +38,7 @@ from gasket.proxy.misplaced import find_mistake
 from gasket.proxy.model_lists import ModelLists
 from gasket.proxy.reading import check_stateful, read_request
 from gasket.proxy.relay import LAST_SEND_TIMEOUT, STALLED_AFTER, Relay, send_whole
-from gasket.proxy.routing import Route, arrange, beginning, routes_to
+from gasket.proxy.routing import Route, arrange, beginning, only_route, routes_to
 from gasket.proxy.shares import Room, Share, Shares
 from gasket.proxy.usage_tap import UsageTap
 from gasket.proxy.watch import Watch
@@ -254,7 +254,9 @@ class Gateway:
         try:
             async with watch:
                 try:
-                    routes = await self._routes(profile, endpoint, exchange, outgoing.body)
+                    routes = only_route(profile.backends) or await self._routes(
+                        profile, endpoint, exchange, outgoing.body
+                    )
                     answer = await self._dispatcher.first_answer(exchange, routes, outgoing)
                     tap = UsageTap(endpoint, hide=answer.asked_for_usage, request=outgoing.body)
                     relay = Relay(exchange, answer, send, tap=tap, deadlines=self._deadlines, extra=self._extra)

@@ -67,7 +67,11 @@ class Relay:
         exchange, response = self._exchange, self._answer.response
         whole = False
         try:
-            first = await self._recognize(response)
+            first = b""
+            if self._says_events(response):
+                self._events = EventStream()
+            elif exchange.asks_for_stream and response.status < 300 and not response.codings:
+                first = await self._recognize(response)
             await self._start(response)
             exchange.status, exchange.first_byte = response.status, time.monotonic()
             if not first and not response.has_arrived:
@@ -87,19 +91,19 @@ class Relay:
                 exchange.streamed = self._events is not None
                 self._tap.settle(exchange, whole=whole or self._said_last_word)
 
+    def _says_events(self, response: Response) -> bool:
+        """Whether it is a stream of events by its type, which somebody here can read."""
+        content_type = response.field(b"content-type").strip().lower()
+        return content_type.startswith(_EVENT_STREAM) and not response.codings
+
     async def _recognize(self, response: Response) -> bytes:
-        """Find out whether the answer is a stream of events. Where the type does not say it although the client asked
-        for a stream, the first bytes do; they are returned.
+        """Find out whether the answer is a stream of events, where the type does not say it although the client asked
+        for a stream: the first bytes do, which are returned.
         """
         first = b""
-        if response.codings:
-            return first  # nobody here can read it
-        if response.field(b"content-type").strip().lower().startswith(_EVENT_STREAM):
-            self._events = EventStream()
-        elif self._exchange.asks_for_stream and response.status < 300:
-            while (events := begin_like_events(first)) is None and not response.at_end:
-                first += await response.piece()
-            self._events = EventStream() if events else None
+        while (events := begin_like_events(first)) is None and not response.at_end:
+            first += await response.piece()
+        self._events = EventStream() if events else None
         return first
 
     async def break_off(self, reason: GatewayError) -> None:
@@ -139,14 +143,14 @@ class Relay:
     async def _pass_on(self, response: Response, first: bytes) -> None:
         more = True
         while more:
-            chunk, first = first or await response.piece(), b""
+            chunk, first = first or response.arrived() or await response.piece(), b""
             more = not response.at_end
             self._exchange.bytes_out += len(chunk)
             self._tap.body(chunk)
             await self._body(chunk, more=more)
 
     async def _pass_events_on(self, response: Response, events: EventStream, first: bytes) -> None:
-        first = first or await self._next_piece(response, FIRST_COMMENT_AFTER)
+        first = first or response.arrived() or await self._next_piece(response, FIRST_COMMENT_AFTER)
         if first.lstrip()[:1] in _OBJECT_OR_LIST:
             self._events = None  # it only says that it is a stream
             await self._pass_on(response, first)
@@ -155,7 +159,7 @@ class Relay:
         while piece:
             if whole := events.feed(piece):
                 await self._events_out(whole, events)
-            piece = await self._next_piece(response, COMMENT_AFTER)
+            piece = response.arrived() or await self._next_piece(response, COMMENT_AFTER)
         rest = events.rest()  # the end of the stream ends its last line, too
         ended = self._said_last_word or event_data(rest) == _DONE
         if not response.delimited and self._exchange.path in _HAS_LAST_WORD and not ended:
@@ -205,7 +209,6 @@ async def _send_in_time(send: Send, message: Message, deadlines: Deadlines, with
     answer may wait: for the client to read the answer before it on the connection.
     """
     try:
-        with deadlines.limit(within):
-            await send(message)
+        await deadlines.in_time(send(message), within)
     except TimeoutError:
         raise ClientGoneError from None

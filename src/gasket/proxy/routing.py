@@ -47,6 +47,15 @@ _CONVERSATION = msgspec.json.Decoder(_Conversation)
 _MESSAGE = msgspec.json.Decoder(_Message)
 
 
+def only_route(backends: Sequence[Backend]) -> Sequence[Route]:
+    """The way of every request where there is a single backend, which no operator has set aside and which has no rows:
+    it answers for itself what it has. Empty where there is a choice.
+    """
+    if len(backends) == 1 and not (backends[0].models or backends[0].set_aside):
+        return (Route(backends[0]),)
+    return ()
+
+
 def routes_to(backends: Iterable[Backend], model: str | None) -> list[Route]:
     """The ways to the model, in the order of the backends and of their rows. A backend with rows has one way for each
     row of the model; without a model, and without rows, a backend has one.

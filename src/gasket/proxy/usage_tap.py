@@ -56,7 +56,7 @@ class UsageTap:
         self._events += block.count(b"data:")
         if self._scanner is not None or (len(block) > LONGEST_HELD and not block.endswith(BORDERS)):
             return self._pieces(block)
-        if _NAME not in block or (any(none in block for none in _NONE) and block.count(_NAME) == 1):
+        if not _tells_usage(block):
             return block
         return b"".join(map(self._read_event, split_events(block)))
 
@@ -132,7 +132,7 @@ class UsageTap:
 
     def _read_event(self, event: bytes) -> bytes:
         """What of an event goes on."""
-        if _NAME not in event:
+        if not _tells_usage(event):
             return event
         data = event_data(event)
         try:
@@ -159,6 +159,12 @@ class UsageTap:
         if count is not None:
             said = self._said
             self._said = larger(said, count) if said is not None and self._endpoint.tells_parts else count
+
+
+def _tells_usage(events: bytes) -> bool:
+    """Whether there may be a usage in it that is not null."""
+    named = events.count(_NAME)
+    return named > 0 and named > sum(map(events.count, _NONE))
 
 
 def _is_nothing_else(data: bytes) -> bool:

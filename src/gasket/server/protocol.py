@@ -63,10 +63,12 @@ class Connection(asyncio.Protocol):
             application = application.app
         self._application = application
         self._root_path = config.root_path
+        self._raw_root_path = self._root_path.encode("ascii")
         self._server = server_state
         self._state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._connections = Connections.from_state(app_state)
+        self._connections.tasks = server_state.tasks  # uvicorn waits for these at its end
         self._parser = RequestParser(self)
         self._request: Request | None = None
         """The request whose body or answer is not complete yet."""
@@ -77,6 +79,8 @@ class Connection(asyncio.Protocol):
         self._discarded = 0
         self._writing = asyncio.Event()
         self._writing.set()
+        self.congested = False
+        """See `Wire`: the opposite of `_writing`, for which nobody can wait."""
 
     # Called by the event loop.
 
@@ -103,6 +107,7 @@ class Connection(asyncio.Protocol):
         if self._request is not None:
             self._request.disconnect()
             self._request = None
+        self.congested = False
         self._writing.set()
         self._unparsed = b""
         self._reading.forget()
@@ -147,10 +152,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def pause_writing(self) -> None:
+        self.congested = True
         self._writing.clear()
         self._limit_time()
 
     def resume_writing(self) -> None:
+        self.congested = False
         self._writing.set()
         self._limit_time()
 
@@ -167,7 +174,7 @@ class Connection(asyncio.Protocol):
 
     def time_is_up(self) -> None:
         """See `Limited`."""
-        if self._closing or not self._writing.is_set():
+        if self._closing or self.congested:
             self._transport.abort()
         elif self._request is None and self._parser.pending:
             self._refuse(SlowRequestError("The request's head did not arrive in time."))
@@ -183,7 +190,7 @@ class Connection(asyncio.Protocol):
         request, limits = self._request, self._connections
         if self._closing:
             limits.deadlines.set(self, self._ends_within)
-        elif not self._writing.is_set():
+        elif self.congested:
             limits.deadlines.set(self, limits.stall_timeout)
         elif request is None:
             limits.deadlines.set(self, limits.head_timeout if self._parser.pending else limits.idle_timeout)
@@ -198,8 +205,7 @@ class Connection(asyncio.Protocol):
 
     async def drained(self) -> None:
         """See `Wire`."""
-        if not self._writing.is_set():
-            await self._writing.wait()
+        await self._writing.wait()
 
     def pause_reading(self) -> None:
         """See `Wire`."""
@@ -249,7 +255,7 @@ class Connection(asyncio.Protocol):
             "http_version": head.version,
             "method": head.method,
             "path": self._root_path + (unquote(path) if "%" in path else path),
-            "raw_path": self._root_path.encode("ascii") + head.raw_path,
+            "raw_path": self._raw_root_path + head.raw_path,
             "query_string": head.query,
             "headers": head.fields,
             "state": self._state.copy(),
@@ -262,9 +268,9 @@ class Connection(asyncio.Protocol):
         )
         self._limit_time()
         task = self._loop.create_task(request.run(self._application))
-        for tasks in (self._connections.tasks, self._server.tasks):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+        tasks = self._server.tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         """See `Receiver`."""

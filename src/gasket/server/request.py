@@ -32,8 +32,12 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None:
         """Send this after all that was written before."""
 
+    @property
+    def congested(self) -> bool:
+        """Whether the client has still to read much of what was written."""
+
     async def drained(self) -> None:
-        """Wait until the client has read enough of what was written."""
+        """Wait until it has."""
 
     def pause_reading(self) -> None:
         """Stop reading from the client."""
@@ -86,7 +90,8 @@ class Request:
         self._body: list[bytes] = []
         self._unread = 0
         self._end_delivered = False
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None
+        """Made for the first wait: a small request's body is there before the application asks for it."""
         self._chunked = False
         self._held_head = b""
         """The head of the answer, until the first message of its body: one write for both saves a tenth of the CPU."""
@@ -115,17 +120,21 @@ class Request:
         self._unread += len(body)
         if self._unread > _MAX_UNREAD:
             self._wire.pause_reading()
-        self._changed.set()
+        self._tell_change()
 
     def end(self) -> None:
         """The body is complete."""
         self.body_complete = True
-        self._changed.set()
+        self._tell_change()
 
     def disconnect(self) -> None:
         """The client has left."""
         self.disconnected = True
-        self._changed.set()
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`: the next piece of the body; after the last one, waits until the answer ends or the client
@@ -138,8 +147,9 @@ class Request:
             self._body or (self.body_complete and not self._end_delivered) or self.disconnected or self.answered
         ):
             self._wire.resume_reading()
-            self._changed.clear()
-            await self._changed.wait()
+            changed = self._changed = self._changed or asyncio.Event()
+            changed.clear()
+            await changed.wait()
         if self.disconnected or self.answered:
             return {"type": "http.disconnect"}
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -148,16 +158,14 @@ class Request:
         self._end_delivered = self.body_complete
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
-    def _has_body_to_deliver(self) -> bool:
-        return bool(self._body) or (self.body_complete and not self._end_delivered)
-
     async def send(self, message: Mapping[str, Any]) -> None:
         """ASGI's `send`. The start of an answer leaves with the first message of its body, which may be empty.
 
         Raises:
             RuntimeError: the message is not allowed now, or is not valid HTTP.
         """
-        await self._wire.drained()
+        if self._wire.congested:
+            await self._wire.drained()
         if self.disconnected:
             return
         kind = message["type"]
@@ -218,7 +226,7 @@ class Request:
             self._wire.write(head + body if head else body)
         if not more:
             self.answered = True
-            self._changed.set()
+            self._tell_change()
             self._wire.answered()
 
     async def _fail(self) -> None:

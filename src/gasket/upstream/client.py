@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
@@ -42,10 +42,9 @@ class Timeouts(NamedTuple):
 class Response:
     """An answer whose head has arrived. Always close it; that keeps the connection only if the answer is complete."""
 
-    __slots__ = ("_ahead", "_connection", "_within", "codings", "fields", "status")
+    __slots__ = ("_connection", "_within", "codings", "fields", "status")
 
     def __init__(self, connection: Connection, within: float) -> None:
-        self._ahead = b""
         self._connection = connection
         self._within = within
         self.status = connection.status
@@ -62,38 +61,40 @@ class Response:
     @property
     def at_end(self) -> bool:
         """Whether the whole body has been read."""
-        return not self._ahead and self._connection.at_end
+        return self._connection.at_end
 
     @property
     def has_arrived(self) -> bool:
         """Whether `piece` would return without waiting."""
-        return bool(self._ahead) or self._connection.has_arrived
+        return self._connection.has_arrived
 
     def field(self, name: bytes) -> bytes:
         """The first value of a field; empty if there is none."""
-        return next((value for known, value in self.fields if known == name), b"")
+        for known, value in self.fields:
+            if known == name:
+                return value
+        return b""
 
-    async def piece(self) -> bytes:
-        """The bytes that have arrived; empty at the end.
+    def arrived(self) -> bytes:
+        """The bytes that have arrived; empty if there are none, or at the end."""
+        return self._connection.take()
+
+    def piece(self) -> Coroutine[Any, Any, bytes]:
+        """The bytes that have arrived, at least one; empty at the end.
 
         Raises:
             AnswerTimeoutError, BrokenAnswerError: when all bytes that arrived before it were returned.
         """
-        if self._ahead:
-            piece, self._ahead = self._ahead, b""
-            return piece
-        return await self._connection.piece(self._within)
+        return self._connection.piece(self._within)
 
     def unread(self, piece: bytes) -> None:
         """Put back what was read last: `piece` returns it next."""
-        self._ahead = piece
+        if piece:
+            self._connection.put_back(piece)
 
-    async def piece_or_silence(self, patience: float) -> bytes | None:
+    def piece_or_silence(self, patience: float) -> Coroutine[Any, Any, bytes | None]:
         """As `piece`; None when nothing has arrived for `patience` seconds."""
-        if self._ahead:
-            piece, self._ahead = self._ahead, b""
-            return piece
-        return await self._connection.piece_or_silence(self._within, patience)
+        return self._connection.piece_or_silence(self._within, patience)
 
     async def read(self, limit: int) -> bytes:
         """The whole body.
@@ -142,14 +143,22 @@ class WholeResponse(Response):
         """All of it has."""
         return True
 
+    def arrived(self) -> bytes:
+        """All of it."""
+        body, self._body = self._body, b""
+        return body
+
     async def piece_or_silence(self, patience: float) -> bytes | None:
         """As `Response`, without waiting."""
-        return await self.piece()
+        return self.arrived()
 
     async def piece(self) -> bytes:
         """As `Response`, without waiting."""
-        body, self._body = self._body, b""
-        return body
+        return self.arrived()
+
+    def unread(self, piece: bytes) -> None:
+        """As `Response`."""
+        self._body = piece + self._body
 
     def close(self) -> None:
         """It holds no connection."""
@@ -182,6 +191,11 @@ class DecodedResponse(Response):
     def has_arrived(self) -> bool:
         """As `Response`, as far as it is decoded."""
         return bool(self._decoded) or self.at_end
+
+    def arrived(self) -> bytes:
+        """As `Response`, as far as it is decoded."""
+        decoded, self._decoded = self._decoded, b""
+        return decoded
 
     def unread(self, piece: bytes) -> None:
         """As `Response`."""

@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait(within - self._silent)
-        return self._take()
+        return self.take()
 
     async def piece_or_silence(self, within: float, patience: float) -> bytes | None:
         """As `piece`; None when nothing has arrived for `patience` seconds. Such waits, one after another, take at most
@@ -113,7 +113,12 @@ class Connection(asyncio.Protocol):
             if not self._pieces and not self.complete and self._failure is None:
                 self._silent += patience
                 return None
-        return self._take()
+        return self.take()
+
+    def put_back(self, piece: bytes) -> None:
+        """Put back what was read last: it is read next."""
+        self._pieces.appendleft(piece)
+        self._waiting_bytes += len(piece)
 
     @property
     def at_end(self) -> bool:
@@ -139,7 +144,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _take(self) -> bytes:
+    def take(self) -> bytes:
+        """The bytes of the body that have arrived; empty if there are none."""
+        if not self._pieces:
+            return b""
         self._silent = 0.0
         piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
@@ -194,8 +202,18 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
             if not self._head_complete:
                 self._limit_head(len(data))
+            elif self._pieces or self.complete:  # else these bytes frame a chunk, and are no sign of life
+                self._arrived(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(BrokenAnswerError("does not answer in HTTP/1.1"))
+
+    def _arrived(self, received: int) -> None:
+        """Once for each read, which may hold a hundred chunks."""
+        self._waiting_bytes += received
+        if self._waiting_bytes > _PAUSE_ABOVE and not (self._paused or self.complete) and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
 
     def _limit_head(self, received: int) -> None:
         """Bound the bytes before the head is complete: an endless header field, or endless informational answers."""
@@ -261,14 +279,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; chunks are decoded."""
-        if self._without_body:
-            return
-        self._pieces.append(body)
-        self._waiting_bytes += len(body)
-        if self._waiting_bytes > _PAUSE_ABOVE and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
+        if not self._without_body:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The answer is complete, unless it is an informational one."""
@@ -278,4 +290,3 @@ class Connection(asyncio.Protocol):
         # A backend may answer before it has read the whole request. Then the connection cannot be used again.
         sent = self._transport is not None and not self._transport.get_write_buffer_size()
         self._reusable = sent and self._parser.should_keep_alive()
-        self._wake()
