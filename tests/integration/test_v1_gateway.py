@@ -659,3 +659,96 @@ async def test_a_fault_of_the_gateways_own_has_an_id_too(start: Start, caplog: p
     assert client.fields[b"x-gasket-request-id"].decode() == noted[0].request_id
     assert "ZeroDivisionError" in caplog.text
     assert "ZeroDivisionError" not in client.body.decode()
+
+
+class TestAnErrorThatNobodyCanRead:
+    """One in an encoding that neither Gasket nor the client decodes keeps what a client acts on: its status."""
+
+    HEAD = (
+        b"HTTP/1.1 %b\r\nContent-Type: text/plain\r\nContent-Encoding: br\r\nRetry-After: 7\r\n"
+        b"Content-Length: 3\r\n\r\nbr!"
+    )
+
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (b"429 Too Many Requests", "rate_limit_error"),
+            (b"400 Bad Request", "invalid_request_error"),
+            (b"500 Oh", "server_error"),
+        ],
+    )
+    async def test_its_status_passes_without_its_words(self, start: Start, status: bytes, kind: str) -> None:
+        gateway, noted = await start(self.HEAD % status)
+        client = await asked(gateway, b"{}")
+        assert client.status == int(status[:3])
+        assert client.fields[b"retry-after"] == b"7"
+        assert b"content-encoding" not in client.fields
+        assert client.fields[b"content-type"] == b"application/json"
+        assert client.fields[b"content-length"] == b"%d" % len(client.body)
+        error = json.loads(client.body)["error"]
+        assert error["type"] == kind
+        assert "'br'" in error["message"]
+        assert (noted[0].status, noted[0].outcome) == (client.status, "ok")
+        assert client.whole
+
+    async def test_in_the_shape_of_messages(self, start: Start) -> None:
+        gateway, noted = await start(self.HEAD % b"429 Too Many Requests")
+        client = await asked(gateway, b"{}", "/v1/messages")
+        body = json.loads(client.body)
+        assert (client.status, body["type"], body["error"]["type"]) == (429, "error", "rate_limit_error")
+        assert body["request_id"] == noted[0].request_id
+
+    async def test_a_client_that_can_read_it_gets_it(self, start: Start) -> None:
+        gateway, _ = await start(self.HEAD % b"429 Too Many Requests")
+        client = await asked(gateway, b"{}", headers=[(b"accept-encoding", b"br")])
+        assert (client.status, client.body, client.fields[b"content-encoding"]) == (429, b"br!", b"br")
+
+
+class TestAnErrorInTheMiddleOfAStream:
+    ERRORS = (
+        b'data: {"error": {"message": "overloaded", "type": "server_error", "code": null}}\n\n',
+        b'data: {"error":{"code":502,"message":"overloaded"},"choices":[{"delta":{},"finish_reason":"error"}]}\n\n',
+        b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "overloaded"}}\n\n',
+        b'data: {"type":"error","code":"server_error","message":"overloaded","param":null}\n\n',
+        b'data: {"type":"response.failed","response":{"status":"failed","error":{"message":"overloaded"}}}\n\n',
+    )
+
+    @pytest.mark.parametrize("error", ERRORS)
+    @pytest.mark.parametrize("behind", [b"", DONE])
+    async def test_it_is_told_apart_and_passes_as_it_came(self, start: Start, error: bytes, behind: bytes) -> None:
+        gateway, noted = await start(a_stream(body=EVENT + EVENT + error + behind))
+        client = await asked(gateway)
+        assert client.body == EVENT + EVENT + error + behind
+        assert (noted[0].status, noted[0].outcome) == (200, "upstream_failed")
+        assert noted[0].error is not None
+        assert noted[0].error.endswith("sent an error in its stream: overloaded")
+        assert [kind for _, kind in noted[0].failures] == ["error_in_success"]
+        assert noted[0].completion_tokens > 0
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            b'data: {"choices":[{"delta":{"content":"hi"}}],"error":null}\n\n',
+            b'data: {"choices":[{"delta":{"content":"{\\"error\\": 1}"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"tool":{"error": "of a tool"}}}]}\n\n',
+            b'data: not JSON with "error": 1\n\n',
+            b'data: {"error": ' + b"[" * 10_000 + b"\n\n",
+        ],
+    )
+    async def test_what_only_looks_like_one_is_none(self, start: Start, event: bytes) -> None:
+        gateway, noted = await start(a_stream(body=EVENT + event + DONE))
+        await asked(gateway)
+        assert (noted[0].outcome, noted[0].error, noted[0].failures) == ("ok", None, ())
+
+    async def test_a_client_that_leaves_at_it_hides_it_not(self, start: Start) -> None:
+        never = asyncio.Event()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        gateway, noted = await start(head + EVENT + self.ERRORS[0], never)
+        client = Client()
+        client.put(b'{"stream": true}')
+        answering = asyncio.ensure_future(gateway(client.scope, client.coming.get, client.send))
+        await until(lambda: len(client.sent) > 1 and self.ERRORS[0] in client.body, 30, "the event of the error")
+        client.coming.put_nowait({"type": "http.disconnect"})
+        await answering
+        never.set()
+        assert (noted[0].status, noted[0].outcome) == (200, "upstream_failed")

@@ -55,13 +55,19 @@ class Answer:
             self.close()
             raise
         if error is not None:
-            self._failed = True
-            if error.fault_of_client:
-                self._admission.succeeded()
-            else:
-                self._admission.failed()
+            self.told_of(error)
             self.close()
         return error
+
+    def told_of(self, error: ErrorInSuccess) -> None:
+        """The backend tells of an error with status 200."""
+        if self._failed:
+            return
+        self._failed = True
+        if error.fault_of_client:
+            self._admission.succeeded()
+        else:
+            self._admission.failed()
 
     async def keep(self) -> bool:
         """Have all of it here, and give connection and place back, in every case; whether it is small and at hand."""

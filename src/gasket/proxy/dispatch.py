@@ -12,13 +12,13 @@ from gasket.backends.breaker import BackendAdmission, Breakers, SetAside
 from gasket.proxy.access import Backend
 from gasket.proxy.answer import SIGNS_OF_FAILURE, Answer, Places, explain, judge
 from gasket.proxy.bodies import replace_model
-from gasket.proxy.errors import BusyError, UpstreamFailedError
+from gasket.proxy.errors import BusyError, UpstreamFailedError, stand_in_body
 from gasket.proxy.exchange import Exchange
 from gasket.proxy.headers import accepts
 from gasket.proxy.routing import Route
 from gasket.proxy.usage_refusals import UsageRefusals
 from gasket.server.errors import GatewayError
-from gasket.upstream.client import Response, UpstreamClient
+from gasket.upstream.client import Response, UpstreamClient, WholeResponse
 from gasket.upstream.connection import Fields
 from gasket.upstream.failures import BackendDeniedError, NameNotResolvedError, UpstreamError
 
@@ -31,6 +31,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A backend that does not know `stream_options` says so with any of 400 to 501; the two are about the credential and its
 # limits.
 _REFUSES_OPTIONS = frozenset(range(400, 502)) - {401, _RATE_LIMITED}
+_OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"content-type", b"etag"})
 _WITHOUT_CONTENT = frozenset({204, 304})
 _NO_CONNECTION = frozenset({"upstream_unreachable", "backend_denied"})
 _TRIES = 2
@@ -230,7 +231,9 @@ class Dispatcher:
             if response.status in _REDIRECTS:
                 raise _redirected(exchange, backend, response)
             if response.codings and (unread := _unreadable(response, request.accepted_codings)):
-                raise _encoded(exchange, backend, response, unread)
+                if response.status < 400:
+                    raise _encoded(exchange, backend, response, unread)
+                response = _without_its_body(exchange, backend, response, unread)
             verdict = admission.failed if response.status in SIGNS_OF_FAILURE else admission.answered
             if response.status == _NOT_FOUND and not backend.address.prefix:
                 self._tell_of_path(backend, exchange.path)
@@ -273,6 +276,20 @@ def _unreadable(response: Response, accepted_codings: bytes) -> bytes | None:
     if response.status in _WITHOUT_CONTENT:
         return None
     return next((coding for coding in response.codings if not accepts(accepted_codings, coding)), None)
+
+
+def _without_its_body(exchange: Exchange, backend: Backend, response: Response, coding: bytes) -> Response:
+    """An error whose words nobody can read keeps its status and its fields, which say when to try again."""
+    name = coding[:30].decode("latin-1")
+    message = (
+        f"Backend {backend.name!r} answered {response.status}. What it says is in the Content-Encoding {name!r}, which "
+        "the request's Accept-Encoding does not allow."
+    )
+    body = stand_in_body(message, response.status, exchange.path, exchange.request_id)
+    kept = [field for field in response.fields if field[0] not in _OF_THE_BODY]
+    response.close()
+    own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return WholeResponse(response.status, kept + own, body)
 
 
 def _encoded(exchange: Exchange, backend: Backend, response: Response, coding: bytes) -> GatewayError:

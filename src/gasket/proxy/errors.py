@@ -27,7 +27,7 @@ import msgspec
 
 from gasket.errors import GasketError
 from gasket.proxy.endpoints import speaks_anthropic
-from gasket.server.errors import INVALID_REQUEST, GatewayError
+from gasket.server.errors import INVALID_REQUEST, SERVER_ERROR, GatewayError
 
 
 class KeyRefusedError(GatewayError):
@@ -134,6 +134,19 @@ def error_body(error: GatewayError, path: str, request_id: str) -> bytes:
     """The error as JSON, in the shape of the API that the path is of. `request_id` is ours."""
     if not speaks_anthropic(path):
         return error.body()
-    other = "invalid_request_error" if error.kind == INVALID_REQUEST else "api_error"
-    said = {"type": _ANTHROPIC_KINDS.get(error.status, other), "message": str(error)}
+    return _anthropic_body(str(error), error.status, error.kind == INVALID_REQUEST, request_id)
+
+
+def stand_in_body(message: str, status: int, path: str, request_id: str) -> bytes:
+    """What takes the place of a backend's error that nobody can read, in the same shape."""
+    fault_of_client = status < 500
+    if speaks_anthropic(path):
+        return _anthropic_body(message, status, fault_of_client, request_id)
+    kind = LimitedError.kind if status == LimitedError.status else INVALID_REQUEST if fault_of_client else SERVER_ERROR
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})
+
+
+def _anthropic_body(message: str, status: int, fault_of_client: bool, request_id: str) -> bytes:
+    other = "invalid_request_error" if fault_of_client else "api_error"
+    said = {"type": _ANTHROPIC_KINDS.get(status, other), "message": message}
     return msgspec.json.encode({"type": "error", "error": said, "request_id": request_id})

@@ -1,6 +1,7 @@
-"""Finds the error in an answer whose status says 200, before any of it is passed on. Some backends answer so.
+"""Finds the error in an answer whose status says 200. Some backends answer so.
 
-Such an answer is a failure: another backend is asked, and nothing is charged.
+Where it is found before anything is passed on, the answer is a failure: another backend is asked, and nothing is
+charged. In the middle of a stream it passes on, and the request counts as one that failed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gasket.proxy.events import begin_like_events, event_data
+from gasket.proxy.events import begin_like_events, event_data, split_events
 from gasket.upstream.client import Response
 
 READ_AHEAD_WITHIN = 2.0
@@ -22,6 +23,9 @@ _ERROR = rb'"error"\s*+:\s*+(?!null)|"type"\s*+:\s*+"error"'
 _HAS_ERROR = re.compile(_ERROR)
 _BEGINS_LIKE_ERROR = re.compile(rb"\s*+\{\s*+(?:" + _ERROR + rb")")
 _SHORTEST_BEGINNINGS = (b'{"error":', b'{"type":"error"')
+_NAMES_ERROR = b'error"'
+_FAILED = "response.failed"
+"""The last event of the Responses API when it fails."""
 _STATUS = re.compile("[45][0-9]{2}")
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
@@ -48,6 +52,7 @@ class _Answer(msgspec.Struct):
     data: Any = None
     output: Any = None
     content: Any = None
+    response: Any = None
 
 
 async def find_error(response: Response) -> ErrorInSuccess | None:
@@ -95,12 +100,32 @@ def _error_in(head: bytes) -> ErrorInSuccess | None:
     body = head if head[:200].lstrip().startswith(b"{") else _first_event(head + b"\n\n") or b""
     try:
         answer = msgspec.json.decode(body, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if answer.object == "response":  # the Responses API tells of its failures so, and its clients know that
         return None
     if answer.choices or answer.data or answer.output or answer.content:
         return None
+    return _error_of(answer)
+
+
+def error_in_events(block: bytes) -> ErrorInSuccess | None:
+    """The error that one of these events tells of, in the middle of a stream: it passes on as it came."""
+    if _NAMES_ERROR not in block or _HAS_ERROR.search(block) is None:
+        return None
+    for event in split_events(block):
+        try:
+            answer = msgspec.json.decode(event_data(event), type=_Answer) if _NAMES_ERROR in event else _Answer()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        if answer.type == _FAILED and isinstance(answer.response, dict):
+            answer.error = answer.response.get("error")
+        if (error := _error_of(answer)) is not None:
+            return error
+    return None
+
+
+def _error_of(answer: _Answer) -> ErrorInSuccess | None:
     if isinstance(answer.error, dict) and answer.error:
         message, code = answer.error.get("message"), answer.error.get("code")
     elif isinstance(answer.error, str) and answer.error:

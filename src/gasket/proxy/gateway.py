@@ -124,7 +124,8 @@ class Gateway:
         try:
             await self._answer(exchange, scope, receive, send)
         except ClientGoneError:
-            _note_gone(exchange)
+            if exchange.outcome is Outcome.OK:  # many a client leaves at the event of an error
+                _note_gone(exchange)
         except asyncio.CancelledError:  # the server's, at its end
             exchange.status, exchange.outcome = exchange.status or StoppingError.status, Outcome.SHUTDOWN
             raise

@@ -12,9 +12,9 @@ from gasket.deadlines import Deadlines
 from gasket.proxy.answer import Answer, explain
 from gasket.proxy.endpoints import speaks_anthropic
 from gasket.proxy.errors import ClientGoneError, error_body
-from gasket.proxy.errors_in_success import READ_AHEAD_WITHIN
+from gasket.proxy.errors_in_success import READ_AHEAD_WITHIN, ErrorInSuccess, error_in_events
 from gasket.proxy.events import COMMENT, EventStream, begin_like_events, error_event, event_data
-from gasket.proxy.exchange import Exchange
+from gasket.proxy.exchange import Exchange, Outcome
 from gasket.proxy.headers import downstream
 from gasket.proxy.usage_tap import UsageTap
 from gasket.server.errors import GatewayError
@@ -181,10 +181,21 @@ class Relay:
     async def _events_out(self, block: bytes, events: EventStream) -> None:
         end = block[-32:]
         self._said_last_word = _DONE in end or _MESSAGE_STOP in end
+        if (error := error_in_events(block)) is not None:
+            self._tells_of(error)
         if block := self._tap.events(block):
             self._exchange.bytes_out += len(block)
             await self._body(block, more=True)
             self._clean = events.clean
+
+    def _tells_of(self, error: ErrorInSuccess) -> None:
+        """Of an error in the middle of a stream the client gets the event, and the log this."""
+        exchange, backend = self._exchange, self._answer.backend
+        if exchange.outcome is Outcome.OK:
+            exchange.outcome = Outcome.UPSTREAM_FAILED
+            exchange.error = f"Backend {backend.name!r} sent an error in its stream: {error.message[:1000]}"
+            exchange.note_failure(backend, "error_in_success")
+            self._answer.told_of(error)
 
     def _body(self, body: bytes, *, more: bool) -> Coroutine[Any, Any, None]:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}

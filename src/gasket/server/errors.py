@@ -22,14 +22,14 @@ import msgspec
 from gasket.errors import GasketError
 
 INVALID_REQUEST = "invalid_request_error"
-_SERVER_ERROR = "server_error"
+SERVER_ERROR = "server_error"
 
 
 class GatewayError(GasketError):
     """The gateway could not forward the request."""
 
     status: ClassVar[int] = 500
-    kind: ClassVar[str] = _SERVER_ERROR
+    kind: ClassVar[str] = SERVER_ERROR
     default_code: ClassVar[str] = "internal"
 
     def __init__(
