@@ -23,6 +23,7 @@ from litestar.types import Guard
 
 from gasket import db, http
 from gasket.access.authentication import Authenticator, require_role
+from gasket.access.bearers import Bearers
 from gasket.access.controller import SessionController, TokenController, me
 from gasket.access.cookies import NAME, PREFIX
 from gasket.access.one_time_code import OneTimeCode
@@ -90,6 +91,19 @@ def create_app(settings: Settings | None = None) -> Litestar:
     registry = make_registry()
     sqlalchemy = SQLAlchemyInitPlugin(db.sqlalchemy_config(engine, sessions, alembic_settings_or_exit(config.ini)))
     migrator = MigratorPlugin(config, lambda: list(sqlalchemy.config), recorded)
+    provider = Provider(settings.oidc_issuer) if settings.oidc_issuer and settings.oidc_client_id else None
+    bearers = _bearers(settings, provider)
+    refused = RefusedSignIns()
+    authenticator = Authenticator(
+        sessions.begin,
+        root_peers=settings.admin_token_networks,
+        on_refused=refused.count,
+        bearers=bearers,
+        roles=_role_groups(settings),
+        groups_claim=settings.oidc_groups_claim,
+    )
+    authenticator.root_tokens = tuple(SecretBytes(token.encode()) for token in settings.admin_tokens)
+    sign_in = _sign_in(settings, provider, authenticator, sessions.begin)
     gateway = GatewayPlugin(
         settings,
         database_url=config.database_url,
@@ -97,6 +111,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
         client=upstream,
         breakers=breakers,
         decrypt=key_ring.decrypt,
+        bearers=bearers,
+        count_guess=authenticator.count_guess_from,
         observers=[GatewayMetrics(registry), figures],
     )
     state = StateCollector(
@@ -130,10 +146,6 @@ def create_app(settings: Settings | None = None) -> Litestar:
         gateway.gateway.stop()
         connections.end()
 
-    refused = RefusedSignIns()
-    authenticator = Authenticator(sessions.begin, root_peers=settings.admin_token_networks, on_refused=refused.count)
-    authenticator.root_tokens = tuple(SecretBytes(token.encode()) for token in settings.admin_tokens)
-    sign_in = _sign_in(settings, authenticator, sessions.begin)
     app = Gasket(
         route_handlers=[
             _api(),
@@ -150,7 +162,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             "upstream": Provide(lambda: upstream, sync_to_thread=False),
             "sign_in": Provide(lambda: sign_in, sync_to_thread=False),
         },
-        on_shutdown=[upstream.close, sign_in.close, deliver_notices],
+        on_shutdown=[upstream.close, sign_in.close, *([bearers.close] if bearers else []), deliver_notices],
         plugins=[
             sqlalchemy,
             SQLAlchemySerializationPlugin(),
@@ -221,23 +233,37 @@ def _show_target(config: MigratorConfig) -> None:
     show(replace(config, migration_database_url=None))
 
 
-def _sign_in(settings: Settings, authenticator: Authenticator, transaction: db.Transactions) -> SignIn:
-    if settings.oidc_issuer is None or settings.oidc_client_id is None:
-        return SignIn(None, None, authenticator=authenticator, transaction=transaction)
-    roles = RoleGroups(
+def _role_groups(settings: Settings) -> RoleGroups:
+    return RoleGroups(
         admin=settings.oidc_admin_groups,
         operator=settings.oidc_operator_groups,
         viewer=settings.oidc_viewer_groups,
         user=settings.oidc_user_groups,
     )
+
+
+def _bearers(settings: Settings, provider: Provider | None) -> Bearers | None:
+    """What checks signed tokens; None: there is no issuer, or nothing says whom its tokens must be for."""
+    trusted = [Provider(issuer) for issuer in settings.oidc_trusted_issuers if issuer != settings.oidc_issuer]
+    audience = settings.oidc_audience or settings.oidc_client_id
+    if audience is None or not (provider or trusted):
+        return None
+    return Bearers(provider, trusted, audience=audience, client_id=settings.oidc_client_id)
+
+
+def _sign_in(
+    settings: Settings, provider: Provider | None, authenticator: Authenticator, transaction: db.Transactions
+) -> SignIn:
+    if provider is None or settings.oidc_client_id is None:
+        return SignIn(None, None, authenticator=authenticator, transaction=transaction)
     oidc = OidcClient(
         client_id=settings.oidc_client_id,
         client_secret=settings.oidc_client_secret,
         scopes=settings.oidc_scopes,
         groups_claim=settings.oidc_groups_claim,
-        roles=roles,
+        roles=_role_groups(settings),
     )
-    return SignIn(Provider(settings.oidc_issuer), oidc, authenticator=authenticator, transaction=transaction)
+    return SignIn(provider, oidc, authenticator=authenticator, transaction=transaction)
 
 
 def _api() -> Router:

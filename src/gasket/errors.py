@@ -61,6 +61,7 @@ class GuessingError(GasketError):
 
     def __init__(self, wait: float = 60.0) -> None:
         super().__init__()
+        self.wait = wait
         self.headers = {"Retry-After": str(math.ceil(wait))}
 
 

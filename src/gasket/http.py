@@ -62,6 +62,7 @@ REFUSAL = "gasket_refusal"
 
 API_DESCRIPTION = """\
 The administration of the gateway. Every request needs a token whose role may do this: `Authorization: Bearer <token>`.
+A token that the identity provider has signed does, too: its groups give the role.
 A browser that is signed in sends its session's cookie instead, and with a change the session's CSRF token.
 
 Errors are `application/problem+json` (RFC 9457). `type` identifies the kind of error and never changes; `title` and

@@ -28,6 +28,15 @@ def parse_issuer(value: str) -> str:
     return value
 
 
+def parse_issuers(value: str) -> tuple[str, ...]:
+    """The URLs of issuers, comma-separated.
+
+    Raises:
+        ValueError: one is none, as `parse_issuer` says.
+    """
+    return tuple(dict.fromkeys(parse_issuer(part.strip()) for part in value.split(",") if part.strip()))
+
+
 def parse_scopes(value: str) -> str:
     """Scopes, separated by spaces; `openid` is always one of them.
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import msgspec
 
-ActorKind = Literal["root", "token", "person", "os_user", "replica", "unknown", "role"]
-"""`role`: a database role, where the transaction told nothing. `replica`: Gasket by itself. `unknown`: who did not sign
-in."""
+ActorKind = Literal["root", "token", "person", "subject", "os_user", "replica", "unknown", "role"]
+"""`subject`: of a signed token at `/v1`. `role`: a database role, where the transaction told nothing. `replica`: Gasket
+by itself. `unknown`: who did not sign in."""
 How = Literal["api", "page", "command", "sql"]
 
 

@@ -18,7 +18,7 @@ from gasket.cors import CorsOrigins
 from gasket.environment import file_variable, read_secret, refuse_unknown
 from gasket.errors import SettingsError
 from gasket.forwarded import TrustedProxies
-from gasket.issuers import parse_issuer, parse_name, parse_names, parse_scopes
+from gasket.issuers import parse_issuer, parse_issuers, parse_name, parse_names, parse_scopes
 from gasket.log_lines import JSON, TEXT
 from gasket.networks import BackendNetworks
 from gasket.peers import Peers
@@ -528,6 +528,21 @@ class Settings:
         frozenset(),
         shown_default="everybody who can sign in",
         meaning="groups that have the role `user`: keys of their own, in profiles that are open to them",
+    )
+    oidc_trusted_issuers: tuple[str, ...] = _setting(
+        "GASKET_OIDC_TRUSTED_ISSUERS",
+        parse_issuers,
+        (),
+        shown_default="none",
+        meaning="further issuers, comma-separated, whose signed tokens (JWT) count at `/v1` as a profile's "
+        "`claim_rules` say, as in `https://token.actions.githubusercontent.com`",
+    )
+    oidc_audience: str | None = _setting(
+        "GASKET_OIDC_AUDIENCE",
+        parse_name,
+        None,
+        shown_default="`GASKET_OIDC_CLIENT_ID`",
+        meaning="whom signed tokens must be for: what they have in `aud`",
     )
     secret_keys: tuple[str, ...] = _setting(
         "GASKET_SECRET_KEY",

@@ -180,6 +180,11 @@ class Startup:
         """
         if (self._settings.oidc_issuer is None) != (self._settings.oidc_client_id is None):
             raise SettingsError("GASKET_OIDC_ISSUER and GASKET_OIDC_CLIENT_ID belong together; set both, or neither.")
+        if self._settings.oidc_trusted_issuers and not (self._settings.oidc_audience or self._settings.oidc_client_id):
+            raise SettingsError(
+                "GASKET_OIDC_TRUSTED_ISSUERS needs GASKET_OIDC_AUDIENCE: without it nobody can tell whether a token is "
+                "meant for Gasket."
+            )
         if self._embedded:
             return
         if not self._settings.admin_tokens:

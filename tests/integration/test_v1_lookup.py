@@ -414,7 +414,7 @@ async def listening(url: str, database: asyncpg.Connection, schema: str = "publi
     """A directory whose keys never age, and that hears of changes."""
     async with looking_up(url, schema) as lookup:
         directory = KeyDirectory(lookup.find, ttl=10_000)
-        listener = ChangeListener(url, schema=schema, application_name=LISTENER, directory=directory)
+        listener = ChangeListener(url, schema=schema, application_name=LISTENER, directories=[directory])
         listener.start()
         try:
             await until(lambda: listens(database))
@@ -556,7 +556,7 @@ class TestListener:
         for url in (database_url, "postgresql://u@127.0.0.1:1/x"):
             for pause in (0.0, 0.01, 0.1, 0.5):
                 before = asyncio.all_tasks()
-                listener = ChangeListener(url, schema="public", application_name=LISTENER, directory=directory)
+                listener = ChangeListener(url, schema="public", application_name=LISTENER, directories=[directory])
                 await listener.stop()
                 listener.start()
                 listener.start()

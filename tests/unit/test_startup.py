@@ -11,6 +11,7 @@ from typing import Any
 import click
 import pytest
 
+from gasket.errors import SettingsError
 from gasket.installation import Installation
 from gasket.postgres import programs
 from gasket.server.connections import Connections
@@ -67,6 +68,20 @@ async def test_the_address_that_is_told_is_one_that_is_listened_on(
         context.params = {"host": "127.0.0.1", "port": 8000, **options}
         await startup.announce()
     assert shown in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"GASKET_OIDC_ISSUER": "https://login.example"}, "belong together"),
+        ({"GASKET_OIDC_CLIENT_ID": "gasket"}, "belong together"),
+        ({"GASKET_OIDC_TRUSTED_ISSUERS": "https://login.example"}, "needs GASKET_OIDC_AUDIENCE"),
+    ],
+)
+def test_half_of_what_signed_tokens_need_is_refused(settings: dict[str, str], words: str) -> None:
+    startup = Startup(Installation(read_settings({"DATABASE_URL": "postgresql://h/db", **settings})))
+    with pytest.raises(SettingsError, match=words):
+        startup.require_secrets()
 
 
 def test_a_data_folder_that_is_a_file_is_one_sentence_for_a_command(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from litestar.connection import ASGIConnection
@@ -18,10 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket import db, http
 from gasket.access import csrf
+from gasket.access.bearers import BEGINNING, Bearers, TokenRefusedError
 from gasket.access.cookies import session_value
 from gasket.access.guesses import Guesses
 from gasket.access.origins import origin_as, origin_of
-from gasket.access.roles import ROOT, Identity, allowed_roles, is_of_people
+from gasket.access.people import PersonService, Profile, RoleGroups, profile_of
+from gasket.access.roles import ROOT, Identity, Role, allowed_roles, is_of_people
 from gasket.access.service import TOKEN_PREFIX, TokenService, digest
 from gasket.access.sessions import SessionService
 from gasket.errors import CsrfError, ForbiddenError, GuessingError, UnauthorizedError, UnavailableError
@@ -56,11 +59,18 @@ class Authenticator:
         root_peers: Peers,
         clock: Callable[[], float] = time.monotonic,
         on_refused: Callable[[str | None], None] = lambda _address: None,
+        bearers: Bearers | None = None,
+        roles: RoleGroups | None = None,
+        groups_claim: str = "",
     ) -> None:
+        """`roles` and `groups_claim` are about the tokens of `bearers.own`, without which no signed token counts."""
         self._transaction = transaction
         self._root_peers = root_peers
         self._guesses = Guesses(clock)
         self._on_refused = on_refused
+        self._bearers = bearers
+        self._roles = roles or RoleGroups()
+        self._groups_claim = groups_claim
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
@@ -123,9 +133,14 @@ class Authenticator:
         Raises:
             GuessingError: it is one of too many.
         """
-        self._count_guess(_address_of(scope))
+        self.count_guess_from(_address_of(scope))
 
-    def _count_guess(self, address: str | None) -> None:
+    def count_guess_from(self, address: str | None) -> None:
+        """The same by the client's address; None: it came over a Unix socket.
+
+        Raises:
+            GuessingError: it is one of too many.
+        """
         self._on_refused(address)
         if wait := self._guesses.count(address):
             raise GuessingError(wait)
@@ -136,6 +151,8 @@ class Authenticator:
         Raises:
             UnauthorizedError: there is neither, or it is a wrong one.
             GuessingError: it is one of too many wrong tokens from this address.
+            ForbiddenError: the identity provider has signed the token, and its groups give no role.
+            IdentityProviderAwayError: the provider cannot be asked about the token.
         """
         given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         scheme, _, token = (given or b"").partition(b" ")
@@ -144,15 +161,42 @@ class Authenticator:
             return await self._of_session(cookie, _address_of(scope))
         if given is None:
             raise UnauthorizedError
-        return await self._of_token(token.strip() if is_bearer else b"", _address_of(scope))
+        token = token.strip() if is_bearer else b""
+        if token.startswith(BEGINNING) and self._bearers and self._bearers.own and not self._root_token(token):
+            return await self._of_signed(token, self._bearers, scope)
+        return await self._of_token(token, _address_of(scope))
 
     async def _of_token(self, token: bytes, address: str | None) -> Identity:
         if self._root_token(token) and self._root_may_come_from(address):
             return ROOT
         if identity := await self._stored(token):
             return identity
-        self._count_guess(address)
+        self.count_guess_from(address)
         raise UnauthorizedError
+
+    async def _of_signed(self, token: bytes, bearers: Bearers, scope: HTTPScope) -> Identity:
+        """Who has this token of the identity provider; the role is what the groups in the token give."""
+        key = f"signed {sha256(token).hexdigest()}"
+        known = self._known.get(key)
+        if known and self._clock() - known.at < _FRESH:
+            return known.identity
+        try:
+            signed = await bearers.check(token)
+            if not signed.own:
+                raise TokenRefusedError("The token's issuer is trusted for /v1 alone.")
+        except TokenRefusedError as error:
+            if error.guessed:
+                self.count_guess_from(_address_of(scope))
+            raise UnauthorizedError(str(error)) from None
+        profile = profile_of(signed.claims, groups_claim=self._groups_claim)
+        role = self._roles.role_of(profile.groups)
+        if role is None:
+            raise ForbiddenError(f"None of the groups of {profile.name!r} gives a role here; ask an administrator.")
+        who = Identity(profile.name, role, email=profile.email, person_id=0)  # for the audit
+        with acting(origin_as(scope, who, by_page=False)):
+            identity = await self._remembered(key, lambda session: _meet(session, profile, role))
+        assert identity is not None
+        return identity
 
     def _root_token(self, token: bytes) -> SecretBytes | None:
         """The one of GASKET_ADMIN_TOKEN that this is."""
@@ -205,6 +249,11 @@ class Authenticator:
     def _forget(self, session: str | None) -> None:
         if session:
             self._known.pop(_session_key(session), None)
+
+
+async def _meet(session: AsyncSession, profile: Profile, role: Role) -> Identity:
+    person_id = await PersonService(session).meet(profile)
+    return Identity(profile.name, role, email=profile.email, person_id=person_id)
 
 
 def _session_key(value: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from joserfc import jwt
+from joserfc import errors, jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.jws import JWSRegistry
@@ -46,6 +46,10 @@ class InvalidTokenError(Exception):
 
 class UnknownKeyError(InvalidTokenError):
     """No known key has signed it; perhaps the provider has a new one."""
+
+
+class ExpiredTokenError(InvalidTokenError):
+    """The provider has signed it, and its time is over."""
 
 
 def read_keys(document: bytes) -> list[Key]:
@@ -103,7 +107,8 @@ def check(claims: Claims, *, issuer: str, audience: str, now: Callable[[], float
     The rules are those of OpenID Connect Core 1.0, 3.1.3.7.
 
     Raises:
-        InvalidTokenError: one does not hold.
+        ExpiredTokenError: its time is over.
+        InvalidTokenError: another rule does not hold.
     """
     registry = jwt.JWTClaimsRegistry(
         now=int(now()),
@@ -116,6 +121,8 @@ def check(claims: Claims, *, issuer: str, audience: str, now: Callable[[], float
     )
     try:
         registry.validate(dict(claims))
+    except errors.ExpiredTokenError:
+        raise ExpiredTokenError("it has expired") from None
     except JoseError as error:
         raise InvalidTokenError(f"a claim does not hold: {error.error}, {_name_of_claim(error)}") from None
 

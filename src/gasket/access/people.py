@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from gasket.access.models import Person
@@ -101,3 +101,15 @@ class PersonService(Service[Person]):
         # Without this a row that the session has read before would keep its old values.
         options = {"populate_existing": True}
         return (await self.session.execute(statement, execution_options=options)).scalar_one()
+
+    async def meet(self, profile: Profile) -> int:
+        """The id of somebody who comes with a token. A row that is there stays: a sign-in since may know better."""
+        known = select(Person.id).where(Person.issuer == profile.issuer, Person.subject == profile.subject)
+        found = await self.session.scalar(known)
+        if found is None:
+            told = {"name": profile.name, "email": profile.email, "groups": list(profile.groups)}
+            row = insert(Person).values(issuer=profile.issuer, subject=profile.subject, **told)
+            await self.session.execute(row.on_conflict_do_nothing(constraint="uq_people_issuer_subject"))
+            found = await self.session.scalar(known)
+        assert found is not None
+        return found

@@ -31,7 +31,11 @@ class AuditEntryOut(msgspec.Struct, kw_only=True):
     actor: Annotated[str, Meta(description="Of a token its name, of a person the address", examples=["root"])]
     actor_kind: Annotated[
         str,
-        Meta(description="root, token, person, os_user, replica, role (of the database) or unknown", examples=["root"]),
+        Meta(
+            description="root, token, person, subject (of a signed token), os_user, replica, role (of the "
+            "database) or unknown",
+            examples=["root"],
+        ),
     ]
     how: Annotated[str, Meta(description="api, page, command or sql", examples=["api"])]
     source: Annotated[

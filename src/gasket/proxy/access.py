@@ -157,6 +157,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """By this process's monotonic clock, in seconds; None: never."""
     previous_digest: str | None = None
     """Hex SHA-256 of the key, if a rotation has replaced it."""
+    subject_digest: str | None = None
+    """Of a signed token: what its subject's row has as the digest of its key."""
 
     @property
     def limited(self) -> list[tuple[str, Limits]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from functools import partial
 from hashlib import sha256
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from gasket.proxy.access import Access
-from gasket.proxy.errors import KeyRefusedError
+from gasket.proxy.errors import KeyRefusedError, TokenNotValidError
 from gasket.proxy.headers import KEY_SHAPE
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class KeyDirectory:
     `ttl`, in seconds, may be changed at any time; it holds for what is looked up from then on.
     """
 
-    def __init__(self, find: Callable[[str], Awaitable[Access]], *, ttl: float) -> None:
+    def __init__(self, find: Callable[..., Awaitable[Access]], *, ttl: float) -> None:
         self.ttl = ttl
         self.hits = 0
         self.misses = 0
@@ -53,15 +54,14 @@ class KeyDirectory:
         Raises:
             KeyRefusedError: it is missing, or has not the form of a key, or has expired.
         """
-        if not KEY_SHAPE.fullmatch(key):
-            raise _misshapen(key)
+        self._check_shape(key)
         kept = self._kept.get(sha256(key).hexdigest())
         now = time.monotonic()
         if kept is None or kept.until <= now:
             return None
         expires_at = kept.access.expires_at
         if expires_at is not None and expires_at <= now:
-            raise KeyRefusedError("This API key has expired.", code="expired_api_key")
+            raise self._expired()
         self.hits += 1
         return kept.access
 
@@ -74,11 +74,11 @@ class KeyDirectory:
         digest = sha256(key).hexdigest()
         error, until = self._refused.get(digest, (None, 0.0))
         if error is not None and until > time.monotonic():
-            raise KeyRefusedError(str(error), code=error.code)
+            raise copy(error)
         looking = self._looking.get(digest)
         if looking is None:
             self.misses += 1
-            looking = self._looking[digest] = asyncio.create_task(self._fetch(digest))
+            looking = self._looking[digest] = asyncio.create_task(self._fetch(digest, key))
             looking.add_done_callback(partial(self._looked_up, digest))
         # Shielded: the one who asked first may leave, the others still want to know.
         return await asyncio.shield(looking)
@@ -110,17 +110,29 @@ class KeyDirectory:
         self._looking.clear()
         self._kept = {digest: kept for digest, kept in self._kept.items() if not concerned(kept.access)}
 
-    async def _fetch(self, digest: str) -> Access:
+    def _check_shape(self, key: bytes) -> None:
+        if not KEY_SHAPE.fullmatch(key):
+            raise _misshapen(key)
+
+    def _expired(self) -> KeyRefusedError:
+        return KeyRefusedError("This API key has expired.", code="expired_api_key")
+
+    async def _ask(self, digest: str, _key: bytes) -> Access:
+        return await self._find(digest)
+
+    async def _fetch(self, digest: str, key: bytes) -> Access:
         """A look-up that a change has overtaken is good for those who asked before it, and is not kept.
 
         Nor is it handed to who asks after the change: `forget_...` has taken it out of `_looking`.
         """
         generation, started = self._generation, time.monotonic()
         try:
-            access = await self._find(digest)
+            access = await self._ask(digest, key)
         except KeyRefusedError as error:
             if generation == self._generation:
-                _keep(self._refused, digest, (error, started + min(_REFUSAL_TTL, self.ttl)), most=_MOST_REFUSALS)
+                # A copy: the error itself leads, by its traceback, to all that the look-up had in its hands.
+                refusal = copy(error), started + min(_REFUSAL_TTL, self.ttl)
+                _keep(self._refused, digest, refusal, most=_MOST_REFUSALS)
             raise
         if generation == self._generation:
             _keep(self._kept, digest, _Kept(access, started + self.ttl), most=_MOST_KEYS)
@@ -131,6 +143,28 @@ class KeyDirectory:
             del self._looking[digest]
         if not done.cancelled():
             done.exception()  # everybody who asked may have left
+
+
+class TokenDirectory(KeyDirectory):
+    """The same for signed tokens, each until it expires; `find` is given the token itself."""
+
+    def forget_key(self, digest: str) -> None:
+        """A subject's row has changed, if it is not that of a key."""
+        self._refused.clear()
+        self._forget(lambda access: access.subject_digest == digest)
+
+    def forget_profile(self, profile_id: int) -> None:
+        """This profile has changed, and with it perhaps which tokens it takes: also some that another one has taken."""
+        self.forget_all()
+
+    def _check_shape(self, key: bytes) -> None:
+        """Nothing: its beginning has led here."""
+
+    def _expired(self) -> KeyRefusedError:
+        return TokenNotValidError("The token has expired.", guessed=False)
+
+    async def _ask(self, _digest: str, key: bytes) -> Access:
+        return await self._find(key)
 
 
 def _keep(entries: dict[str, T], digest: str, entry: T, *, most: int) -> None:

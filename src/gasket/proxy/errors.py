@@ -5,14 +5,18 @@ is in `server/errors.py`.
 
 GatewayError                   500  internal
 ├── KeyRefusedError            401  missing, malformed, invalid, revoked, expired
+│   ├── UnknownKeyError        401  invalid_api_key
+│   ├── TokenNotValidError     401  invalid_token
+│   └── TokenNotWantedError    403  token_not_accepted, ambiguous_token
 ├── ForbiddenError             403  endpoint_not_allowed, model_not_allowed
 ├── NoSuchModelError           404  model_not_found, no_backends
 ├── WrongUrlError              404  unknown_url
 ├── UseHttpError               426  websocket_not_supported
 ├── MediaTypeError             415  unsupported_media_type
-├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded
+├── LimitedError               429  rate_limit_exceeded, concurrency_limit_exceeded, too_many_wrong_tokens
 ├── UpstreamFailedError        502  upstream_unreachable, upstream_failed, upstream_redirected, backend_denied
-├── BusyError                  503  database_unavailable, schema_not_ready, overloaded, upstream_unavailable
+├── BusyError                  503  database_unavailable, schema_not_ready, overloaded, upstream_unavailable,
+│   │                               issuer_unavailable
 │   ├── MigratingError         503  migrating
 │   └── StoppingError          503  shutting_down
 ├── UpstreamTimeoutError       504  upstream_timeout
@@ -34,6 +38,26 @@ class KeyRefusedError(GatewayError):
     """The API key is not valid."""
 
     status, kind, default_code = 401, INVALID_REQUEST, "invalid_api_key"
+
+
+class UnknownKeyError(KeyRefusedError):
+    """This API key does not exist."""
+
+
+class TokenNotValidError(KeyRefusedError):
+    """The signed token does not count. `guessed`: it may be anybody's invention."""
+
+    default_code = "invalid_token"
+
+    def __init__(self, message: str | None = None, *, guessed: bool = True) -> None:
+        super().__init__(message)
+        self.guessed = guessed
+
+
+class TokenNotWantedError(KeyRefusedError):
+    """No profile takes the signed token."""
+
+    status, default_code = 403, "token_not_accepted"
 
 
 class ForbiddenError(GatewayError):

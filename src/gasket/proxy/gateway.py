@@ -11,12 +11,14 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
+from gasket.access.bearers import BEGINNING
 from gasket.deadlines import Deadlines
+from gasket.errors import GuessingError
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
 from gasket.proxy.access import Access, Backend, Profile
 from gasket.proxy.answer import Answer
 from gasket.proxy.bodies import ask_for_usage, read_body
-from gasket.proxy.directory import KeyDirectory
+from gasket.proxy.directory import KeyDirectory, TokenDirectory
 from gasket.proxy.dispatch import Dispatcher, Outgoing
 from gasket.proxy.endpoints import Endpoint, Kind, find_endpoint, speaks_anthropic
 from gasket.proxy.errors import (
@@ -26,6 +28,7 @@ from gasket.proxy.errors import (
     LoopError,
     NoSuchModelError,
     StoppingError,
+    TokenNotValidError,
     UpstreamFailedError,
     UpstreamTimeoutError,
     UseHttpError,
@@ -59,7 +62,8 @@ _JSON = (b"content-type", b"application/json")
 class Gateway:
     """Everything below `/v1`. `observers` are called with each request once it has ended; they must not raise.
 
-    `key_share` is how many per cent of `most_requests` and `most_in_bodies` one key may have.
+    `key_share` is how many per cent of `most_requests` and `most_in_bodies` one key may have. Without `tokens` no
+    signed token counts; `count_guess` is given the address from which a wrong one comes, and may raise GuessingError.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Gateway:
         most_requests: int,
         key_share: int,
         observers: Sequence[Observer],
+        tokens: TokenDirectory | None = None,
+        count_guess: Callable[[str | None], object] = lambda _address: None,
     ) -> None:
         self._directory = directory
         self._dispatcher = dispatcher
@@ -87,6 +93,8 @@ class Gateway:
         )
         self._most_requests = most_requests
         self._observers = observers
+        self._tokens = tokens
+        self._count_guess = count_guess
         self._deadlines = Deadlines()
         self._bodies = Deadlines()
         self._watches: set[Watch] = set()
@@ -162,7 +170,10 @@ class Gateway:
             raise BadRequestError(mistake, code="invalid_path")
         endpoint = find_endpoint(exchange.method, scope["raw_path"])
         key = incoming.key
-        access = self._directory.recall(key) or await self._directory.look_up(key)
+        if self._tokens is not None and key.startswith(BEGINNING):
+            access = await self._access_of_token(self._tokens, key, exchange.client)
+        else:
+            access = self._directory.recall(key) or await self._directory.look_up(key)
         exchange.access = access
         if access.profile.user_header is not None:
             exchange.end_user = incoming.take_end_user(scope["headers"], access.profile.user_header)
@@ -205,6 +216,17 @@ class Gateway:
                 await self._pass_on(exchange, access.profile, endpoint, outgoing, watch, send)
         finally:
             self._watches.discard(watch)
+
+    async def _access_of_token(self, tokens: TokenDirectory, token: bytes, client: str | None) -> Access:
+        try:
+            return tokens.recall(token) or await tokens.look_up(token)
+        except TokenNotValidError as error:
+            if error.guessed:
+                try:
+                    self._count_guess(client)
+                except GuessingError as slowed:
+                    raise LimitedError(str(slowed), code="too_many_wrong_tokens", retry_after=slowed.wait) from None
+            raise
 
     async def _send_error(self, exchange: Exchange, error: GatewayError, send: Send) -> None:
         """Once an answer has begun there is no place for another one."""

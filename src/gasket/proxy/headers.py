@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from gasket.access.bearers import BEGINNING
 from gasket.request_ids import checked_request_id
 from gasket.server.errors import BadRequestError, EncodedRequestError
 from gasket.upstream.connection import Fields
@@ -294,7 +295,10 @@ def _find_key(credentials: Mapping[bytes, bytes]) -> bytes:
     keys = {key for key in given if KEY_SHAPE.fullmatch(key)}
     if len(keys) > 1:
         raise BadRequestError("Two different API keys are given.", code="invalid_headers")
-    return next(iter(keys), None) or next(filter(None, given), b"")
+    if keys:
+        return keys.pop()
+    signed = next((token for token in given if token.startswith(BEGINNING)), None)
+    return signed or next(filter(None, given), b"")
 
 
 def _tokens(named: bytes) -> set[bytes]:

@@ -1,9 +1,10 @@
-"""Listens for changed keys, profiles and backends (PostgreSQL's NOTIFY), and drops them from the directory."""
+"""Listens for changed keys, profiles and backends (PostgreSQL's NOTIFY), and drops them from the directories."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 import asyncpg
@@ -27,15 +28,17 @@ _LONGEST_PAUSE = 5.0
 class ChangeListener:
     """One connection that LISTENs for as long as the replica serves.
 
-    While it is down, what the directory knows lives to its time to live and no longer; when it is back, the
-    directory forgets everything before the first notification counts, for some may have been missed.
+    While it is down, what the directories know lives to its time to live and no longer; when it is back, they forget
+    everything before the first notification counts, for some may have been missed.
     """
 
-    def __init__(self, database_url: str, *, schema: str, application_name: str, directory: KeyDirectory) -> None:
+    def __init__(
+        self, database_url: str, *, schema: str, application_name: str, directories: Sequence[KeyDirectory]
+    ) -> None:
         self._url = database_url
         self._channel = f"gasket_{schema}"
         self._application_name = application_name
-        self._directory = directory
+        self._directories = directories
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
 
@@ -75,7 +78,7 @@ class ChangeListener:
                 log.warning(
                     "not receiving key changes (%s): cached keys expire after at most %.0f s; reconnecting",
                     reason,
-                    self._directory.ttl,
+                    self._directories[0].ttl,
                 )
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -84,7 +87,7 @@ class ChangeListener:
         self._lost.clear()
         connection.add_termination_listener(lambda _connection: self._lost.set())
         await connection.add_listener(self._channel, self._heard)
-        self._directory.forget_all()
+        self._forget_all()
 
     async def _until_lost(self, connection: asyncpg.Connection) -> None:
         """A host that vanished sends no word of it; so ask now and then."""
@@ -97,21 +100,27 @@ class ChangeListener:
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         what, _, which = str(payload).partition(":")
-        match what:
-            case "key":
-                self._directory.forget_key(which)
-            case "profile" if which.isdigit():
-                self._directory.forget_profile(int(which))
-            case "backend" if which.isdigit():
-                self._directory.forget_backend(int(which))
-            case _:  # of a newer release
-                self._directory.forget_all()
+        for directory in self._directories:
+            match what:
+                case "key":
+                    directory.forget_key(which)
+                case "profile" if which.isdigit():
+                    directory.forget_profile(int(which))
+                case "backend" if which.isdigit():
+                    directory.forget_backend(int(which))
+                case _:  # of a newer release
+                    directory.forget_all()
+
+    def _forget_all(self) -> None:
+        for directory in self._directories:
+            directory.forget_all()
 
     def _give_up(self) -> None:
-        self._directory.ttl = min(self._directory.ttl, TTL_BEHIND_POOLER)
-        self._directory.forget_all()
+        for directory in self._directories:
+            directory.ttl = min(directory.ttl, TTL_BEHIND_POOLER)
+        self._forget_all()
         log.warning(
             "the database is reached through a connection pooler, where LISTEN does not work: a changed key is "
             "noticed after up to %.0f s. Set GASKET_MIGRATION_DATABASE_URL to a direct connection.",
-            self._directory.ttl,
+            self._directories[0].ttl,
         )

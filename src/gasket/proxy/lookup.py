@@ -20,7 +20,7 @@ from gasket.postgres.errors import DRIVER_ERRORS, LOST, describe, lacks_object
 from gasket.postgres.poolers import leads_through_pooler
 from gasket.postgres.quoting import quote_identifier
 from gasket.proxy.access import Access, Backend, Profile, ServedModel
-from gasket.proxy.errors import BusyError, KeyRefusedError
+from gasket.proxy.errors import BusyError, KeyRefusedError, UnknownKeyError
 
 log = logging.getLogger("gasket.gateway")
 
@@ -113,12 +113,20 @@ class KeyLookup:
             KeyRefusedError: there is none, or it is revoked or has expired.
             BusyError: the database does not answer, or its schema lacks what this release needs.
         """
+        return self._access(digest, await self.ask(None, digest))
+
+    async def ask(self, statement: str | None, *arguments: object) -> Sequence[asyncpg.Record]:
+        """The rows of a statement that may run twice, without one those of the key with this digest.
+
+        Raises:
+            BusyError: the database does not answer, or its schema lacks what this release needs.
+        """
         if self._waiting >= _LONGEST_QUEUE:
             raise BusyError("Too many keys are being looked up.")
         self._waiting += 1
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT), self._places:
-                rows = await self._ask(digest)
+                rows = await self._ask(statement, arguments)
         except DRIVER_ERRORS as error:
             if not self._away:
                 self._away = True
@@ -129,29 +137,31 @@ class KeyLookup:
         if self._away:
             self._away = False
             log.info("keys are looked up again")
-        return self._access(digest, rows)
+        return rows
 
     async def close(self) -> None:
         """Give the connections back."""
         while self._idle:
             self._idle.pop().connection.terminate()
 
-    async def _ask(self, digest: str) -> Sequence[asyncpg.Record]:
+    async def _ask(self, statement: str | None, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
         """A pooled connection may have died unnoticed: then once more, on a fresh one."""
         if self._idle:
             try:
-                return await self._ask_over(self._idle.pop(), digest)
+                return await self._ask_over(self._idle.pop(), statement, arguments)
             except _LOST:
                 pass
-        return await self._ask_over(await self._open_session(), digest)
+        return await self._ask_over(await self._open_session(), statement, arguments)
 
-    async def _ask_over(self, session: _Session, digest: str) -> Sequence[asyncpg.Record]:
+    async def _ask_over(
+        self, session: _Session, statement: str | None, arguments: Sequence[object]
+    ) -> Sequence[asyncpg.Record]:
         rows: Sequence[asyncpg.Record]
         try:
-            if session.prepared is not None:
-                rows = await session.prepared.fetch(digest)
+            if statement is None and session.prepared is not None:
+                rows = await session.prepared.fetch(*arguments)
             else:
-                rows = await session.connection.fetch(self._query, digest)
+                rows = await session.connection.fetch(statement or self._query, *arguments)
         except BaseException:
             session.connection.terminate()
             raise
@@ -169,7 +179,7 @@ class KeyLookup:
 
     def _access(self, digest: str, rows: Sequence[asyncpg.Record]) -> Access:
         if not rows:
-            raise KeyRefusedError("This API key does not exist.")
+            raise UnknownKeyError
         key = rows[0]
         if key["revoked"]:
             raise KeyRefusedError("This API key has been revoked.", code="revoked_api_key")

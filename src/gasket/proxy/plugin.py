@@ -10,6 +10,7 @@ from litestar import Litestar
 from litestar.config.app import AppConfig
 from litestar.plugins import InitPlugin
 
+from gasket.access.bearers import Bearers
 from gasket.backends.breaker import Breakers
 from gasket.db import PoolUse
 from gasket.limits.limiter import Limiter
@@ -17,12 +18,13 @@ from gasket.limits.store import LimitStore
 from gasket.postgres.sessions import application_name
 from gasket.proxy.access import Access
 from gasket.proxy.access_log import AccessLog
-from gasket.proxy.directory import KeyDirectory
+from gasket.proxy.directory import KeyDirectory, TokenDirectory
 from gasket.proxy.dispatch import Dispatcher
 from gasket.proxy.gateway import Gateway, Observer
 from gasket.proxy.listener import ChangeListener
 from gasket.proxy.lookup import KeyLookup
 from gasket.proxy.model_lists import ModelLists
+from gasket.proxy.token_lookup import TokenLookup
 from gasket.proxy.usage_recorder import UsageRecorder
 from gasket.settings import Settings
 from gasket.upstream.client import UpstreamClient
@@ -36,7 +38,8 @@ _BACKGROUND_AFTER = 60.0
 class GatewayPlugin(InitPlugin):
     """Makes `gateway`, starts and stops it; the application mounts it at `/v1`.
 
-    URLs are libpq URLs; `listener_url` leads around a transaction pooler where that is needed.
+    URLs are libpq URLs; `listener_url` leads around a transaction pooler where that is needed. `bearers` checks signed
+    tokens, and `count_guess` hears of the addresses from which wrong ones come.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class GatewayPlugin(InitPlugin):
         client: UpstreamClient,
         breakers: Breakers,
         decrypt: Callable[[str], str | None],
+        bearers: Bearers | None = None,
+        count_guess: Callable[[str | None], object] = lambda _address: None,
         observers: Sequence[Observer] = (),
     ) -> None:
         def name(activity: str) -> str:
@@ -60,11 +65,15 @@ class GatewayPlugin(InitPlugin):
             decrypt=decrypt,
         )
         self._directory = KeyDirectory(self._look_up, ttl=settings.key_cache_ttl)
+        self._tokens: TokenDirectory | None = None
+        if bearers is not None:
+            self._token_lookup = TokenLookup(bearers, self._lookup, schema=settings.database_schema)
+            self._tokens = TokenDirectory(self._look_up_token, ttl=settings.key_cache_ttl)
         self._listener = ChangeListener(
             listener_url,
             schema=settings.database_schema,
             application_name=name("gasket-listen"),
-            directory=self._directory,
+            directories=[self._directory, *([self._tokens] if self._tokens else [])],
         )
         self._limiter = Limiter(
             LimitStore(
@@ -91,6 +100,8 @@ class GatewayPlugin(InitPlugin):
             most_requests=settings.max_requests,
             key_share=settings.key_share,
             observers=[self._access_log, UsageRecorder(self.usage), *observers],
+            tokens=self._tokens,
+            count_guess=count_guess,
         )
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
@@ -118,6 +129,10 @@ class GatewayPlugin(InitPlugin):
         """A replica listens from the first key on: until then there is nothing to forget, and a start only looks."""
         self._listener.start()
         return await self._lookup.find(digest)
+
+    async def _look_up_token(self, token: bytes) -> Access:
+        self._listener.start()
+        return await self._token_lookup.find(token)
 
     async def _stop(self, _app: Litestar) -> None:
         if self._background is not None:
