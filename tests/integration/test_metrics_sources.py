@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from gasket.db import PoolUse, create_engine, pool_use
-from gasket.proxy.errors import KeyRefusedError
+from gasket.proxy.errors import UnknownKeyError
 from gasket.proxy.lookup import CONNECTIONS, KeyLookup
 from tests.acceptance.processes import until
 
@@ -36,7 +36,7 @@ async def test_who_waits_for_a_look_up_is_counted(api_database_url: str) -> None
         await holder.exec_driver_sql("LOCK TABLE api_keys")
         asked = asyncio.gather(*(lookup.find(f"{n:064x}") for n in range(5)), return_exceptions=True)
         await until(lambda: lookup.use == PoolUse(CONNECTIONS, 2, 3), 4, "three that wait")
-    assert [type(answer) for answer in await asyncio.wait_for(asked, 30)] == [KeyRefusedError] * 5
+    assert [type(answer) for answer in await asyncio.wait_for(asked, 30)] == [UnknownKeyError] * 5
     assert lookup.use == PoolUse(CONNECTIONS, 0, 0)
     await lookup.close()
     await engine.dispose()

@@ -234,6 +234,56 @@ class TestTheWay:
         again = await browser().client.post("/auth/logout")
         assert (again.status_code, again.headers["location"]) == (303, "/")
 
+    async def test_signing_out_on_a_page_ends_it_at_the_provider_too(
+        self, browser: Browsers, provider: IdentityProvider
+    ) -> None:
+        provider.metadata = {"end_session_endpoint": f"{provider.url}/end?a=1"}
+        someone = browser()
+        await someone.sign_in(provider)
+        value = someone.session
+        assert value is not None
+        shown = await someone.client.post("/ui/sign-out", data={"csrf_token": csrf_token_of(value)})
+        assert (shown.status_code, someone.session) == (200, None)
+        place = (
+            f"{provider.url}/end?a=1&amp;client_id=gasket&amp;post_logout_redirect_uri=https%3A%2F%2Fgasket.example%2F"
+        )
+        assert f'<meta http-equiv="refresh" content="0; url={place}">' in shown.text
+        assert f'href="{place}"' in shown.text
+        assert "form-action 'self'" in shown.headers["content-security-policy"]
+
+    async def test_on_a_page_without_that_it_leads_to_the_sign_in(
+        self, browser: Browsers, provider: IdentityProvider
+    ) -> None:
+        someone = browser()
+        await someone.sign_in(provider)
+        value = someone.session
+        assert value is not None
+        response = await someone.client.post("/ui/sign-out", data={"csrf_token": csrf_token_of(value)})
+        assert (response.status_code, response.headers["location"], someone.session) == (303, "/ui/sign-in", None)
+
+    async def test_a_browser_gets_pages_and_signs_in_all_the_same(
+        self, browser: Browsers, provider: IdentityProvider
+    ) -> None:
+        someone = browser()
+        someone.client.headers["accept"] = "text/html,application/xhtml+xml,*/*;q=0.8"
+        assert (await someone.sign_in(provider)).headers["location"] == "/"
+        assert someone.session is not None
+        refused = await someone.finish({"code": "x", "state": "y"})
+        assert (refused.status_code, refused.headers["content-type"]) == (400, "text/html; charset=utf-8")
+        assert "This browser has not begun this sign-in" in refused.text
+        assert "frame-ancestors 'none'" in refused.headers["content-security-policy"]
+        assert refused.headers["cache-control"] == "no-store"
+        for _ in range(10):
+            slowed = await someone.finish({"code": "x", "state": "y"})
+        assert (slowed.status_code, slowed.headers["content-type"]) == (429, "text/html; charset=utf-8")
+        assert int(slowed.headers["retry-after"]) > 0
+        unsigned = await someone.client.post("/auth/logout")
+        assert (unsigned.status_code, unsigned.headers["content-type"]) == (403, "text/html; charset=utf-8")
+        provider.person["groups"] = ["others"]
+        nobody = await someone.sign_in(provider)
+        assert nobody.status_code == 403
+        assert "gives a role here" in nobody.text
+
     async def test_many_sign_in_at_once(self, browser: Browsers, provider: IdentityProvider) -> None:
         browsers = [browser() for _ in range(30)]
         responses = await asyncio.gather(*(each.sign_in(provider) for each in browsers))

@@ -38,7 +38,10 @@ SHOWS = {
     "POST /ui/sign-out": ("DELETE /api/sessions/{session_id}",),
 }
 """What a page shows or does, where its path does not say that."""
-WITHOUT_SESSION = {"GET /ui/sign-in", "POST /ui/sign-in"}
+WITHOUT_SESSION = {
+    *("GET /ui/sign-in", "POST /ui/sign-in"),
+    *("GET /auth/login", "GET /auth/callback", "POST /auth/logout"),
+}
 """For everybody, whatever the role."""
 
 PAGE_ROUTES = sorted(route for route in ROUTES if " /ui" in route)

@@ -189,6 +189,9 @@ async def test_an_export_has_what_is_kept_and_no_secret(client: httpx.AsyncClien
     assert {row["object_kind"] for row in document["audit_log"]} >= {"key", "token", "session"}
     for rows in document.values():
         assert not [row for row in rows if isinstance(row, dict) and {"key_value", "digest", "root_proof"} & row.keys()]
+    newest = (await client.get("/api/audit")).json()["items"][0]
+    assert (newest["actor"], newest["how"], newest["action"]) == ("root", "api", "export")
+    assert (newest["object_kind"], newest["object_id"]) == ("person", "zoë.o'neil+x@example.org")
     await client.delete(PATH)
     after = (await client.get(f"{PATH}/export")).json()
     assert {name for name, rows in after.items() if rows} == {"email"}

@@ -45,8 +45,8 @@ class AuditEntryOut(msgspec.Struct, kw_only=True):
     action: Annotated[
         str,
         Meta(
-            description="create, change, delete or truncate of an object; look, pause, resume, refused_sign_in, "
-            "command, retention, erasure",
+            description="create, change, delete or truncate of an object; look, export, pause, resume, "
+            "refused_sign_in, command, retention, erasure",
             examples=["change"],
         ),
     ]

@@ -347,6 +347,15 @@ ClaimRules = Annotated[
         max_length=100,
         description="Whose signed tokens (JWT) the profile takes in place of a key: a token to which all rules of its "
         "issuer apply. Without a rule for an issuer it takes none of its tokens",
+        examples=[
+            [
+                {
+                    "issuer": "https://token.actions.githubusercontent.com",
+                    "claim": "repository",
+                    "pattern": "acme/robot",
+                }
+            ]
+        ],
     ),
 ]
 

@@ -10,6 +10,7 @@ from litestar.types import ControllerRouterHandler, Message, Scope
 
 from gasket import http
 from gasket.access.authentication import require_role
+from gasket.access.sign_in_controller import SignInController
 from gasket.ui.access import AccessPages
 from gasket.ui.audit import audit
 from gasket.ui.backends import BackendPages
@@ -39,8 +40,8 @@ HANDLERS: list[ControllerRouterHandler] = [
     sign_out,
 ]
 """Behind the guard: a row of `ROUTES` says who may."""
-OPEN: list[ControllerRouterHandler] = [sign_in_page, sign_in]
-"""For everybody."""
+OPEN: list[ControllerRouterHandler] = [sign_in_page, sign_in, SignInController]
+"""For everybody. Browsers sign in at the provider here, so that errors are pages; programs do so beside `/api`."""
 DOCUMENTATION: list[ControllerRouterHandler] = [reference, reference_of]
 """For everybody where GASKET_DOCS_PUBLIC is true, otherwise behind the guard."""
 

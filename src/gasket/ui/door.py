@@ -9,6 +9,8 @@ from typing import Any
 from litestar import Litestar
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from gasket.access.sign_in_controller import PATH as SIGN_IN
+
 PREFIX = "/ui"
 
 _LEADS_TO = {"/": PREFIX, "/schema": f"{PREFIX}/reference"}
@@ -45,8 +47,10 @@ class Door:
 
 
 def is_for_people(scope: Any) -> bool:
-    """Whether a request is for a page: it is below `/ui` or for `/schema`, or a browser asks for `/`."""
+    """Whether a request is for a page: it is below `/ui` or for `/schema`, or a browser asks for `/` or signs in."""
     path = scope["path"]
+    if path.startswith(f"{SIGN_IN}/"):
+        return is_browser(scope)
     if path.rstrip("/") in ("", "/schema"):
         return scope["method"] in ("GET", "HEAD") and (path != "/" or is_browser(scope))
     return bool(path == PREFIX or path.startswith(f"{PREFIX}/"))

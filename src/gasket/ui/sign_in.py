@@ -12,7 +12,9 @@ from gasket.access.cookies import cleared_cookie, session_cookie
 from gasket.access.csrf import require_same_origin
 from gasket.access.one_time_code import OneTimeCode
 from gasket.access.roles import ROOT
+from gasket.access.sign_in import HOME
 from gasket.access.sign_in_controller import PATH as PROVIDER_PATH
+from gasket.access.sign_in_controller import SignIns
 from gasket.errors import ForbiddenError, GuessingError, UnauthorizedError
 from gasket.http import describe
 from gasket.ui.forms import Form, read_form
@@ -56,13 +58,17 @@ async def sign_in(request: PageRequest) -> Response[Any]:
     return answer
 
 
-@post("/ui/sign-out")
-async def sign_out(request: PageRequest) -> Response[Any]:
-    """End the session. Behind the guard, so another site cannot send the form."""
+@post("/ui/sign-out", status_code=200)
+async def sign_out(request: PageRequest, sign_in: SignIns) -> Response[Any]:
+    """End the session, and the provider's, if it offers that. Behind the guard, so another site cannot send the form.
+
+    A page leads on to the provider: the policy lets no form do so, nor what answers one.
+    """
     authenticator: Authenticator = request.app.state.authenticator
     scope: Any = request.scope
-    await authenticator.sign_out(scope)
-    answer = to(PATH)
+    person = await authenticator.sign_out(scope)
+    place = await sign_in.place_after_end(scope) if person else HOME
+    answer: Response[Any] = to(PATH) if place == HOME else page(request, "signed_out.html", place=place)
     answer.set_cookie(cleared_cookie(request.scope))
     return answer
 

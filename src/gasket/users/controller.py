@@ -55,5 +55,9 @@ class UserController(Controller):
         transaction: NamedDependency[SkipValidation[Transactions]],
         email: FromPath[str],
     ) -> Stream:
-        """Rows by table, without secrets and digests. The answer is written while it is read."""
-        return Stream(await Export(transaction, request.app.state.schema).begin(email), media_type="application/json")
+        """Rows by table, without secrets and digests. The answer is written while it is read. It is an entry of the
+        audit: who has exported whom."""
+        identity = identity_of(request)
+        origin = origin_as(request.scope, identity, by_page=identity.session_id is not None)
+        export = await Export(transaction, request.app.state.schema).begin(email, origin)
+        return Stream(export, media_type="application/json")

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gasket.audit.service import AuditService
 from gasket.db import Transactions
 from gasket.migrator.archive.schema import stored
+from gasket.origin import Origin
 from gasket.users.addresses import Person, check_address, person
 from gasket.users.tables import (
     AUDIT,
@@ -44,8 +46,11 @@ class Export:
         self._transaction = transaction
         self._schema = schema
 
-    async def begin(self, address: str) -> AsyncIterator[bytes]:
+    async def begin(self, address: str, origin: Origin) -> AsyncIterator[bytes]:
         """The parts of the document: an object with a list of rows for each table. Secrets and digests are not in it.
+
+        Before the first rows are shown there is an entry of the audit: to whom. Where nothing is kept there is none, or
+        an address that was erased would be back.
 
         Raises:
             InvalidInputError: it is no address.
@@ -53,9 +58,10 @@ class Export:
         check_address(address)
         async with self._transaction() as session:
             folded: str = (await run(session, "SELECT lower($1::text)", address)).scalar_one()
-        return self._document(person(folded, lambda _: ()))
+        return self._document(person(folded, lambda _: ()), origin)
 
-    async def _document(self, found: Person) -> AsyncIterator[bytes]:
+    async def _document(self, found: Person, origin: Origin) -> AsyncIterator[bytes]:
+        recorded = False
         yield b'{"email":%s' % msgspec.json.encode(found.address)
         tables = [(name, self._small(name, found)) for name in _SMALL]
         tables += [(large.table, self._large(large, found)) for large in (*_LARGE, AUDIT)]
@@ -64,10 +70,17 @@ class Export:
             separator = ""
             async for rows in parts:
                 if rows:
+                    if not recorded:
+                        await self._record(found, origin)
+                        recorded = True
                     yield (separator + ",".join(rows)).encode()
                     separator = ","
             yield b"]"
         yield b"}"
+
+    async def _record(self, found: Person, origin: Origin) -> None:
+        async with self._transaction() as session:
+            await AuditService(session).record(origin, "export", object_kind="person", object_id=found.address)
 
     async def _small(self, name: str, found: Person) -> AsyncIterator[list[str]]:
         async with self._transaction() as session:
