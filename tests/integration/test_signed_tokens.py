@@ -235,6 +235,8 @@ class TestAdministration:
         assert (me["name"], me["email"], me["role"]) == ("ada@example.com", "ada@example.com", role)
         made = await gasket.send("POST", "/api/profiles", token, json={"name": "made"})
         assert made.status_code == status, made.text
+        own_keys = await gasket.send("GET", "/api/me/keys", token)  # a token of minutes must not make a key for ever
+        assert "people who have signed in" in assert_problem(own_keys, 403, "forbidden")
 
     async def test_without_a_group_that_gives_a_role_it_is_refused(
         self, gasket: Replica, own: IdentityProvider
