@@ -169,6 +169,21 @@ class TestRoles:
             response = await someone.post(path, json={"name": "more", "role": "admin"})
             assert response.status_code in (401, 403, 404), response.text
 
+    @pytest.mark.parametrize("role", ROLES)
+    async def test_no_token_gets_another_role(
+        self, role: TokenRole, issue: Issue, bearer: Bearer, client: httpx.AsyncClient
+    ) -> None:
+        """There is no way to change one, not even for an administrator; and none to change it by an answer's fields."""
+        issued = await issue(role)
+        for someone in (bearer(issued["token"]), client):
+            for method in ("PATCH", "PUT", "POST"):
+                changed = await someone.request(method, f"/api/tokens/{issued['id']}", json={"role": "admin"})
+                assert changed.status_code in (403, 404, 405), changed.text
+            for path in ("/api/me", "/api/sessions"):
+                changed = await someone.patch(path, json={"role": "admin"})
+                assert changed.status_code == 405, changed.text
+        assert (await bearer(issued["token"]).get("/api/me")).json()["role"] == role
+
     async def test_unknown_paths_are_hidden_from_strangers_alone(self, issue: Issue, bearer: Bearer) -> None:
         assert_problem(await bearer((await issue("metrics"))["token"]).get("/api/nothing"), 404, "not-found")
         assert_problem(await bearer("gst_wrong").get("/api/nothing"), 401, "unauthorized")

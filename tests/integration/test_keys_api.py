@@ -172,7 +172,21 @@ class TestExpiry:
 
 
 @pytest.mark.parametrize(
-    "body", [{"name": None}, {"name": ""}, {"user_email": "b@example.com"}, {"profile_id": 1}, {"revoked_at": None}]
+    "body",
+    [
+        {"name": None},
+        {"name": ""},
+        {"user_email": "b@example.com"},
+        {"profile_id": 1},
+        {"revoked_at": None},
+        {"id": 1},
+        {"key_value": "0" * 64},
+        {"digest": "0" * 64},
+        {"issuer": "https://login.example"},
+        {"person_id": 1},
+        {"orphaned_at": None},
+        {"profile": {"id": 1}},
+    ],
 )
 async def test_a_patch_changes_name_and_expiry_only(
     client: httpx.AsyncClient, key: dict[str, Any], body: dict[str, object]

@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from gasket.access.authentication import Authenticator
 from gasket.access.csrf import csrf_token_of
 from gasket.errors import ForbiddenError, GuessingError, UnauthorizedError
+from gasket.ui.application import make_application
 from tests.integration.conftest import ADMIN_TOKEN, ApiAt, Post, assert_problem
 
 _numbers = count(1)
@@ -305,6 +306,33 @@ class TestForgedRequests:
                 assert_problem(response, 403, "csrf")
             genuine = await someone.request(method, with_ids(path), json={}, headers=someone.csrf)
             assert genuine.status_code not in (401, 403), (method, path, genuine.text)
+
+    async def test_every_form_of_a_page_wants_it(self, browser: Browsers) -> None:
+        someone, other = browser(), browser()
+        right = csrf_token_of(await someone.sign_in())
+        wrong = csrf_token_of(await other.sign_in())
+        routes = [route for route in changing_routes(make_application(someone.app)) if route[1] != "/ui/sign-in"]
+        ends_it = ("/ui/sign-out", "/auth/logout")
+        assert len(routes) > 20
+        page = {"Accept": "text/html"}
+        for method, path in sorted(routes, key=lambda route: route[1] in ends_it):
+            for form in ({}, {"csrf_token": wrong}, {"X-CSRF-Token": right}):
+                forged = await someone.request(method, with_ids(path), data=form, headers=page)
+                assert (forged.status_code, "needs its CSRF token" in forged.text) == (403, True), (path, forged.text)
+            if path in ends_it:
+                continue
+            genuine = await someone.request(method, with_ids(path), data={"csrf_token": right}, headers=page)
+            assert "needs its CSRF token" not in genuine.text, (path, genuine.text)
+        assert (await someone.get("/api/me")).status_code == 200
+
+    async def test_the_form_that_signs_in_is_taken_from_our_own_page_alone(self, browser: Browsers) -> None:
+        """Login CSRF: another site's page must not sign its visitor in as somebody else."""
+        form = {"token": ADMIN_TOKEN}
+        for fetch in ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://e.vil"}):
+            forged = await browser().request("POST", "/ui/sign-in", data=form, headers=fetch)
+            assert (forged.status_code, "set-cookie" in forged.headers) == (403, False)
+        genuine = await browser().request("POST", "/ui/sign-in", data=form, headers={"Sec-Fetch-Site": "same-origin"})
+        assert (genuine.status_code, "set-cookie" in genuine.headers) == (303, True)
 
     async def test_a_form_may_have_it_as_a_field(self, browser: Browsers) -> None:
         someone = browser()

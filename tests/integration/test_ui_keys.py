@@ -380,6 +380,17 @@ async def test_a_form_of_a_session_needs_its_token(client: httpx.AsyncClient, po
         assert (taken.status_code, taken.headers["location"]) == (303, path)
 
 
+async def test_a_form_changes_what_it_shows_and_nothing_else(post: Post, send: Send, client: httpx.AsyncClient) -> None:
+    """Nobody moves a key to another profile, or to another user, by a field that the form does not have."""
+    issued, other = await key(post), await profile(post, name="others")
+    more = {"profile_id": str(other), "user_email": "eve@example.com", "issuer": "https://i", "key_value": "0" * 64}
+    fields = {"name": "renamed", "token_window": "60", **more, "revoked_at": "", "person_id": "1", "id": "1"}
+    assert (await send(f"/ui/keys/{issued['id']}", **fields)).status_code == 303
+    changed = (await client.get(f"/api/keys/{issued['id']}")).json()
+    del issued["key"]
+    assert changed == issued | {"name": "renamed"}
+
+
 async def test_what_a_viewer_and_an_operator_see(post: Post, role_client: Callable[..., Awaitable[Any]]) -> None:
     issued = await key(post)
     path = f"/ui/keys/{issued['id']}"

@@ -142,7 +142,7 @@ class Provider:
             document = await self._get(f"{self.issuer.rstrip('/')}/.well-known/openid-configuration")
             metadata = msgspec.json.decode(document, type=Metadata)
             if metadata.issuer != self.issuer:
-                raise ValueError("it names another issuer: GASKET_OIDC_ISSUER must be written as the provider does")
+                raise ValueError("it names another issuer: the setting must have it as the provider writes it")
         except (IdentityProviderAwayError, ValueError) as error:
             if self._metadata is None:
                 raise self._failed(error) from None
