@@ -288,7 +288,8 @@ class TestProfiles:
         rules = [{"claim": "/a/b", "pattern": "x y*"}, {"claim": "sub", "pattern": "*"}]
         expected["claim_rules"] = [{"issuer": "https://a.example", **rule} for rule in rules]
         assert changed == made | expected
-        assert "<code>/a/b</code> is <code>x y*</code>, of" in await show(path)
+        claim, pattern = (f'<code><bdi class="name">{text}</bdi></code>' for text in ("/a/b", "x y*"))
+        assert f"{claim} is {pattern}, of" in await show(path)
         assert "https://a.example /a/b x y*\nhttps://a.example sub *</textarea>" in await show(path)
         assert (await send(f"{path}/delete")).headers["location"] == "/ui/profiles"
         await show(path, 404)

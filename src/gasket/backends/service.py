@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, type_coerce, update
+from sqlalchemy import ColumnElement, Integer, any_, delete, func, insert, literal, or_, select, type_coerce, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text
 
 from gasket.backends.headers import check_no_conflict, decode_headers, encode_headers
@@ -43,6 +45,15 @@ class BackendService(Service[OpenAIBackend]):
 
     repository_type = Repository
     noun = "backend"
+
+    async def names(self, ids: Collection[int] | None = None) -> dict[int, str]:
+        """The names by the ids, all or those with these ids, in the order of the names. Nothing else is read."""
+        return await _names(self.session, OpenAIBackend, ids)
+
+    async def in_use(self) -> tuple[list[int], int]:
+        """The ids of those that no operator has set aside, and how many backends there are in all."""
+        rows = (await self.session.execute(select(OpenAIBackend.id, OpenAIBackend.set_aside_at))).all()
+        return [row.id for row in rows if row.set_aside_at is None], len(rows)
 
     async def add(self, data: BackendCreate) -> OpenAIBackend:
         """Make a backend.
@@ -177,6 +188,10 @@ class ProfileService(Service[BackendProfile]):
     repository_type = Repository
     noun = "profile"
 
+    async def names(self, ids: Collection[int] | None = None, *, limit: int | None = None) -> dict[int, str]:
+        """As `BackendService.names`; at most `limit` of them."""
+        return await _names(self.session, BackendProfile, ids, limit)
+
     async def add(self, data: ProfileCreate) -> BackendProfile:
         """Make a profile.
 
@@ -262,6 +277,19 @@ class ProfileService(Service[BackendProfile]):
             await self.session.execute(insert(ProfileBackend), places)
         await self.session.refresh(profile, ["links"])
         return profile
+
+
+async def _names(
+    session: AsyncSession,
+    model: type[OpenAIBackend | BackendProfile],
+    ids: Collection[int] | None,
+    limit: int | None = None,
+) -> dict[int, str]:
+    wanted = select(model.id, model.name).order_by(model.name).limit(limit)
+    if ids is not None:
+        # One array: a query has at most 32,767 parameters.
+        wanted = wanted.where(model.id == any_(literal(list(ids), ARRAY(Integer))))
+    return {row.id: row.name for row in await session.execute(wanted)}
 
 
 def _profile_fields(data: ProfileCreate | ProfileUpdate) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from advanced_alchemy.filters import CollectionFilter
 from litestar import Controller, get, post
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
@@ -56,7 +55,7 @@ class KeyPages(Controller):
             request,
             "keys.html",
             keys=rows,
-            profiles=await profile_names(db_session, [row.profile_id for row in rows] + [profile or 0]),
+            profiles=await ProfileService(db_session).names({row.profile_id for row in rows} | {profile or 0}),
             use=await _use(db_session, rows),
             listing=wanted,
             pager=wanted.pager(total, "key"),
@@ -226,12 +225,6 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
 def _number(text: str) -> int | None:
     """An id in a query; None: there can be no such one."""
     return whole_number(text, MAX_ID) or None
-
-
-async def profile_names(session: AsyncSession, ids: Iterable[int]) -> dict[int, str]:
-    """The names of these profiles."""
-    rows = await ProfileService(session).get_many(CollectionFilter[int]("id", sorted(set(ids))))
-    return {row.id: row.name for row in rows}
 
 
 async def _use(session: AsyncSession, rows: Iterable[ApiKey]) -> dict[int, LimitUse]:

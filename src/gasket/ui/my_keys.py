@@ -20,7 +20,7 @@ from gasket.keys.own import OwnKeyService
 from gasket.keys.schemas import KeyRotate, OpenProfile, OwnKeyCreate
 from gasket.limits.use import LimitUseService
 from gasket.ui.forms import REFUSED, Form, convert, moment, read_form
-from gasket.ui.keys import issued_page, profile_names
+from gasket.ui.keys import issued_page
 from gasket.ui.limits import limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
@@ -58,7 +58,7 @@ class MyKeyPages(Controller):
             request,
             "my_keys.html",
             keys=keys,
-            names=await profile_names(db_session, [key.profile_id for key in keys]),
+            names=await ProfileService(db_session).names({key.profile_id for key in keys}),
             pager=wanted.pager(total, "key"),
             profiles=profiles,
             groups=await own.groups(),

@@ -52,18 +52,16 @@ async def overview(
     traffic = TrafficService(db_session)
     hour = await traffic.last(now, slots=12, width=_FIVE_MINUTES)
     day = await traffic.last(now, slots=24, width=_AN_HOUR)
-    backends = await BackendService(db_session).get_many()
-    in_use = [row.id for row in backends if row.set_aside_at is None]
+    in_use, count = await BackendService(db_session).in_use()
     return page(
         request,
         "overview.html",
         refresh=_REFRESH,
         schema=schema_statement(await schema_monitor.readiness()),
-        backends=backends_statement(in_use, len(backends), breakers),
+        backends=backends_statement(in_use, count, breakers),
         traffic=traffic_statement(hour),
         ranges=[_range("Last hour", hour, "%H:%M"), _range("Last day", day, "%H:%M")],
         replicas=await schema_monitor.replicas(),
-        has_backends=bool(backends),
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from advanced_alchemy.filters import LimitOffset, OrderBy
 from litestar import Controller, get, post
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gasket.backends.models import BackendProfile, OpenAIBackend
+from gasket.backends.models import BackendProfile
 from gasket.backends.schemas import ProfileCreate, ProfileUpdate
 from gasket.backends.service import BackendService, ProfileService
 from gasket.db import MAX_ID
@@ -49,12 +48,12 @@ class ProfilePages(Controller):
         rows, total = await ProfileService(db_session).get_many_and_count(
             *wanted.filters("name", "description", order="name", newest_first=False)
         )
-        names = {backend.id: backend.name for backend in await _backends(db_session)}
+        shown = {backend_id for row in rows for backend_id in row.backends}
         return page(
             request,
             "profiles.html",
             profiles=rows,
-            backends=names,
+            backends=await BackendService(db_session).names(shown),
             listing=wanted,
             pager=wanted.pager(total, "profile"),
             form=Form(wanted.query),
@@ -91,7 +90,7 @@ class ProfilePages(Controller):
         try:
             async with transaction() as session:
                 profiles = ProfileService(session)
-                shown = _texts(await profiles.fetch(profile_id), await _backends(session))
+                shown = _texts(await profiles.fetch(profile_id), await BackendService(session).names())
                 changed = form.changed(shown)
                 if any(name.startswith(_PLACE) for name in changed):  # the order is one value
                     changed |= {name: form.values.get(name, "") for name in shown if name.startswith(_PLACE)}
@@ -116,12 +115,10 @@ class ProfilePages(Controller):
 async def profile_options(session: AsyncSession, *, chosen: int | None) -> list[tuple[int, str]]:
     """The profiles for a list to choose from, by name; the chosen one is in it, however many there are."""
     profiles = ProfileService(session)
-    rows = await profiles.get_many(OrderBy("name", "asc"), LimitOffset(limit=_MOST_OPTIONS, offset=0))
-    options = [(row.id, row.name) for row in rows]
-    if chosen is not None and chosen not in dict(options):
-        row = await profiles.get_one_or_none(id=chosen)
-        options = [(row.id, row.name), *options] if row else options
-    return options
+    options = await profiles.names(limit=_MOST_OPTIONS)
+    if chosen is not None and chosen not in options:
+        options = await profiles.names([chosen]) | options
+    return list(options.items())
 
 
 async def example_model(session: AsyncSession, profile_id: int) -> str | None:
@@ -142,12 +139,8 @@ def _to(profile_id: int) -> Redirect:
     return to(f"{ProfilePages.path}/{profile_id}")
 
 
-async def _backends(session: AsyncSession) -> Sequence[OpenAIBackend]:
-    return await BackendService(session).get_many(OrderBy("name", "asc"))
-
-
 async def _new(request: PageRequest, session: AsyncSession, form: Form, status: int = 200) -> Template:
-    backends = await _backends(session)
+    backends = await BackendService(session).names()
     return page(request, "profile_new.html", status=status, form=form, backends=backends, routings=ROUTINGS)
 
 
@@ -161,7 +154,9 @@ async def _show(
 ) -> Template:
     """`error` is what was wrong with a form of this page; with `form` it is shown in that one."""
     row = await ProfileService(session).fetch(profile_id)
-    backends = await _backends(session)
+    names = await BackendService(session).names()
+    in_use = [backend_id for backend_id in row.backends if backend_id in names]
+    backends = {backend_id: names[backend_id] for backend_id in in_use} | names
     subject = f"profile:{row.id}"
     return page(
         request,
@@ -170,14 +165,13 @@ async def _show(
         profile=row,
         use=(await LimitUseService(session).of({subject: limits_of(row)}))[subject],
         backends=backends,
-        names={backend.id: backend.name for backend in backends},
         routings=ROUTINGS,
         form=form or Form(_texts(row, backends)),
         refused=str(error) if error and form is None else None,
     )
 
 
-def _texts(row: BackendProfile, backends: Sequence[OpenAIBackend]) -> dict[str, str]:
+def _texts(row: BackendProfile, backends: Collection[int]) -> dict[str, str]:
     """What the form of a profile shows: each backend has its place in the order, or none."""
     places = {backend_id: str(place) for place, backend_id in enumerate(row.backends, start=1)}
     texts = {"name": row.name, "routing": row.routing, "allowed_models": "\n".join(row.allowed_models)}
@@ -188,8 +182,8 @@ def _texts(row: BackendProfile, backends: Sequence[OpenAIBackend]) -> dict[str, 
         texts[name] = "" if value is None else str(value).replace("\r\n", "\n").strip()
     for name in _FLAGS:
         texts[name] = "true" if getattr(row, name) else ""
-    for backend in backends:
-        texts[f"{_PLACE}{backend.id}"] = places.get(backend.id, "")
+    for backend_id in backends:
+        texts[f"{_PLACE}{backend_id}"] = places.get(backend_id, "")
     return texts | limit_texts(row)
 
 

@@ -13,7 +13,6 @@ from sqlalchemy import Integer, any_, literal
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gasket.backends.models import BackendProfile, OpenAIBackend
 from gasket.backends.service import BackendService, ProfileService
 from gasket.errors import InvalidInputError
 from gasket.keys.models import ApiKey
@@ -165,19 +164,19 @@ def _named(by: Group, found: str | int | None, names: dict[int, tuple[str, str]]
 
 async def _names(session: AsyncSession, by: Group, ids: list[int]) -> dict[int, tuple[str, str]]:
     """Of the ids that are still there: the name, and what else tells it from others."""
-    # One array: a query has at most 32,767 parameters, and a file more keys.
-    wanted = any_(literal(ids, ARRAY(Integer)))
     match by:
         case "key":
+            # One array: a query has at most 32,767 parameters, and a file more keys.
+            wanted = any_(literal(ids, ARRAY(Integer)))
             keys = KeyService(session, profiles=ProfileService(session))
             return {row.id: (row.name, row.user_email) for row in await keys.get_many(ApiKey.id == wanted)}
         case "profile":
-            profiles = await ProfileService(session).get_many(BackendProfile.id == wanted)
-            return {row.id: (row.name, "") for row in profiles}
+            names = await ProfileService(session).names(ids)
         case "backend":
-            backends = await BackendService(session).get_many(OpenAIBackend.id == wanted)
-            return {row.id: (row.name, "") for row in backends}
-    return {}
+            names = await BackendService(session).names(ids)
+        case _:
+            return {}
+    return {item_id: (name, "") for item_id, name in names.items()}
 
 
 def _row(line: Line, by: Group) -> list[Any]:
