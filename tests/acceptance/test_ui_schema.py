@@ -11,6 +11,7 @@ from tests.acceptance.installation import ADMIN_TOKEN, Installation
 from tests.acceptance.processes import until
 
 HOSTILE = "<script>alert(1)</script>\u202egnp.exe" + "W" * 10_000
+LONG = 100_000
 PAUSED = """
 INSERT INTO migration_background (revision, number, kind, table_name, statement, condition, state, rows_done,
     rows_estimated)
@@ -25,7 +26,8 @@ async def schema(installation: Installation, shared_chromium: Chromium) -> Brows
     project.add_revision(
         "items",
         'op.execute("CREATE TABLE items (id int PRIMARY KEY, tier text)")\n'
-        'op.execute("INSERT INTO items SELECT generate_series(1, 1000)")',
+        'op.execute("INSERT INTO items SELECT generate_series(1, 1000)")\n'
+        f"op.execute('SELECT 1 -- ' + {LONG} * '7')",
         'op.drop_table("items")',
     )
     gone = project.add_table("gone")
@@ -70,6 +72,11 @@ async def test_a_revision_with_its_sql(schema: Browser) -> None:
     async with schema.visit("/ui/schema/revisions/items", script=False) as visit:
         await expect(visit.page.get_by_role("region", name="SQL of the upgrade")).to_contain_text("CREATE TABLE items")
         await expect(visit.page.get_by_role("region", name="SQL of the downgrade")).to_contain_text("DROP TABLE items")
+        assert len((await visit.page.content()).encode()) < LONG
+        path = await visit.page.get_by_role("link", name="All of the SQL as text").get_attribute("href")
+        text = await (await visit.page.request.get(str(path))).text()
+        assert "7" * LONG in text
+        assert text.index("-- Upgrade") < text.index("-- Downgrade") < text.index("DROP TABLE items")
 
 
 async def test_an_archive_page_by_page(schema: Browser, installation: Installation) -> None:
@@ -90,14 +97,13 @@ async def test_an_archive_page_by_page(schema: Browser, installation: Installati
 
 async def test_a_schema_that_was_taken_back_and_its_plan(schema: Browser, installation: Installation) -> None:
     async with schema.visit("/ui/schema") as visit:
-        # Below the revision that gave backends the column `set_aside_at`, which their pages read.
+        # Below the revision that gave backends the column `set_aside_at`, which the first page reads.
         done = await installation.run("gasket", "database", "downgrade", "c5708e3fa216", "--no-prompt")
         assert done.exit_code == 0, done.output
-        for path in ("/ui", "/ui/profiles"):
-            answer = await visit.page.goto(path)
-            assert answer is not None
-            assert answer.status == 503
-            await visit.expect_heading("Schema not ready")
+        answer = await visit.page.goto("/ui")
+        assert answer is not None
+        assert answer.status == 503
+        await visit.expect_heading("Schema not ready")
         await check_accessibility(visit.page)
         visit.complaints.clear()  # Chromium tells of each 503
         await visit.page.get_by_role("main").get_by_role("link", name="Schema").click()

@@ -32,6 +32,7 @@ SHOWS = {
     "GET /ui": ("GET /api/usage", "GET /api/backends", "GET /api/migrations"),
     "GET /ui/access": ("GET /api/sessions",),  # tokens are on it for administrators alone: see below
     "GET /ui/reference": ("GET /schema/openapi.json",),
+    "GET /ui/schema/revisions/{revision}/sql": ("GET /api/migrations/revisions/{revision}",),
     "GET /ui/reference/{tag}": ("GET /schema/openapi.json",),
     "GET /ui/usage.csv": ("GET /api/usage",),
     "GET /ui/my-keys": ("GET /api/me/keys", "GET /api/me/usage", "GET /api/me/profiles"),

@@ -79,6 +79,7 @@ ROUTES: Mapping[str, frozenset[Role]] = {
     "GET /ui/reference/{tag}": _VISITORS,
     "GET /ui/schema": _READERS,
     "GET /ui/schema/revisions/{revision}": _READERS,
+    "GET /ui/schema/revisions/{revision}/sql": _READERS,
     "POST /ui/schema/plan": _OPERATORS,
     "POST /ui/schema/background/{work_id}/pause": _OPERATORS,
     "POST /ui/schema/background/{work_id}/resume": _OPERATORS,

@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import msgspec
-from litestar import Controller, get, post
+from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
 from litestar.params import FromPath, QueryParameter, SkipValidation
@@ -15,7 +15,7 @@ from litestar.response import Redirect, Template
 
 from gasket.audit.schema_controller import RowCursor, Schema, provide_schema
 from gasket.migrator.archive.entries import Archive
-from gasket.migrator.chain import Chain, Link
+from gasket.migrator.chain import Chain, Link, Sql
 from gasket.migrator.command_line import database_command
 from gasket.migrator.commands.plan_text import compatibility, facts, format_finding, headline, locks, remarks, size
 from gasket.migrator.commands.status import StatusReport
@@ -33,6 +33,8 @@ _REVISIONS = 15
 _ARCHIVES = 10
 _ROWS = 50
 _FAILURES = 10
+_MOST_SQL = 20_000
+"""Characters of one direction. A page has at most 100 kB, and an escaped character takes up to five bytes."""
 _REFRESH = 10
 _KINDS = {"at_head": "good", "ahead": "good", "behind": "warn", "edited": "warn", "drifted": "warn"}
 _RUN_WORDS = {"upgrade": "applied", "downgrade": "taken back", "stamp": "stamped", "accept": "accepted"}
@@ -48,6 +50,14 @@ class Copyable(msgspec.Struct, frozen=True):
 
     words: str
     command: str
+
+
+class ShownSql(msgspec.Struct, frozen=True):
+    """What a page shows of `Sql`: `cut` says that there is more."""
+
+    text: str
+    cut: bool
+    reason: str | None
 
 
 _DEPENDENCIES = {"audited_schema": Provide(provide_schema, sync_to_thread=False)}
@@ -93,6 +103,18 @@ class SchemaPages(Controller):
             commands=_commands(report, chain),
         )
 
+    @get("/revisions/{revision:str}/sql")
+    async def sql(self, schema_operations: Operations, revision: FromPath[str]) -> Response[str]:
+        """All of its SQL as plain text, however long."""
+        with refusals_answered():
+            step = await schema_operations.step(revision)
+        parts = [
+            f"-- {title}\n" + (f"-- This is not all of it: it {sql.reason}\n" if sql.reason else "") + _text(sql)
+            for title, sql in (("Upgrade", step.upgrade), ("Downgrade", step.downgrade))
+            if sql is not None
+        ]
+        return Response("\n\n".join(parts) + "\n", media_type="text/plain")
+
     @get("/revisions/{revision:str}")
     async def revision(self, request: PageRequest, schema_operations: Operations, revision: FromPath[str]) -> Template:
         """One revision with its SQL."""
@@ -107,6 +129,7 @@ class SchemaPages(Controller):
             state=_state_of(link),
             words=_RUN_WORDS,
             commands=_commands_for(link),
+            directions=[("Upgrade", _shown(step.upgrade)), ("Downgrade", _shown(step.downgrade))],
         )
 
     @post("/plan", status_code=200)
@@ -186,6 +209,17 @@ async def _archives(report: StatusReport, operations: SchemaOperations) -> tuple
             return await operations.archives(), None
     except HTTPException as refusal:
         return [], refusal.detail
+
+
+def _shown(sql: Sql | None) -> ShownSql | None:
+    if sql is None:
+        return None
+    text = _text(sql)
+    return ShownSql(text[:_MOST_SQL], len(text) > _MOST_SQL, sql.reason)
+
+
+def _text(sql: Sql) -> str:
+    return "\n\n".join(f"{statement};" for statement in sql.statements)
 
 
 def _state_of(link: Link) -> tuple[str, str]:
