@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import pkgutil
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
@@ -41,8 +41,19 @@ _MOST_RUNS = 50
 _FORECAST = "gasket.migrator.commands.forecast:forecast_pending"
 _CHANGE_WORK = "gasket.migrator.commands.background:change_work"
 
-# Alembic's `op` is one for the process: only one thread at a time may call revisions.
-_rendering = Lock()
+# Alembic's `op` is one for the process: only one thread at a time may call revisions. A thread outlives a request that
+# is cancelled, so the lock is the thread's, and the next one waits for it with a limit.
+_calling_revisions = Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if not _calling_revisions.acquire(timeout=_RENDER_WAIT):
+        raise MigratorError("This replica is making a plan already; nothing was changed. Try again in a minute.")
+    try:
+        yield
+    finally:
+        _calling_revisions.release()
 
 
 class SchemaOperations:
@@ -56,7 +67,6 @@ class SchemaOperations:
     def __init__(self, config: MigratorConfig, monitor: SchemaMonitor) -> None:
         self._config = replace(config, database_wait=_DATABASE_WAIT)
         self._monitor = monitor
-        self._planning = asyncio.Lock()
 
     async def chain(self, *, limit: int, offset: int = 0) -> Chain:
         """The revisions, newest first."""
@@ -85,10 +95,7 @@ class SchemaOperations:
 
     async def plan(self) -> Any:
         """The `Forecast` of what is pending, as `gasket database plan` makes it. It may make a scratch database."""
-        if self._planning.locked():
-            raise MigratorError("This replica is making a plan already; nothing was changed. Try again in a minute.")
-        async with self._planning:
-            return await asyncio.to_thread(self._plan)
+        return await asyncio.to_thread(self._plan)
 
     async def pause(self, number: int) -> Work:
         """Pause background work; it ends the batch under way."""
@@ -140,7 +147,7 @@ class SchemaOperations:
             async with asyncio.timeout(_PLAN_LIMIT):
                 return await pkgutil.resolve_name(_FORECAST)(self._config)
 
-        with _rendering:
+        with _alone():
             try:
                 return asyncio.run(within_limit())
             except TimeoutError:
@@ -159,16 +166,12 @@ class SchemaOperations:
         return None, sql_of(from_json(kept.downgrade_sql)) if kept and kept.downgrade_sql else None
 
     def _render(self, revision: str) -> tuple[Sql, Sql]:
-        if not _rendering.acquire(timeout=_RENDER_WAIT):
-            raise MigratorError("This replica is making a plan; nothing was changed. Try again in a minute.")
-        try:
+        with _alone():
             with naming_the_file():
                 module = self._scripts.get_revision(revision).module
             both: list[Rendering] = [
                 render(function, metadata=self._config.metadata) for function in (module.upgrade, module.downgrade)
             ]
-        finally:
-            _rendering.release()
         upgrade, downgrade = map(sql_of, both)
         return upgrade, downgrade
 
