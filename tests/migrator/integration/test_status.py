@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -86,6 +87,14 @@ async def test_failures_of_a_revision_that_is_gone_are_left_out(failed: tuple[Mi
     config, broken = failed
     broken.unlink()
     assert (await read_report(config)).failures == []
+
+
+async def test_an_older_release_shows_what_a_newer_one_has_failed_at(failed: tuple[MigratorConfig, Path]) -> None:
+    config, broken = failed
+    broken.unlink()
+    older = replace(config, release="the release before")
+    [failure] = (await read_report(older)).failures
+    assert (failure.revision, failure.release, failure.over) == ("r2", config.release, False)
 
 
 async def test_a_run_is_shown_with_its_description(project: Project, database_url: str) -> None:

@@ -174,24 +174,30 @@ async def report_on(
         mends=found.mends if found else None,
         lock_holder=str(holder) if holder else None,
         history=[LedgerRow(**row) for row in history],
-        failures=_known_failures(failures, situation, left=left)[:rows],
+        failures=_failures_of_interest(failures, situation, release=config.release, left=left)[:rows],
         archive_bytes=await _archive_bytes(connection, schema),
         left_in_archive=left,
         background=await read_works(connection, schema, states=UNFINISHED),
     )
 
 
-def _known_failures(
-    rows: Iterable[Mapping[str, Any]], situation: Situation, *, left: Sequence[str]
+def _failures_of_interest(
+    rows: Iterable[Mapping[str, Any]], situation: Situation, *, release: str, left: Sequence[str]
 ) -> list[FailureRow]:
-    """Those of revisions that are in the files or applied. Putting rows back is over once none is `left`."""
+    """Those of revisions that are in the files or applied, and those after which another release has given up.
+
+    While a new release fails, older replicas serve and are asked what is wrong. What this release lacks the file of was
+    renamed or dropped, and is left out. Putting rows back is over once none is `left`.
+    """
     ledger = situation.database.ledger
     known = situation.revisions.keys() | {revision.revision for revision in situation.plan.unknown} | {None, "base"}
+    last_run = max((datetime.fromisoformat(entry.started_at) for entry in ledger.values()), default=None)
     failures = []
     for row in rows:
-        if row["revision"] in known:
+        failed_at = row["failed_at"].replace(microsecond=0)
+        given_up = row["release"] != release and (last_run is None or failed_at >= last_run)
+        if row["revision"] in known or given_up:
             entry = ledger.get(row["revision"])
-            failed_at = row["failed_at"].replace(microsecond=0)
             done_since = entry is not None and datetime.fromisoformat(entry.started_at) >= failed_at
             # Rows are put back once the revision is applied: that it was applied says nothing of them.
             over = not left if row["direction"] == "restore" else done_since
