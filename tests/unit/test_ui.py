@@ -83,6 +83,8 @@ def test_numbers_have_units() -> None:
     assert formats.milliseconds(None) == "\u2013"
     assert formats.milliseconds(86.6) == "87\u202fms"
     assert formats.milliseconds(1440) == "1.44\u202fs"
+    assert formats.milliseconds(600_000) == "10\u202fmin"
+    assert formats.milliseconds(125_000) == "2\u202fmin 5\u202fs"
     assert formats.size(12_345) == "12.3\u202fkB"
     assert formats.percent(1, 0) == "\u2013"
     assert [formats.percent(part, 1000) for part in (0, 1, 12, 99.6, 350, 1000)] == [

@@ -47,7 +47,7 @@ def short(value: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """`87 ms`, `1.4 s`, `2 min 5 s`; a dash where nothing was measured."""
+    """`87 ms`, `1.4 s`, `2 min`, `2 min 5 s`; a dash where nothing was measured."""
     if value is None:
         return "\u2013"
     if value < 999.5:
@@ -55,7 +55,8 @@ def milliseconds(value: float | None) -> str:
     seconds = value / 1000
     if seconds < 99.5:
         return f"{seconds:.3g}\u202fs"
-    return f"{seconds // 60:.0f}\u202fmin {seconds % 60:.0f}\u202fs"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}\u202fmin {rest}\u202fs" if rest else f"{minutes}\u202fmin"
 
 
 def window(seconds: int) -> str:

@@ -1,4 +1,5 @@
-// Everything works without this script. It copies, submits the form of a link that signs in, keeps relative times true, and loads a page anew.
+// Everything works without this script. It copies, submits the form of a link that signs in, keeps relative times true,
+// shows the current page's link where `nav` is too narrow for all of them, and loads a page anew.
 "use strict";
 
 const UNITS = [[86400, "day"], [3600, "hour"], [60, "minute"]];
@@ -57,6 +58,7 @@ document.addEventListener("click", (event) => {
 
 showTimes();
 showButtons();
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 document.querySelector("form[data-submit]")?.requestSubmit();
 setInterval(showTimes, 10000);
 const main = document.querySelector("main[data-refresh]");
