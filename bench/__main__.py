@@ -13,6 +13,7 @@ from bench import (
     background,
     commands,
     import_time,
+    pages,
     reader_stall,
     start_to_ready,
     take_back,
@@ -34,7 +35,7 @@ _SCHEMA = (
     start_to_ready,
     import_time,
 )
-_ALL = (*_SCHEMA, plain, streams, key_check, usage_writer, usage_query)
+_ALL = (*_SCHEMA, plain, streams, key_check, usage_writer, usage_query, pages)
 _BENCHMARKS = {module.__name__.removeprefix("bench."): module for module in _ALL}
 
 

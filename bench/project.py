@@ -124,8 +124,7 @@ class Project:
             (location / "env.py").write_text(environment)
             (location / "versions").symlink_to(versions)
             (folder / f"{name}.ini").write_text(_INI.format(folder=name))
-        for number in range(1, count + 1):
-            _write_revision(versions, number)
+        write_revisions(versions, count)
         self.folder = folder
         self.gasket, self.runner, self.plain = (folder / f"{name}.ini" for name in environments)
 
@@ -147,7 +146,11 @@ class Project:
         await engine.dispose()
 
 
-def _write_revision(versions: Path, number: int) -> None:
-    revision, down = f"{number:012x}", f"{number - 1:012x}" if number > 1 else None
-    path = versions / f"2026_01_01_{number:04d}_add_table{number}.py"
-    path.write_text(_REVISION.format(number=number, revision=revision, down=down))
+def write_revisions(versions: Path, count: int, *, down: str | None = None) -> str | None:
+    """Write so many migrations on top of the revision `down`; returns the newest one."""
+    for number in range(1, count + 1):
+        revision = f"{number:012x}"
+        path = versions / f"2026_01_01_{number:04d}_add_table{number}.py"
+        path.write_text(_REVISION.format(number=number, revision=revision, down=down))
+        down = revision
+    return down
