@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ PREFIX = "GASKET_"
 _FROM_KUBERNETES = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_LARGEST_SECRET = 64 * 1024
+"""Bytes."""
 
 
 def file_variable(variable: str) -> str:
@@ -39,14 +43,31 @@ def read_secret(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
     if value:
         raise SettingsError(f"{variable} and {naming} are both set; set one of them.")
     try:
-        content = Path(path).read_text(encoding="utf-8").strip()
+        content = _read_regular_file(Path(path)).decode("utf-8-sig").strip()
     except OSError as error:
         raise SettingsError(f"{naming} must name a file that Gasket can read; it got: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{naming} must name a text file; the content of this one is not UTF-8.") from None
     if not content:
         raise SettingsError(f"{naming} must name a file with the value in it; this file is empty.")
+    if _CONTROL.search(content):
+        raise SettingsError(f"{naming} must name a file of one line; this one has several, or control characters.")
     return content, f"{variable} (from the file that {naming} names)"
+
+
+def _read_regular_file(path: Path) -> bytes:
+    """A pipe would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is too large for a secret.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device")
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_SECRET + 1)
+    if len(content) > _LARGEST_SECRET:
+        raise OSError(errno.EFBIG, f"more than {_LARGEST_SECRET // 1024} KiB")
+    return content
 
 
 def refuse_unknown(environ: Mapping[str, str], known: Collection[str]) -> None:

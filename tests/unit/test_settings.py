@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode, urlsafe_b64encode
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -250,6 +251,15 @@ def test_every_secret_may_come_from_a_file(
         (b"hunter22", "GASKET_SECRET_KEY (from the file that GASKET_SECRET_KEY_FILE names) must be one or more Fernet"),
         (b" \n", "GASKET_SECRET_KEY_FILE must name a file with the value in it; this file is empty."),
         (b"hunter22\xff", "GASKET_SECRET_KEY_FILE must name a text file; the content of this one is not UTF-8."),
+        (
+            b"hunter22\nhunter23",
+            "GASKET_SECRET_KEY_FILE must name a file of one line; this one has several, or control",
+        ),
+        (b"hunter22\x00", "GASKET_SECRET_KEY_FILE must name a file of one line; this one has several, or control"),
+        (
+            b"hunter22" * 10_000,
+            "GASKET_SECRET_KEY_FILE must name a file that Gasket can read; it got: more than 64 KiB.",
+        ),
         (None, "GASKET_SECRET_KEY_FILE must name a file that Gasket can read; it got: No such file or directory."),
     ],
 )
@@ -265,6 +275,19 @@ def test_a_file_that_holds_no_good_value_is_refused_and_not_shown(
         read_settings({"GASKET_SECRET_KEY_FILE": str(secret_file)})
     assert str(refusal.value).startswith(problem)
     assert "hunter22" not in str(refusal.value)
+
+
+def test_what_would_be_waited_for_or_has_no_end_is_no_file_with_a_secret(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", "/dev/null"):
+        with pytest.raises(SettingsError, match="can read; it got: a pipe, a socket or a device"):
+            read_settings({"GASKET_SECRET_KEY_FILE": str(path)})
+
+
+def test_the_mark_at_the_beginning_of_a_file_does_not_count(secret_file: Path) -> None:
+    """As some editors write it."""
+    secret_file.write_bytes(b"\xef\xbb\xbfpostgresql://h/db\r\n")
+    assert read_settings({"DATABASE_URL_FILE": str(secret_file)}).database_url == "postgresql://h/db"
 
 
 def test_a_secret_and_its_file_at_once_are_refused(secret_file: Path) -> None:
