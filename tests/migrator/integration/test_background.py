@@ -727,9 +727,14 @@ async def test_a_start_refuses_while_needed_work_is_paused_cancelled_or_fails(
 ) -> None:
     recorded = await work()
     need(project, "['r2']")
+    project.add()
     await change_state(observer, "public", recorded.id, State.PAUSED, before={State.PENDING})
     with pytest.raises(BackgroundUnfinishedError, match="which is paused.*background resume 1"):
         await bring_to_head(config)
+    report = await read_report(config)
+    assert (report.state, report.refused) == ("refused", True)
+    with pytest.raises(BackgroundUnfinishedError, match="which is paused"):
+        await forecast_pending(config)
     await change_state(observer, "public", recorded.id, State.VOID, before={State.PAUSED})
     with pytest.raises(BackgroundUnfinishedError, match="which was cancelled.*background resume 1"):
         await bring_to_head(config)
@@ -739,12 +744,31 @@ async def test_a_start_refuses_while_needed_work_is_paused_cancelled_or_fails(
         await bring_to_head(config)
     assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r2"
     await observer.execute("DELETE FROM items WHERE id = 7")
-    assert (await bring_to_head(config)).head == "r3"
+    assert (await bring_to_head(config)).head == "r4"
+
+
+async def test_stopped_work_keeps_back_only_what_needs_it(
+    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection, project: Project
+) -> None:
+    recorded = await work()
+    project.add()
+    need(project, "['r2']")
+    await change_state(observer, "public", recorded.id, State.PAUSED, before={State.PENDING})
+    with pytest.raises(BackgroundUnfinishedError, match="Revision r4 needs"):
+        await bring_to_head(config)
+    assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r2", "nothing was begun"
+    arguments = alembic_config(config.ini, read_config=lambda: config)
+    await asyncio.to_thread(alembic.command.upgrade, arguments, "r3")
+    assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r3"
 
 
 @pytest.mark.parametrize(
     ("needs", "refusal"),
-    [("['r4']", "on which it does not stand"), ("[name for name in 'r']", "has to be written out")],
+    [
+        ("['r4']", "on which it does not stand"),
+        ("['r1']", "of revision r1, which declares none"),
+        ("[name for name in 'r']", "has to be written out"),
+    ],
 )
 async def test_what_a_revision_needs_is_looked_at_before_anything_is_applied(
     project: Project, config: MigratorConfig, observer: asyncpg.Connection, needs: str, refusal: str

@@ -219,6 +219,18 @@ async def no_archive(scene: Scene) -> str:
     return f"Role {scene.role} may not create schema gasket_archive"
 
 
+async def paused_work(scene: Scene) -> str:
+    declared = "background = [Backfill(table='t3', set='id = id', where='id < 0')]"
+    backfill = "from gasket.migrator.background import Backfill"
+    path = scene.files[-1]
+    path.write_text(path.read_text().replace("\n\n\ndef up", f"\n{backfill}\n{declared}\n\n\ndef up", 1))
+    await bring_to_head(scene.config)
+    await scene.database.execute("UPDATE migration_background SET state = 'paused'")
+    path = scene.project.add()
+    path.write_text(path.read_text().replace("\n\n\ndef up", "\nneeds_background = ['r3']\n\n\ndef up", 1))
+    return "needs the background work 1 .* which is paused"
+
+
 CASES: dict[str, Callable[[Scene], Awaitable[str]]] = {
     "files_there": no_files,
     "files_in_one_piece": a_file_on_nothing,
@@ -236,6 +248,7 @@ CASES: dict[str, Callable[[Scene], Awaitable[str]]] = {
     "not_held": taken_back,
     "whole": a_downgrade_that_was_cut_short,
     "rules_kept": a_broken_rule,
+    "needed_work_goes_on": paused_work,
     "nothing_in_the_way": a_table_in_the_way,
     "loadable": a_file_that_cannot_be_imported,
     "writable": a_read_only_server,

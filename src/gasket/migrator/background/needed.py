@@ -11,7 +11,7 @@ from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import Notify, tell_nobody
 from gasket.migrator.errors import BackgroundUnfinishedError
-from gasket.migrator.ledger.background import OPEN, State, Work, read_works_of
+from gasket.migrator.ledger.background import OPEN, STOPPED, State, Work, read_works_of
 
 _TELL_EVERY = 5.0
 
@@ -33,14 +33,14 @@ async def finish_needed(
         BackgroundUnfinishedError: some of it is paused or cancelled, or fails.
     """
     works = [work for needed in needs for work in await read_works_of(connection, schema, needed)]
-    unfinished = [work for work in works if work.state is not State.COMPLETE]
-    for work in unfinished:
-        if work.state in (State.PAUSED, State.VOID):
-            raise _refusal(revision, work)
-    if not unfinished:
+    open_works = [work for work in works if work.state is not State.COMPLETE]
+    for work in open_works:
+        if work.state in STOPPED:
+            raise unfinished(revision, work)
+    if not open_works:
         return
     async with taken_over(connection, schema):
-        for work in unfinished:
+        for work in open_works:
             done = await work_on(
                 connection,
                 schema,
@@ -53,10 +53,11 @@ async def finish_needed(
                 notify=notify,
             )
             if done.state is not State.COMPLETE:
-                raise _refusal(revision, done)
+                raise unfinished(revision, done)
 
 
-def _refusal(revision: str, work: Work) -> BackgroundUnfinishedError:
+def unfinished(revision: str, work: Work) -> BackgroundUnfinishedError:
+    """The refusal of a revision that needs this work, which has failed or is stopped."""
     if work.state is State.FAILED:
         state, mend = f"has failed: {(work.error or '').rstrip('.')}", "Mend the cause"
     else:

@@ -93,6 +93,7 @@ CHECKS = (
     _Check(refusals.not_held, "what was taken back", frozenset({Caller.START, Caller.WAITER, Caller.STATUS})),
     _Check(refusals.whole, "downgrades that were cut short", (APPLYING | STARTS) - {Caller.START}),
     _Check(refusals.rules_kept, "the pending files", APPLYING),
+    _Check(refusals.needed_work_goes_on, "background work that the pending files need", APPLYING),
     _Check(
         collisions.nothing_in_the_way,
         "names that are there without a version table",

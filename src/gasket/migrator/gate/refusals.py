@@ -7,6 +7,7 @@ raises it.
 from __future__ import annotations
 
 from gasket.migrator.apply.holder import find_holder
+from gasket.migrator.background.needed import unfinished
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import (
     AlembicConfigurationError,
@@ -23,11 +24,12 @@ from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STARTS, Caller
 from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.gate.situation import Case
 from gasket.migrator.gate.targets import going_back
+from gasket.migrator.ledger.background import STOPPED, has_background_table, read_works_of
 from gasket.migrator.ledger.progress import read_progress
 from gasket.migrator.ledger.read import read_stored
 from gasket.migrator.revisions.edits import file_digest
 from gasket.migrator.revisions.loading import load_scripts
-from gasket.migrator.revisions.rules.check import verdict_on
+from gasket.migrator.revisions.rules.check import declares_background, verdict_on
 from gasket.migrator.sql.lexer import shortened
 from gasket.migrator.sql.render import from_json
 
@@ -176,6 +178,26 @@ async def rules_kept(case: Case) -> MigratorError | None:
                 file=file.path.name,
                 problem=f"needs the background work of revision {strangers[0]}, on which it does not stand",
             )
+        for needed in verdict.needs_background:
+            if not declares_background(case.situation.revisions[needed]):
+                return RevisionFileError(
+                    file=file.path.name, problem=f"needs the background work of revision {needed}, which declares none"
+                )
+    return None
+
+
+async def needed_work_goes_on(case: Case) -> MigratorError | None:
+    """Work that a person has stopped is not begun by itself. Of a revision that is pending, the work comes anew."""
+    if case.request.target not in (None, "head", "heads"):  # what needs the work may come after the target
+        return None
+    pending = {file.revision: verdict_on(file).needs_background for file in case.situation.plan.pending}
+    needs = [(revision, needed) for revision, names in pending.items() for needed in names if needed not in pending]
+    if not needs or not await has_background_table(case.connection, case.config.schema):
+        return None
+    for revision, needed in needs:
+        for work in await read_works_of(case.connection, case.config.schema, needed):
+            if work.state in STOPPED:
+                return unfinished(revision, work)
     return None
 
 

@@ -27,6 +27,8 @@ class State(StrEnum):
 
 OPEN = frozenset({State.PENDING, State.RUNNING})
 """What a worker goes on with by itself."""
+STOPPED = frozenset({State.PAUSED, State.VOID})
+"""What only a command begins again."""
 UNFINISHED = OPEN | {State.PAUSED, State.FAILED}
 
 

@@ -77,6 +77,20 @@ def verdict_on(file: RevisionFile) -> _Verdict:
     return _Verdict(broken, digest(parsed), kept, concurrently, _needs_background(parsed) or ())
 
 
+def declares_background(file: RevisionFile) -> bool:
+    """Whether it gives the name `background` a value, in whatever way; a file that is not Python may."""
+    _, module = _parse(file)
+    if not isinstance(module, ast.Module):
+        return True
+    for node in ast.walk(module):
+        match node:
+            case ast.Name(id="background", ctx=ast.Store()) | ast.alias(name="background" | "*"):
+                return True
+            case ast.alias(asname="background"):
+                return True
+    return False
+
+
 def find_advice(files: Iterable[RevisionFile]) -> list[Finding]:
     """What a start warns of before it applies these files, and does anyway; nothing of them is imported or run."""
     return [
