@@ -56,7 +56,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- fail (printf "autoscaling.minReplicas is %d, and autoscaling.maxReplicas is %d. Raise the maximum, or lower the minimum." (int .minReplicas) (int .maxReplicas)) }}
 {{- end }}
 {{- end }}
+{{- $made := list "DATABASE_URL" "GASKET_MIGRATION_DATABASE_URL" "GASKET_ADMIN_TOKEN" "GASKET_SECRET_KEY" }}
 {{- range .Values.extraEnv }}
+{{- if has (trimSuffix "_FILE" .name) $made }}
+{{- fail (printf "extraEnv has %s, which the chart sets itself. Name the Secret with it under secrets." .name) }}
+{{- end }}
 {{- if hasKey $settings .name }}
 {{- fail (printf "extraEnv has %s, which settings has too. Set it in settings alone." .name) }}
 {{- end }}
@@ -87,6 +91,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if and .enabled (has (toString .maxUnavailable) (list "0" "0%")) }}
 {{- fail (printf "podDisruptionBudget.maxUnavailable is %v: no replica may ever be evicted, and so no node can be drained. Set it to at least 1, or podDisruptionBudget.enabled to false." .maxUnavailable) }}
 {{- end }}
+{{- end }}
+{{- range list "app.kubernetes.io/name" "app.kubernetes.io/instance" }}
+{{- if hasKey $.Values.podLabels . }}
+{{- fail (printf "podLabels has %s, by which the Deployment finds its pods. Take it out." .) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (not (dig "requests" "cpu" "" .Values.resources)) }}
+{{- fail "autoscaling.enabled is true, and resources.requests.cpu is not set, of which the target is a percentage." }}
 {{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
 {{- fail "ingress.enabled is true, and ingress.hosts is empty. Name at least one host." }}
