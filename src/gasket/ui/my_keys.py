@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 from advanced_alchemy.filters import LimitOffset, OrderBy
@@ -26,14 +27,18 @@ from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
 from gasket.ui.usage import Range, charts
 from gasket.usage.own_controller import user_of
-from gasket.usage.schemas import Group, UsageQuery
+from gasket.usage.schemas import Group, UsageSum
 from gasket.usage.service import UsageService
 
 _MOST_PROFILES = 100
-_MOST_SLOTS = 1000
+_MOST_SUMS = 100_000
 _MODELS = 10
+_NUMBERS = (
+    *("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens"),
+    "total_tokens",
+)
 _RANGES = {1: "Today", 7: "7 days", 30: "30 days", 365: "365 days"}
-_PLAIN_RANGE = 30
+_PLAIN_RANGE = 7
 
 
 class MyKeyPages(Controller):
@@ -50,10 +55,7 @@ class MyKeyPages(Controller):
         profiles = await _profiles(own)
         days = whole_number(wanted.query["days"], 365)
         chosen = _range(days if days in _RANGES else _PLAIN_RANGE)
-        usage = UsageService(db_session)
-        by_key = await usage.largest(_query(request, chosen, "key"), limit=_MOST_SLOTS)
-        by_model = await usage.largest(_query(request, chosen, "model"), limit=_MODELS)
-        slots, _ = await usage.sums(_query(request, chosen, chosen.unit), order="asc", limit=_MOST_SLOTS, offset=0)
+        used = await _use(request, db_session, chosen)
         return page(
             request,
             "my_keys.html",
@@ -64,10 +66,10 @@ class MyKeyPages(Controller):
             groups=await own.groups(),
             words=_RANGES[chosen.days].lower(),
             ranges=[(name, f"{self.path}?days={days}#usage", days == chosen.days) for days, name in _RANGES.items()],
-            total=by_key.total,
-            used={sums.key: sums for sums in by_key.rows},
-            models=by_model.rows,
-            charts=charts(chosen, slots),
+            total=added(used),
+            used={sums.key: sums for sums in by(used, "key")},
+            models=sorted(by(used, "model"), key=lambda sums: -sums.total_tokens)[:_MODELS],
+            charts=charts(chosen, by(used, chosen.unit)),
         )
 
     @get("/new")
@@ -141,8 +143,25 @@ def _range(days: int) -> Range:
     return Range("key", today - timedelta(days=days - 1), today)
 
 
-def _query(request: PageRequest, chosen: Range, group: Group) -> UsageQuery:
-    return msgspec.structs.replace(chosen.query(group), user=user_of(identity_of(request)))
+async def _use(request: PageRequest, session: AsyncSession, chosen: Range) -> list[UsageSum]:
+    """What the page has is summed up here: the database reads the totals of everybody for each question."""
+    groups: tuple[Group, ...] = ("key", "model", chosen.unit)
+    query = msgspec.structs.replace(chosen.query("key"), groups=groups, user=user_of(identity_of(request)))
+    sums, _ = await UsageService(session).sums(query, order="asc", limit=_MOST_SUMS, offset=0)
+    return sums
+
+
+def by(sums: Iterable[UsageSum], group: Group) -> list[UsageSum]:
+    """The same by one group alone, in the order in which its values come first."""
+    found: dict[Any, list[UsageSum]] = {}
+    for entry in sums:
+        found.setdefault(getattr(entry, group), []).append(entry)
+    return [added(entries, **{group: value}) for value, entries in found.items()]
+
+
+def added(sums: Collection[UsageSum], **group: Any) -> UsageSum:
+    """All of them together."""
+    return UsageSum(**group, **{name: sum(getattr(entry, name) for entry in sums) for name in _NUMBERS})
 
 
 async def _new(request: PageRequest, session: AsyncSession, form: Form, status: int = 200) -> Template:
