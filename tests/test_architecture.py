@@ -164,6 +164,17 @@ def test_a_start_at_head_does_without_what_applies_revisions() -> None:
     assert not {"gasket.migrator.runner", "gasket.migrator.apply.steps", "gasket.migrator.archive.restore"} & {*loaded}
 
 
+def test_a_start_does_without_the_pages_and_a_command_without_their_room() -> None:
+    program = "import sys, {}; print(*(name for name in sys.modules if name.startswith(('gasket.ui', 'jinja2'))))"
+    for module, needed in (
+        ("gasket.app", {"gasket.ui", "gasket.ui.assets", "gasket.ui.door", "gasket.ui.headers"}),
+        ("gasket.schema_commands, gasket.migrator.runner, gasket.installation", set()),
+    ):
+        command = [sys.executable, "-c", program.format(module)]
+        loaded = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+        assert {*loaded} == needed, module
+
+
 def test_plain_values_are_no_dataclasses() -> None:
     """Each takes half a millisecond of every process that imports it; a msgspec struct takes 0.01 ms."""
     wanted = {
