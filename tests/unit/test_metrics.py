@@ -231,7 +231,7 @@ text = st.text(max_size=120)
             prompt_tokens=st.integers(0, 10**12),
             bytes_in=st.integers(0, 2**30),
         ),
-        max_size=20,
+        max_size=8,
     )
 )
 def test_whatever_is_asked_for_the_text_can_be_read(exchanges: list[Exchange]) -> None:

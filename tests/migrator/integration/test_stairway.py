@@ -124,6 +124,8 @@ SELECT tablename FROM pg_tables WHERE schemaname = 'public'
 AND tablename <> 'alembic_version' AND NOT starts_with(tablename, 'migration_')
 """
 
+_COLUMNS = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
+
 State = tuple[Catalog, dict[str, list[tuple[Any, ...]]]]
 
 
@@ -142,14 +144,12 @@ async def seed(database_url: str) -> None:
         for table, insert in SEEDS.items():
             if table in present and not await connection.fetchval(f"SELECT count(*) FROM {table}"):
                 await connection.execute(insert)
+        columns = {tuple(row) for row in await connection.fetch(_COLUMNS)}
         for (table, column), value in SEEDED_COLUMNS.items():
-            there = await connection.fetchval(
-                "SELECT count(*) FROM information_schema.columns WHERE table_name = $1 AND column_name = $2",
-                table,
-                column,
-            )
-            if there:
-                await connection.execute(f"UPDATE {table} SET {column} = {value}")
+            if (table, column) in columns:
+                await connection.execute(
+                    f"UPDATE {table} SET {column} = {value} WHERE {column} IS DISTINCT FROM {value}"
+                )
         assert all([await connection.fetchval(f"SELECT count(*) FROM {table}") for table in present])
     finally:
         await connection.close()
