@@ -188,7 +188,7 @@ async def test_what_takes_too_long_or_is_locked_is_not_known(
 ) -> None:
     project.add(
         "op.execute('CREATE FUNCTION slow(n int) RETURNS bool IMMUTABLE LANGUAGE plpgsql "
-        "AS $$ BEGIN PERFORM pg_sleep(9); RETURN true; END $$')\n"
+        "AS $$ BEGIN PERFORM pg_sleep(2); RETURN true; END $$')\n"
         "    op.execute('ALTER TABLE t ADD CHECK (slow(n))')",
         "pass",
     )
@@ -204,7 +204,7 @@ async def test_what_takes_too_long_or_is_locked_is_not_known(
     )
     await observer.execute(
         "CREATE FUNCTION slow(n int) RETURNS bool IMMUTABLE LANGUAGE plpgsql "
-        "AS $$ BEGIN PERFORM pg_sleep(9); RETURN true; END $$"
+        "AS $$ BEGIN PERFORM pg_sleep(2); RETURN true; END $$"
     )
     monkeypatch.setattr("gasket.migrator.scratch.live_rows._EACH", 0.5)
     revision, _second = await planned(config, "r8")
