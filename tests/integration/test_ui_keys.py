@@ -84,12 +84,17 @@ class TestNewKey:
         [secret] = set(SECRET.findall(response.text))
         for text in ("https://gasket/v1", "ANTHROPIC_BASE_URL=https://gasket", "gpt-x", "model_providers", "apiBase"):
             assert text in response.text
+        assert "in the place of" not in response.text
         stored = await database.fetchrow("SELECT * FROM api_keys")
         assert stored
         assert stored["requests_per_minute"] == 7
         assert stored["tokens_per_window"] is None
         for path in ("/ui/keys", f"/ui/keys/{stored['id']}"):
             assert secret not in await show(path)
+
+    async def test_where_no_model_is_known_the_settings_say_so(self, post: Post, send: Send) -> None:
+        response = await send("/ui/keys", **KEY, profile_id=str(await profile(post)))
+        assert "in the place of <code>gpt-5-mini</code>" in response.text
 
     @pytest.mark.parametrize(
         ("fields", "name", "words"),

@@ -11,7 +11,7 @@ import msgspec
 from gasket.access.cookies import own_url
 from gasket.errors import SignInError
 
-_UNNAMED_MODEL = "gpt-5-mini"
+UNNAMED_MODEL = "gpt-5-mini"
 """Where the profile allows every model and no backend lists its own."""
 _OPEN_WEBUI_READS = (
     "In the environment of its container, for its first start. It keeps them, so later they are changed in its Admin "
@@ -43,7 +43,7 @@ def own_origin(scope: Any) -> str:
 
 def snippets(origin: str, key: str, model: str | None) -> list[Snippet]:
     """For each client. `origin` is this installation's, without a path."""
-    base, chosen = f"{origin}/v1", model or _UNNAMED_MODEL
+    base, chosen = f"{origin}/v1", model or UNNAMED_MODEL
     return [
         Snippet("curl", (Part("In a shell", _curl(base, key, chosen)),)),
         Snippet("openai-python", (Part("pip install openai", _python(base, key, chosen)),)),

@@ -22,7 +22,7 @@ from gasket.keys.schemas import KeyCreate, KeyRotate, KeyUpdate
 from gasket.keys.service import KeyService
 from gasket.limits.subjects import Limits
 from gasket.limits.use import LimitUse, LimitUseService
-from gasket.ui.clients import own_origin, snippets
+from gasket.ui.clients import UNNAMED_MODEL, own_origin, snippets
 from gasket.ui.forms import REFUSED, Form, convert, moment, read_form, shown_moment
 from gasket.ui.limits import limit_texts, limit_values, limits_of
 from gasket.ui.lists import listing, whole_number
@@ -167,6 +167,7 @@ async def issued_page(
         secret=secret,
         rotated=rotated,
         snippets=snippets(own_origin(request.scope), secret, model),
+        stands_for_another=UNNAMED_MODEL if model is None else None,
     )
 
 
