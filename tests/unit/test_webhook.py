@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import pytest
 
 from gasket.notices.post import TRY_LIMIT
 from gasket.notices.webhook import MOST_WAITING, Webhook
+from gasket.upstream.failures import NotConnectedError, without_address
 from tests.receiver import PATH, Receiver, receiving
 
 SECRET = b"a secret of twenty-four bytes"
@@ -163,7 +166,29 @@ def test_no_log_line_shows_where_the_messages_go(caplog: pytest.LogCaptureFixtur
     webhook.notify("migration.failed", "...", {})
     webhook.flush(WITHIN)
     assert caplog.messages == [
-        "the webhook cannot be connected to; trying again with migration.failed",
-        "the webhook cannot be connected to; migration.failed is given up",
+        "the webhook refuses connections; trying again with migration.failed",
+        "the webhook refuses connections; migration.failed is given up",
     ]
     assert url.split("/")[2] not in f"{caplog.text}{webhook!r}"
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed: a-secret-host")
+    error.verify_code = 18
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "has a name that does not resolve"),
+        (untrusted(), "is not trusted: its certificate is self-signed"),
+        (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), "does not speak TLS; it may be http instead of https"),
+        (ConnectionRefusedError(111, "Connection refused"), "refuses connections"),
+        (OSError(113, "No route to host"), "cannot be connected to"),
+    ],
+)
+def test_it_is_said_why_there_is_no_connection_and_not_where(cause: OSError, told: str) -> None:
+    error = NotConnectedError("cannot be reached at a-secret-host:443")
+    error.__cause__ = cause
+    assert without_address(error) == told

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from gasket.notices.webhook import NotTaken
 from gasket.upstream.address import address_of, request_target
 from gasket.upstream.client import Timeouts, UpstreamClient
-from gasket.upstream.failures import BackendDeniedError, UpstreamError
+from gasket.upstream.failures import BackendDeniedError, UpstreamError, without_address
 
 TRY_LIMIT = 10.0
 """Seconds for one try: the look-up of the name, the connection, and the head of the answer."""
@@ -40,7 +40,7 @@ async def post(url: str, body: bytes, fields: Mapping[str, str]) -> NotTaken | N
     except BackendDeniedError:
         return NotTaken("has a link-local address, or one of a cloud's metadata, which is denied", final=True)
     except UpstreamError as error:
-        return NotTaken(error.told or str(error), final=False)
+        return NotTaken(without_address(error), final=False)
     finally:
         await client.close()
     if 200 <= status < 300:

@@ -76,6 +76,20 @@ class BrokenAnswerError(UpstreamError):
     kind = "broken_off"
 
 
+def without_address(error: UpstreamError) -> str:
+    """The message without host and port, for where these are secret too."""
+    match error.__cause__:
+        case socket.gaierror() | UnicodeError():
+            return "has a name that does not resolve"
+        case ssl.SSLCertVerificationError() as cause:
+            return f"is not trusted: its certificate {_CERTIFICATE_FAULTS.get(cause.verify_code, 'was refused')}"
+        case ssl.SSLError():
+            return "does not speak TLS; it may be http instead of https"
+        case ConnectionRefusedError():
+            return "refuses connections"
+    return error.told or str(error)
+
+
 def _not_connected(error: OSError | UnicodeError, where: str) -> str:
     reason = f" ({getattr(error, 'strerror', None) or error})"
     match error:
