@@ -75,16 +75,22 @@ class DatabasesDifferError(MigratorError):
 
 
 class ReadOnlyServerError(MigratorError):
-    """Something is pending and the server takes no writes."""
+    """There is something to write and the server takes no writes. `need` is a clause that says what.
 
-    def __init__(self, *, setting: str, in_recovery: bool, waited: float) -> None:
+    A standby that was waited for did not reach this release's schema in that time.
+    """
+
+    def __init__(
+        self, *, setting: str, in_recovery: bool, waited: float = 0, need: str = "The schema has to change"
+    ) -> None:
         if in_recovery:
-            what = f"is a standby in recovery and did not reach this release's schema within {waited:.0f} s"
+            late = f" and did not reach this release's schema within {waited:.0f} s"
+            what = f"is a standby in recovery{late if waited else ''}"
             mend = "Promote it, or let the URL lead to the primary (target_session_attrs=read-write)"
         else:
             what = "takes no writes (default_transaction_read_only is on)"
             mend = "Turn that off for the migration role, or set GASKET_MIGRATION_DATABASE_URL"
-        super().__init__(f"The schema has to change, but the server of {setting} {what}; nothing was changed. {mend}.")
+        super().__init__(f"{need}, but the server of {setting} {what}; nothing was changed. {mend}.")
 
 
 class MissingPrivilegeError(MigratorError):

@@ -24,7 +24,7 @@ from gasket.migrator.background.lock import (
 )
 from gasket.migrator.background.worker import BackgroundWorker, prepare_worker
 from gasket.migrator.background.working import work_on
-from gasket.migrator.commands.background import finish
+from gasket.migrator.commands.background import change_work, finish
 from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.status import read_report
@@ -33,6 +33,8 @@ from gasket.migrator.errors import (
     BackfillRefusedError,
     BackgroundFailedError,
     BackgroundUnfinishedError,
+    MigratorError,
+    ReadOnlyServerError,
     RevisionFileError,
 )
 from gasket.migrator.head import bring_to_head
@@ -594,6 +596,55 @@ async def test_what_keeps_a_worker_from_its_work_is_told_once(
     await worker.stop()
     told = "there is background work, but the database of GASKET_MIGRATION_DATABASE_URL cannot be reached"
     assert caplog.text.count(told) == 1
+
+
+async def test_a_server_that_takes_no_writes_is_said_in_one_sentence(
+    work: Callable[..., Awaitable[Work]],
+    config: MigratorConfig,
+    observer: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorded = await work()
+    for pause in ("_FIRST_LOOK_AFTER", "_LOOK_EVERY", "_TAKE_OVER_EVERY"):
+        monkeypatch.setattr(f"gasket.migrator.background.worker.{pause}", 0.0)
+    name = await observer.fetchval("SELECT quote_ident(current_database())")
+    await observer.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        with pytest.raises(
+            ReadOnlyServerError, match="has to be written down, but the server of DATABASE_URL takes no"
+        ):
+            await finish(config, None)
+        with pytest.raises(ReadOnlyServerError, match="has to be written down"):
+            await change_work(config, recorded.id, "pause")
+        looks = 0
+
+        async def look() -> list[Work]:
+            nonlocal looks
+            looks += 1
+            return [recorded]
+
+        worker = BackgroundWorker(config, look)
+        worker.start()
+        await until(lambda: looks > 3, 30, "several tries")
+        await worker.stop()
+        assert caplog.text.count("takes no writes") == 1
+        assert "was cut short" not in caplog.text
+    finally:
+        await observer.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
+async def test_a_connection_that_is_lost_under_a_command_is_said_in_one_sentence(
+    work: Callable[..., Awaitable[Work]], config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    await work()
+    async with observer.transaction():
+        await observer.execute("SELECT FROM items WHERE id = 4000 FOR UPDATE")  # so that it does not end before
+        running = asyncio.create_task(finish(config, None))
+        await is_true(observer, "SELECT rows_done > 0 FROM migration_background")
+        await observer.execute("SELECT pg_terminate_backend($1)", await find_worker(observer, "public"))
+        with pytest.raises(MigratorError, match=r"was lost; what is done stays\. Run it again to go on"):
+            await running
 
 
 async def test_what_is_declared_has_to_be_work(project: Project, config: MigratorConfig) -> None:

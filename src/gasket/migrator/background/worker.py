@@ -101,7 +101,10 @@ class BackgroundWorker:
             )
             return _PAUSE_AFTER_ERROR
         await prepare_worker(connection, config.schema)
-        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        if await connection.fetchval("SELECT current_setting('transaction_read_only')::bool"):
+            self._tell_once(
+                f"the server of {config.migration_setting} takes no writes; a replica looks again every 5 s"
+            )
             return _LOOK_EVERY
         if not await try_worker_lock(connection, config.schema):
             return _TAKE_OVER_EVERY

@@ -19,8 +19,10 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect
 from gasket.migrator.errors import (
     BackgroundFailedError,
+    MigratorError,
     MissingPrivilegeError,
     NotThereError,
+    ReadOnlyServerError,
     TargetError,
     TransactionPoolerError,
 )
@@ -38,7 +40,7 @@ from gasket.migrator.ledger.background import (
 )
 from gasket.migrator.ledger.tables import BACKGROUND, qualified
 from gasket.postgres.connections import close_connection
-from gasket.postgres.errors import describe
+from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost
 from gasket.postgres.poolers import leads_through_pooler
 from gasket.postgres.quoting import quote_identifier
 
@@ -102,7 +104,8 @@ async def finish(config: MigratorConfig, number: int | None) -> list[Work]:
     Raises:
         TargetError: there is none of this number, or it is complete or void.
         BackgroundFailedError: one has failed; the others are done.
-        MissingPrivilegeError, TransactionPoolerError: it cannot be done over this connection.
+        MissingPrivilegeError, TransactionPoolerError, ReadOnlyServerError: it cannot be done over this connection.
+        MigratorError: the connection was lost.
     """
     before = UNFINISHED if number is not None else UNFINISHED - {State.PAUSED}
 
@@ -125,7 +128,17 @@ async def finish(config: MigratorConfig, number: int | None) -> list[Work]:
                 for one in wanted
             ]
 
-    done = await _connected(config, work)
+    async def or_lost(connection: asyncpg.Connection) -> list[Work]:
+        try:
+            return await work(connection)
+        except DRIVER_ERRORS as error:
+            if not is_lost(error) and not connection.is_closed():
+                raise
+            raise MigratorError(
+                "The connection to the database was lost; what is done stays. Run it again to go on."
+            ) from None
+
+    done = await _connected(config, or_lost)
     for one in done:
         if one.state is State.FAILED:
             raise BackgroundFailedError(work=str(one), number=one.id, error=one.error or "")
@@ -149,7 +162,7 @@ async def change_work(config: MigratorConfig, number: int, change: Change) -> Wo
     Raises:
         NotThereError: there is none of this number.
         TargetError: its state does not allow it, or its revision was taken back.
-        MissingPrivilegeError, TransactionPoolerError: it cannot be done over this connection.
+        MissingPrivilegeError, TransactionPoolerError, ReadOnlyServerError: it cannot be done over this connection.
     """
     state, before = _CHANGES[change]
 
@@ -182,6 +195,11 @@ async def _connected(config: MigratorConfig, work: Callable[[asyncpg.Connection]
         if await leads_through_pooler(connection):
             raise TransactionPoolerError(setting=config.migration_setting)
         return await work(connection)
+    except asyncpg.ReadOnlySQLTransactionError:
+        in_recovery = await connection.fetchval("SELECT pg_is_in_recovery()")
+        raise ReadOnlyServerError(
+            setting=config.migration_setting, in_recovery=in_recovery, need="Background work has to be written down"
+        ) from None
     except asyncpg.InsufficientPrivilegeError as error:
         role = quote_identifier(await connection.fetchval("SELECT current_user::text"))
         table = qualified(config.schema, BACKGROUND)
