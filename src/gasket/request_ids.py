@@ -6,15 +6,14 @@ import random
 import time
 
 _LONGEST = 128
-_LOW_BITS = (1 << 62) - 1
 
 
 def new_request_id() -> str:
     """A UUID of version 7 (RFC 9562, 5.7): milliseconds since 1970, then 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000
     bits = random.getrandbits(74)  # an id is no secret: two must not be the same, and that is all
-    text = f"{milliseconds:012x}{7 << 12 | bits >> 62:04x}{0b10 << 62 | bits & _LOW_BITS:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    first = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{bits >> 62:03x}"
+    return f"{first}-{0x8000 | bits >> 48 & 0x3FFF:04x}-{bits & 0xFFFF_FFFF_FFFF:012x}"
 
 
 def checked_request_id(value: bytes) -> str | None:

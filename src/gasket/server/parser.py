@@ -104,6 +104,8 @@ class RequestParser:
         self._good_line = b""
         self._good_hosts: list[bytes] = []
         """Those of the last request, which a connection's next request often repeats: they are good."""
+        self._parsed_url = b"", b"", b""
+        """The last request's URL, its path and its query."""
         self._trailers = 0
         self._framing = Framing()
         self.url = b""
@@ -218,7 +220,10 @@ class RequestParser:
             _check_authorities(absolute.groups())
         if self._codings and self._codings != [b"chunked"]:
             raise self._not_decoded()
-        url = parse_url(self.url)
+        if self.url != self._parsed_url[0]:
+            url = parse_url(self.url)
+            self._parsed_url = self.url, url.path or b"/", url.query or b""
+        _, path, query = self._parsed_url
         self._in_head = False
         if self._codings:
             self._framing.begin()
@@ -226,8 +231,8 @@ class RequestParser:
         self._receiver.on_head(
             Head(
                 parser.get_method().decode("ascii"),
-                url.path or b"/",
-                url.query or b"",
+                path,
+                query,
                 version,
                 self._fields,
                 keep_alive=new and parser.should_keep_alive(),
