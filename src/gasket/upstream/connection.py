@@ -31,10 +31,14 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._deadlines = deadlines
         self._on_idle = on_idle
-        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._pieces: deque[bytes] = deque()
+        self.on_body = self._pieces.append
+        """httptools calls it with each piece of the body, which may be one event of a stream: a method would cost a
+        call of Python's for each.
+        """
+        self._parser = httptools.HttpResponseParser(self)
         self._paused = False
         self._failure: UpstreamError | None = None
         self._patient = False
@@ -206,6 +210,8 @@ class Connection(asyncio.Protocol):
                 self._arrived(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(BrokenAnswerError("does not answer in HTTP/1.1"))
+        if self._without_body:
+            self._pieces.clear()
 
     def _arrived(self, received: int) -> None:
         """Once for each read, which may hold a hundred chunks."""
@@ -276,11 +282,6 @@ class Connection(asyncio.Protocol):
         self.delimited = b"content-length" in names or b"transfer-encoding" in names or status in (204, 304)
         self.complete = self._without_body
         self._wake()
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body; chunks are decoded."""
-        if not self._without_body:
-            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The answer is complete, unless it is an informational one."""
