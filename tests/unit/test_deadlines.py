@@ -113,3 +113,65 @@ async def test_all_can_be_ended_at_once_and_new_ones_have_their_time() -> None:
     deadlines.set(first, 100)
     await asyncio.sleep(2 * LATE)
     assert [len(first.told), len(second.told)] == [1, 1]
+
+
+class TestInTime:
+    def test_what_does_not_wait_sets_no_limit(self) -> None:
+        """A limit needs a task of a running loop, and there is none here."""
+
+        async def at_once() -> str:
+            return "done"
+
+        async def in_time() -> str:
+            return await Deadlines().in_time(at_once(), 1)
+
+        with pytest.raises(StopIteration) as done:
+            in_time().send(None)
+        assert done.value.value == "done"
+
+    async def test_what_waits_for_long_is_ended(self) -> None:
+        ended = []
+
+        async def for_ever() -> None:
+            await asyncio.sleep(0)
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(True)
+
+        with pytest.raises(TimeoutError):
+            await Deadlines().in_time(for_ever(), 0.01)
+        assert ended == [True]
+
+    async def test_each_step_gets_its_result_and_its_error(self) -> None:
+        async def waits() -> str:
+            first = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(first.set_result, "one")
+            second = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(second.set_exception, ValueError("two"))
+            found: str = await first
+            try:
+                await second
+            except ValueError as error:
+                found += f" {error}"
+            await asyncio.sleep(0)
+            return found
+
+        assert await Deadlines().in_time(waits(), 30) == "one two"
+
+    async def test_an_error_comes_through(self) -> None:
+        async def fails(after: float | None) -> None:
+            if after is not None:
+                await asyncio.sleep(after)
+            raise ZeroDivisionError
+
+        for after in (None, 0, 0.001):
+            with pytest.raises(ZeroDivisionError):
+                await Deadlines().in_time(fails(after), 30)
+
+    async def test_a_cancellation_of_the_task_goes_on(self) -> None:
+        task = asyncio.ensure_future(Deadlines().in_time(asyncio.sleep(30), 60))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

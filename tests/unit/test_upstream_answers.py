@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gasket.deadlines import Deadlines
 from gasket.upstream.connection import Connection, Fields
-from gasket.upstream.failures import BrokenAnswerError
+from gasket.upstream.failures import AnswerTimeoutError, BrokenAnswerError
 
 
 class Transport(asyncio.Transport):
@@ -284,6 +284,43 @@ async def test_it_reads_no_further_than_somebody_takes() -> None:
     paused.append(wire.transport.paused)
     assert not paused[-1]
     wire.connection.close()
+
+
+async def test_bytes_that_are_no_content_are_no_sign_of_life() -> None:
+    """A backend that sends a chunk's size and extensions for ever is as silent as one that sends nothing."""
+    wire = Wire()
+    wire.connection.send(b"", b"", without_body=False)
+    wire.connection.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    reading = asyncio.ensure_future(wire.connection.piece(0.3))
+    for _ in range(600):
+        if reading.done():
+            break
+        wire.connection.data_received(b"x")
+        await asyncio.sleep(0.05)
+    assert reading.done()
+    with pytest.raises(AnswerTimeoutError):
+        await reading
+
+
+async def test_what_is_put_back_is_read_next() -> None:
+    wire = Wire()
+    wire.connection.send(b"", b"", without_body=False)
+    wire.connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+    assert wire.connection.take() == b"ab"
+    assert wire.connection.take() == b""
+    wire.connection.put_back(b"ab")
+    wire.connection.data_received(b"cd")
+    assert wire.connection.complete
+    assert not wire.connection.at_end
+    assert await wire.connection.piece(1) == b"abcd"
+    assert wire.connection.at_end
+
+
+async def test_a_body_behind_the_answer_to_head_is_dropped() -> None:
+    wire = Wire()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
+    assert (await wire.exchange([answer], method="HEAD"))[::2] == (200, b"")
+    assert wire.transport.closed
 
 
 async def test_a_request_is_written_as_it_is() -> None:

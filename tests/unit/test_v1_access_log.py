@@ -129,6 +129,15 @@ async def test_a_client_writes_no_line_and_moves_no_cursor(
         assert written.count("\n") == 1
 
 
+async def test_many_lines_are_as_many_and_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines are made a few at a time."""
+    log = AccessLog("json")
+    for number in range(100):
+        log(an_exchange(bytes_in=number))
+    assert [json.loads(line)["bytes_in"] for line in lines_of(log, capsys)] == list(range(100))
+    assert lines_of(log, capsys) == []
+
+
 async def test_words_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     log = AccessLog(None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

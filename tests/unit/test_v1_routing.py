@@ -10,7 +10,7 @@ import pytest
 
 from gasket.proxy.access import Backend, ServedModel
 from gasket.proxy.bodies import Naming, read_wanted, replace_model
-from gasket.proxy.routing import Route, arrange, beginning, routes_to
+from gasket.proxy.routing import Route, arrange, beginning, only_route, routes_to
 from tests.access import a_backend, a_profile
 
 JSON, FORM = b"application/json", b"multipart/form-data; boundary=xyz"
@@ -42,6 +42,13 @@ class TestRoutes:
         ]
         assert routes_to([first], "m:latest") == []
         assert routes_to([first], None) == [Route(first)]
+
+    def test_a_single_backend_without_rows_is_the_way_of_every_request(self) -> None:
+        assert only_route([backend(1)]) == (Route(backend(1)),)
+        assert not only_route([])
+        assert not only_route([backend(1), backend(2)])
+        assert not only_route([backend(1, ("m", "m", None, 0))])
+        assert not only_route([a_backend(set_aside=True)])
 
     def test_profiles_with_rows_restrict_models(self) -> None:
         assert not a_profile(backend(1)).restricts_models
