@@ -233,8 +233,8 @@ class TestOwnKeys:
         self, person: People, team: int, database: asyncpg.Connection, post: Post
     ) -> None:
         """The subject may be anything, also the address of somebody else."""
-        await post("/api/keys", user_email="augusta@example.com", name="given", profile_id=team)
-        await use(database, 1, "augusta@example.com")
+        given = await post("/api/keys", user_email="augusta@example.com", name="given", profile_id=team)
+        await use(database, given["id"], "augusta@example.com")
         eve = await person(subject="augusta@example.com", email=None)
         assert (await eve.get("/api/me/keys"))["total"] == 0
         assert (await eve.get("/api/me/usage"))["total"] == 0
@@ -253,15 +253,17 @@ async def use(database: asyncpg.Connection, key: int, email: str, *, requests: i
     )
 
 
-async def test_own_usage_is_that_of_one_s_own_address(
+async def test_own_usage_is_that_of_one_s_own_keys(
     person: People, database: asyncpg.Connection, post: Post, team: int
 ) -> None:
-    ada = await person()
-    await use(database, 1, "Augusta@example.com", requests=3)
-    await use(database, 2, "eve@example.com", requests=100)
+    ada, eve = await person(), await person(subject="2")
+    mine, theirs = await ada.make(team), await eve.make(team)
+    await use(database, mine["id"], "augusta@example.com", requests=3)
+    await use(database, theirs["id"], "augusta@example.com", requests=100)
     (sums,) = (await ada.get("/api/me/usage?group=key"))["items"]
-    assert (sums["key"], sums["requests"], sums["total_tokens"]) == (1, 3, 12)
-    assert (await ada.get("/api/me/usage?key=2"))["total"] == 0
+    assert (sums["key"], sums["requests"], sums["total_tokens"]) == (mine["id"], 3, 12)
+    assert (await ada.get(f"/api/me/usage?key={theirs['id']}"))["total"] == 0
+    assert (await ada.get("/api/me/usage?group=end_user"))["total"] == 0
     assert_problem(await ada.send("GET", "/api/me/usage?user=eve@example.com"), 400, "invalid-input", field="user")
 
 

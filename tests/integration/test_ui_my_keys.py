@@ -65,13 +65,14 @@ async def test_own_keys_and_own_usage_are_on_it(
     page: Page, team: int, post: Post, database: asyncpg.Connection
 ) -> None:
     made = await post("/api/keys", user_email="augusta@example.com", name=HOSTILE, profile_id=team)
-    await post("/api/keys", user_email="eve@example.com", name="of somebody else", profile_id=team)
+    second = await post("/api/keys", user_email="augusta@example.com", name="second", profile_id=team)
+    theirs = await post("/api/keys", user_email="eve@example.com", name="of somebody else", profile_id=team)
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     for key, model, email, requests, tokens in (
         (made["id"], "large", "Augusta@example.com", 2, 1000),
         (made["id"], "small", "augusta@example.com", 3, 200),
-        (999_999, "large", "augusta@example.com", 5, 34),
-        (5, "theirs", "eve@example.com", 70_000, 70_000),
+        (second["id"], "large", "augusta@example.com", 5, 34),
+        (theirs["id"], "theirs", "eve@example.com", 70_000, 70_000),
     ):
         await database.execute(USE, now, key, model, email, requests, tokens)
     for days in ("", "?days=7", "?days=365", "?days=8", "?days=x"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from advanced_alchemy.filters import StatementFilter
-from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.access.people import PersonService
@@ -48,6 +48,10 @@ class OwnKeyService:
         if 0 < key_id <= MAX_ID and (row := await self.keys.get_one_or_none(self._own, ApiKey.id == key_id)):
             return row
         raise NotFoundError(f"There is no key {key_id}.")
+
+    async def ids(self) -> tuple[int, ...]:
+        """Of all keys of the person."""
+        return tuple(await self.keys.session.scalars(select(ApiKey.id).where(self._own)))
 
     async def open_profiles(self, *filters: StatementFilter | ColumnElement[bool]) -> tuple[Sequence[OpenProfile], int]:
         """The profiles that a group of the person opens, and how many there are without their page."""

@@ -26,7 +26,6 @@ from gasket.ui.limits import limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
 from gasket.ui.usage import Range, charts
-from gasket.usage.own_controller import user_of
 from gasket.usage.schemas import Group, UsageSum
 from gasket.usage.service import UsageService
 
@@ -55,7 +54,7 @@ class MyKeyPages(Controller):
         profiles = await _profiles(own)
         days = whole_number(wanted.query["days"], 365)
         chosen = _range(days if days in _RANGES else _PLAIN_RANGE)
-        used = await _use(request, db_session, chosen)
+        used = await _use(db_session, chosen, await own.ids())
         return page(
             request,
             "my_keys.html",
@@ -143,10 +142,10 @@ def _range(days: int) -> Range:
     return Range("key", today - timedelta(days=days - 1), today)
 
 
-async def _use(request: PageRequest, session: AsyncSession, chosen: Range) -> list[UsageSum]:
-    """What the page has is summed up here: the database reads the totals of everybody for each question."""
+async def _use(session: AsyncSession, chosen: Range, keys: tuple[int, ...]) -> list[UsageSum]:
+    """One question for all that the page shows; it adds up by itself."""
     groups: tuple[Group, ...] = ("key", "model", chosen.unit)
-    query = msgspec.structs.replace(chosen.query("key"), groups=groups, user=user_of(identity_of(request)))
+    query = msgspec.structs.replace(chosen.query("key"), groups=groups, keys=keys)
     sums, _ = await UsageService(session).sums(query, order="asc", limit=_MOST_SUMS, offset=0)
     return sums
 

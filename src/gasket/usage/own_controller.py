@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from advanced_alchemy.service import OffsetPagination
-from litestar import Request, get
-from litestar.datastructures import State
+from litestar import get
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 
-from gasket.access.authentication import identity_of
-from gasket.access.roles import Identity
 from gasket.errors import InvalidInputError
 from gasket.http import problems
 from gasket.inputs import CurrentPage, PageSize, SortOrder
+from gasket.keys.own_controller import OwnKeys, provide_own_keys
 from gasket.usage.controller import provide_query, provide_usage
 from gasket.usage.schemas import UsageQuery, UsageSum
 from gasket.usage.service import UsageService
 
 
-def user_of(identity: Identity) -> str:
-    """Whose requests are a person's own: those of the address. Without one there are none."""
-    return identity.email or ""
-
-
-def provide_own_query(
-    request: Request[Any, Any, State], usage_query: NamedDependency[SkipValidation[UsageQuery]]
-) -> UsageQuery:
-    """The query, of the requests of who asks."""
+async def provide_own_query(usage_query: NamedDependency[SkipValidation[UsageQuery]], own_keys: OwnKeys) -> UsageQuery:
+    """The query, of the requests with keys of who asks."""
     if usage_query.user is not None:
         raise InvalidInputError("This is about your own requests; leave user out.", field="user")
-    return msgspec.structs.replace(usage_query, user=user_of(identity_of(request)))
+    return msgspec.structs.replace(usage_query, keys=await own_keys.ids())
 
 
 @get(
@@ -43,7 +32,8 @@ def provide_own_query(
     dependencies={
         "usage": Provide(provide_usage, sync_to_thread=False),
         "usage_query": Provide(provide_query, sync_to_thread=False),
-        "own_query": Provide(provide_own_query, sync_to_thread=False),
+        "own_keys": Provide(provide_own_keys, sync_to_thread=False),
+        "own_query": Provide(provide_own_query),
     },
 )
 async def sum_own_usage(
@@ -53,7 +43,7 @@ async def sum_own_usage(
     page_size: PageSize = 20,
     sort_order: SortOrder = "asc",
 ) -> OffsetPagination[UsageSum]:
-    """As `/api/usage`, of requests with keys of one's own address."""
+    """As `/api/usage`, of requests with one's own keys, as long as an administrator has not deleted them."""
     offset = page_size * (current_page - 1)
     items, total = await usage.sums(own_query, order=sort_order, limit=page_size, offset=offset)
     return OffsetPagination(items=items, limit=page_size, offset=offset, total=total)

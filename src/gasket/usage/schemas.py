@@ -48,6 +48,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     start: datetime | None = None
     end: datetime | None = None
     key: int | None = None
+    keys: tuple[int, ...] | None = None
     user: str | None = None
     profile: int | None = None
     model: str | None = None
