@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
+import alembic.command
 import asyncpg
 import pytest
 from alembic.runtime.migration import MigrationContext
@@ -13,9 +16,13 @@ from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import archived_revisions, drop_archive, list_archives, show_archive
 from gasket.migrator.archive.trial import TrialStep
-from gasket.migrator.errors import TargetError
+from gasket.migrator.commands.archive import _drop_from_archive
+from gasket.migrator.errors import ReadOnlyServerError, TargetError
+from gasket.migrator.head import bring_to_head
+from gasket.migrator.revisions.configuration import alembic_config
 from gasket.migrator.sql.render import Rendering, Statement
 from tests.migrator.archive_project import ArchiveProject, Run
+from tests.migrator.project import Project
 
 
 async def estimated(project: ArchiveProject, *steps: str) -> Estimate:
@@ -139,3 +146,26 @@ async def test_an_index_step_costs_nothing_to_estimate(project: ArchiveProject, 
 
     await project.connected(look, Run())
     assert found == [Estimate((), ())]
+
+
+async def test_on_a_server_that_takes_no_writes_an_archive_stays(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project = Project(tmp_path)
+    project.add()
+    config = project.config(database_url)
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO t1 VALUES (1)")
+    arguments = alembic_config(config.ini, read_config=lambda: config)
+    await asyncio.to_thread(alembic.command.downgrade, arguments, "base")
+    [archive] = await list_archives(observer, "public")
+    name = await observer.fetchval("SELECT quote_ident(current_database())")
+    await observer.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        with pytest.raises(
+            ReadOnlyServerError, match="is to be dropped, but the server of DATABASE_URL takes no writes"
+        ):
+            await _drop_from_archive(config, archive)
+    finally:
+        await observer.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    assert await list_archives(observer, "public") == [archive]

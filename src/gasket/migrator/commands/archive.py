@@ -18,7 +18,7 @@ from gasket.migrator.archive.schema import MANIFEST, archive_schema, stored
 from gasket.migrator.commands.confirm import ask
 from gasket.migrator.commands.running import ROW_NUMBER, look, run, show_target
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.errors import MissingPrivilegeError
+from gasket.migrator.errors import MissingPrivilegeError, ReadOnlyServerError
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.runner import locked, with_fresh_tries
 from gasket.postgres.errors import describe
@@ -97,6 +97,7 @@ async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
     Raises:
         TargetError: it is gone.
         MissingPrivilegeError: its tables are another role's.
+        ReadOnlyServerError: the server takes no writes.
     """
     revisions = configured_revisions(config.ini)
 
@@ -110,6 +111,15 @@ async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
                     role=role,
                     need=f"drop archive {archive.number} ({describe(error)})",
                     statement=_to_drop(config.schema, archive, quote_identifier(role)),
+                ) from None
+            except asyncpg.ReadOnlySQLTransactionError:
+                in_recovery: bool = await session.on_own_tables(
+                    lambda connection: connection.fetchval("SELECT pg_is_in_recovery()")
+                )
+                raise ReadOnlyServerError(
+                    setting=config.migration_setting,
+                    in_recovery=in_recovery,
+                    need=f"Archive {archive.number} is to be dropped",
                 ) from None
 
     await with_fresh_tries(once)
