@@ -103,9 +103,12 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("COMMENT ON TABLE table1 IS NULL")
 """
-_DOOR = """
-import time
-import litestar.types, msgspec
+# All that the room needs of others is there already, as it is when the application has imported it.
+_ROOM = """
+import sys, time
+import gasket.app
+for name in [name for name in sys.modules if name.startswith("gasket.ui")]:
+    del sys.modules[name]
 started = time.process_time()
 import gasket.ui.assets, gasket.ui.door, gasket.ui.headers
 print(time.process_time() - started)
@@ -194,32 +197,36 @@ def client_of(url: str, ini: Path) -> httpx.AsyncClient:
 async def _measure_pages(client: httpx.AsyncClient, repeats: int) -> str:
     today = datetime.now(UTC).date()
     days = {"month": today - timedelta(days=29), "year": today - timedelta(days=364)}
-    lines = ["| page | server, ms | sent, kB | goal |", "| --- | ---: | ---: | --- |"]
+    lines = ["| page | server, ms | its own CPU, ms | sent, kB | goal |", "| --- | ---: | ---: | ---: | --- |"]
     for name, path in _PAGES.items():
-        milliseconds, kilobytes = await _measure_page(client, path.format(**days), repeats)
+        milliseconds, cpu, kilobytes = await _measure_page(client, path.format(**days), repeats)
         goal = f"at most {GOAL_MS:.0f} ms and {GOAL_KB:.0f} kB"
         met = verdict(goal, milliseconds <= GOAL_MS and kilobytes <= GOAL_KB)
-        lines.append(f"| {name} | {milliseconds:.0f} | {kilobytes:.1f} | {met} |")
+        lines.append(f"| {name} | {milliseconds:.0f} | {cpu:.0f} | {kilobytes:.1f} | {met} |")
     return "\n".join(lines)
 
 
-async def _measure_page(client: httpx.AsyncClient, path: str, repeats: int) -> tuple[float, float]:
-    """The median of the milliseconds, and the kilobytes. Nothing is compressed, so that is what is sent."""
-    taken = []
+async def _measure_page(client: httpx.AsyncClient, path: str, repeats: int) -> tuple[float, float, float]:
+    """Medians of milliseconds, as a clock has them and as this process worked; and the kilobytes.
+
+    Nothing is compressed, so they are what is sent. PostgreSQL's work is in the first figure alone.
+    """
+    taken, worked = [], []
     for number in range(-1, repeats):
         gc.collect()
-        started = time.perf_counter()
+        started, worked_before = time.perf_counter(), time.process_time()
         answer = await client.get(path)
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - worked_before
         answer.raise_for_status()
         if number >= 0:  # the first one does not count
             taken.append(seconds)
-    return median(taken) * 1000, len(answer.content) / 1000
+            worked.append(cpu)
+    return median(taken) * 1000, median(worked) * 1000, len(answer.content) / 1000
 
 
 async def _measure_start(repeats: int) -> str:
     """What a start imports of the room, in CPU time: the pages themselves are imported when the first one is wanted."""
-    seconds = [float(await program(sys.executable, "-c", _DOOR)) for _ in range(repeats)]
+    seconds = [float(await program(sys.executable, "-c", _ROOM)) for _ in range(repeats)]
     milliseconds = median(seconds) * 1000
     goal = verdict(f"at most {GOAL_START_MS:.0f} ms", milliseconds <= GOAL_START_MS)
     return f"| | CPU, ms | goal |\n| --- | ---: | --- |\n| The room in a start | {milliseconds:.1f} | {goal} |"
