@@ -354,6 +354,21 @@ class TestGateway:
             assert (await gasket.chat(token)).status_code == 200
         assert tokens.misses == misses
 
+    async def test_it_is_kept_until_it_expires_or_its_subject_s_row_does(
+        self, gasket: Replica, trusted: IdentityProvider, profile: Make, database: asyncpg.Connection
+    ) -> None:
+        await profile(trusted, sub="*")
+        token = trusted.token(exp=int(time.time()) + 1000)
+        await until(lambda: kept(gasket, token), 30, "the token is in memory")
+        tokens = gasket.gateway._tokens
+        assert tokens is not None
+        access = tokens.recall(token.encode())
+        assert access is not None
+        assert access.expires_at is not None
+        assert 500 < access.expires_at - time.monotonic() <= 1000 + 60  # clocks may differ by a minute
+        await database.execute("UPDATE api_keys SET expires_at = now()")
+        await until(lambda: answers(gasket, token, 401, "expired_api_key"), 20, "the row has expired")
+
     async def test_a_person_is_known_by_the_address_as_in_keys(
         self, gasket: Replica, own: IdentityProvider, profile: Make, client: httpx.AsyncClient
     ) -> None:
