@@ -23,7 +23,8 @@ _ERROR = rb'"error"\s*+:\s*+(?!null)|"type"\s*+:\s*+"error"'
 _HAS_ERROR = re.compile(_ERROR)
 _BEGINS_LIKE_ERROR = re.compile(rb"\s*+\{\s*+(?:" + _ERROR + rb")")
 _SHORTEST_BEGINNINGS = (b'{"error":', b'{"type":"error"')
-_NAMES_ERROR = b'error"'
+NAMES_ERROR = b'error"'
+"""Every event that tells of an error has it. To look for it first is cheap."""
 _FAILED = "response.failed"
 """The last event of the Responses API when it fails."""
 _STATUS = re.compile("[45][0-9]{2}")
@@ -111,11 +112,11 @@ def _error_in(head: bytes) -> ErrorInSuccess | None:
 
 def error_in_events(block: bytes) -> ErrorInSuccess | None:
     """The error that one of these events tells of, in the middle of a stream: it passes on as it came."""
-    if _NAMES_ERROR not in block or _HAS_ERROR.search(block) is None:
+    if _HAS_ERROR.search(block) is None:
         return None
     for event in split_events(block):
         try:
-            answer = msgspec.json.decode(event_data(event), type=_Answer) if _NAMES_ERROR in event else _Answer()
+            answer = msgspec.json.decode(event_data(event), type=_Answer) if NAMES_ERROR in event else _Answer()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if answer.type == _FAILED and isinstance(answer.response, dict):

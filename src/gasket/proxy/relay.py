@@ -12,7 +12,7 @@ from gasket.deadlines import Deadlines
 from gasket.proxy.answer import Answer, explain
 from gasket.proxy.endpoints import speaks_anthropic
 from gasket.proxy.errors import ClientGoneError, error_body
-from gasket.proxy.errors_in_success import READ_AHEAD_WITHIN, ErrorInSuccess, error_in_events
+from gasket.proxy.errors_in_success import NAMES_ERROR, READ_AHEAD_WITHIN, ErrorInSuccess, error_in_events
 from gasket.proxy.events import COMMENT, EventStream, begin_like_events, error_event, event_data
 from gasket.proxy.exchange import Exchange, Outcome
 from gasket.proxy.headers import downstream
@@ -159,7 +159,7 @@ class Relay:
         while piece:
             if whole := events.feed(piece):
                 await self._events_out(whole, events)
-            piece = response.arrived() or await self._next_piece(response, COMMENT_AFTER)
+            piece = await self._next_piece(response, COMMENT_AFTER)
         rest = events.rest()  # the end of the stream ends its last line, too
         ended = self._said_last_word or event_data(rest) == _DONE
         if not response.delimited and self._exchange.path in _HAS_LAST_WORD and not ended:
@@ -181,7 +181,7 @@ class Relay:
     async def _events_out(self, block: bytes, events: EventStream) -> None:
         end = block[-32:]
         self._said_last_word = _DONE in end or _MESSAGE_STOP in end
-        if (error := error_in_events(block)) is not None:
+        if NAMES_ERROR in block and (error := error_in_events(block)) is not None:
             self._tells_of(error)
         if block := self._tap.events(block):
             self._exchange.bytes_out += len(block)

@@ -56,7 +56,7 @@ class UsageTap:
         self._events += block.count(b"data:")
         if self._scanner is not None or (len(block) > LONGEST_HELD and not block.endswith(BORDERS)):
             return self._pieces(block)
-        if not _tells_usage(block):
+        if _NAME not in block or not _tells_usage(block):
             return block
         return b"".join(map(self._read_event, split_events(block)))
 
@@ -132,7 +132,7 @@ class UsageTap:
 
     def _read_event(self, event: bytes) -> bytes:
         """What of an event goes on."""
-        if not _tells_usage(event):
+        if _NAME not in event or not _tells_usage(event):
             return event
         data = event_data(event)
         try:
@@ -162,9 +162,8 @@ class UsageTap:
 
 
 def _tells_usage(events: bytes) -> bool:
-    """Whether there may be a usage in it that is not null."""
-    named = events.count(_NAME)
-    return named > 0 and named > sum(map(events.count, _NONE))
+    """Whether one that is named there may be another than null."""
+    return events.count(_NAME) > sum(map(events.count, _NONE))
 
 
 def _is_nothing_else(data: bytes) -> bool:
