@@ -126,8 +126,8 @@ async def prepare_session(connection: asyncpg.Connection, schema: str, *, idle_l
     idle = dict.fromkeys(("idle_session_timeout", "idle_in_transaction_session_timeout"), idle_limit)
     settings = {**_SESSION_SETTINGS, **idle, "search_path": quote_identifier(schema)}
     await connection.execute(
-        "SELECT set_config(s.name, v.value, false) FROM unnest($1::text[], $2::text[]) AS v(name, value) "
-        "JOIN pg_catalog.pg_settings AS s USING (name)",
+        "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS wanted(name, value) "
+        "WHERE current_setting(name, true) IS NOT NULL",
         list(settings),
         list(settings.values()),
     )

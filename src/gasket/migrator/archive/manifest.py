@@ -53,7 +53,7 @@ _ALL_COLUMNS = _COLUMNS | _ADDED_COLUMNS
 _READ_MANIFEST = f"""
 SELECT current_user::text AS role, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
     AND has_table_privilege(c.oid, 'UPDATE') AS usable,
-    array(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0) AS columns
+    array(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0) AS columns
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = '{MANIFEST}'
 """
 _WITH_PARENTS = """

@@ -27,9 +27,9 @@ WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER
 _FOREIGN_KEYS = """
 SELECT con.conname AS name, con.confrelid AS parent, p.relkind::text AS kind, n.nspname AS parent_schema,
     p.relname AS parent_name, con.condeferrable AS deferrable, con.condeferred AS deferred,
-    array(SELECT a.attname FROM unnest(con.conkey) WITH ORDINALITY AS k(number, place)
+    array(SELECT a.attname::text FROM unnest(con.conkey) WITH ORDINALITY AS k(number, place)
           JOIN pg_attribute AS a ON a.attrelid = con.conrelid AND a.attnum = k.number ORDER BY k.place) AS columns,
-    array(SELECT a.attname FROM unnest(con.confkey) WITH ORDINALITY AS k(number, place)
+    array(SELECT a.attname::text FROM unnest(con.confkey) WITH ORDINALITY AS k(number, place)
           JOIN pg_attribute AS a ON a.attrelid = con.confrelid AND a.attnum = k.number
           ORDER BY k.place) AS parent_columns
 FROM pg_constraint AS con JOIN pg_class AS p ON p.oid = con.confrelid JOIN pg_namespace AS n ON n.oid = p.relnamespace
@@ -45,7 +45,7 @@ SELECT array(SELECT pg_get_indexdef(i.indexrelid, k, true) FROM generate_series(
     pg_get_expr(i.indpred, i.indrelid) AS predicate,
     coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_are_equal, used.columns
 FROM pg_index AS i CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(a.attname), '{}') AS columns, bool_or(a.attgenerated <> '') AS generated
+    SELECT coalesce(array_agg(a.attname::text), '{}') AS columns, bool_or(a.attgenerated <> '') AS generated
     FROM pg_attribute AS a
     WHERE a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey::smallint[]) OR a.attnum IN (
         SELECT d.refobjsubid FROM pg_depend AS d

@@ -53,8 +53,8 @@ async def _not_empty(connection: asyncpg.Connection, queries: Sequence[Query]) -
     conditions = list(dict.fromkeys(query.where for query in queries if query.where))
     exist = ", ".join(f"EXISTS (SELECT FROM {table})" for table in conditions)
     [(classes, *found)] = await connection.fetch(
-        "SELECT ARRAY(SELECT DISTINCT classid::regclass::text FROM pg_catalog.pg_depend "
-        f"WHERE objid >= {FIRST_OWN_OID}), {exist}"
+        "SELECT ARRAY(SELECT classid::regclass::text FROM (SELECT DISTINCT classid FROM pg_catalog.pg_depend "
+        f"WHERE objid >= {FIRST_OWN_OID}) AS own), {exist}"
     )
     catalogs = {name.removeprefix("pg_catalog.") for name in classes}
     not_empty = {None, *(table for table, exists in zip(conditions, found, strict=True) if exists)}

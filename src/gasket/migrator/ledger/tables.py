@@ -89,6 +89,10 @@ BACKGROUND_COLUMNS = {
 walk has passed, as text; `walk` counts how often the table is walked through.
 """
 
+_COLUMNS_OF = """
+SELECT name, a.attname::text FROM unnest($1::text[]) AS name
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = to_regclass(name) AND a.attnum > 0 AND NOT a.attisdropped
+"""
 _TABLES = {
     LEDGER: LEDGER_COLUMNS | ADDED_COLUMNS,
     FAILURES: FAILURE_COLUMNS | ADDED_FAILURE_COLUMNS,
@@ -100,23 +104,22 @@ _TABLES = {
 
 async def ensure_tables(connection: asyncpg.Connection, schema: str) -> None:
     """Make the migrator's tables, or add the columns that an older release did not know. Only under the lock."""
-    for name, columns in _TABLES.items():
-        table = qualified(schema, name)
-        present = {
-            row["attname"]
-            for row in await connection.fetch(
-                "SELECT attname FROM pg_catalog.pg_attribute "
-                "WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-                table,
-            )
-        }
-        if not present:
+    tables = {qualified(schema, name): columns for name, columns in _TABLES.items()}
+    present: dict[str, set[str]] = {}
+    for table, column in await connection.fetch(_COLUMNS_OF, list(tables)):
+        present.setdefault(table, set()).add(column)
+    statements: list[str] = []
+    for table, columns in tables.items():
+        if table in present:
+            missing = columns.keys() - present[table]
+            statements += [f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}" for column in missing]
+        else:
             definitions = ", ".join(f"{column} {kind}" for column, kind in columns.items())
-            await connection.execute(
+            statements.append(
                 f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {definitions})"
             )
-        for column in columns.keys() - present if present else ():
-            await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+    if statements:
+        await connection.execute(";\n".join(statements))
 
 
 def qualified(schema: str, table: str) -> str:
