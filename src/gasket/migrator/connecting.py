@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -84,12 +84,27 @@ async def connected(config: MigratorConfig, *, migrating: bool) -> AsyncIterator
 
 
 @asynccontextmanager
+async def opening(config: MigratorConfig) -> AsyncIterator[asyncio.Task[asyncpg.Connection]]:
+    """A connection of the application's role, for `looking`: the server makes a process for it during the block."""
+    connecting = asyncio.create_task(connect(config, migrating=False))
+    try:
+        await asyncio.sleep(0)  # it asks the server
+        yield connecting
+    finally:
+        connecting.cancel()
+
+
+@asynccontextmanager
 async def looking(
-    config: MigratorConfig, *, migrating: bool = False, schema: str | None = None
+    config: MigratorConfig,
+    opened: Awaitable[asyncpg.Connection] | None = None,
+    *,
+    migrating: bool = False,
+    schema: str | None = None,
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the application's role, or the migrating one, to look at the books: every wait has its limit.
 
-    `schema` is where those are that are looked at, if not in the configuration's.
+    `opened` is from `opening`. `schema` is where those books are that are looked at, if not in the configuration's.
 
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
@@ -97,7 +112,7 @@ async def looking(
         LocksNotGrantedError: another session holds them locked.
     """
     started = time.monotonic()
-    connection = await connect(config, migrating=migrating)
+    connection = await (opened or connect(config, migrating=migrating))
     limit = max(_SHORTEST_TRY, config.database_wait)
 
     def say(blockers: list[Blocker]) -> None:

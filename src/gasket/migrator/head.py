@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from gasket.migrator.apply.events import LockAwaited
 from gasket.migrator.apply.holder import HolderWatch
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.connecting import looking
+from gasket.migrator.connecting import looking, opening
 from gasket.migrator.errors import DatabasesDifferError, NotMigratedError
 from gasket.migrator.facts import Waiting, tell
 from gasket.migrator.gate.callers import Caller, Request
@@ -43,10 +43,11 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
 
 async def _bring_to_head(config: MigratorConfig, outcome: Outcome) -> Plan:
     started = time.monotonic()
-    revisions = configured_revisions(config.ini)
     request = Request(Caller.START if config.migrate_on_startup else Caller.FOLLOWER)
-    async with looking(config) as connection:
-        situation = await pass_gate(connection, config, revisions, request)
+    async with opening(config) as opened:
+        revisions = configured_revisions(config.ini)
+        async with looking(config, opened) as connection:
+            situation = await pass_gate(connection, config, revisions, request)
     if not situation.serves and config.migrate_on_startup:
         migrate: Callable[[MigratorConfig, Revisions, Outcome], Awaitable[None]] = pkgutil.resolve_name(_MIGRATE)
         await migrate(config, revisions, outcome)
