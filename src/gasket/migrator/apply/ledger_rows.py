@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 
@@ -28,10 +29,19 @@ class LedgerRows:
         self._host = socket.gethostname()
         self._insert: PreparedStatement[asyncpg.Record] | None = None
         self._numbers = itertools.count(1)
+        self._lock_key = lock_key(config.schema)
+        self._kept: tuple[Script, str, str] | None = None
 
     def prepare_again(self) -> None:
         """The session may have forgotten what was prepared."""
         self._insert = None
+
+    def keep_meanwhile(self, script: Script) -> None:
+        """Put together what `write` keeps of the script when this task next waits for the server.
+
+        That is while the server runs the revision's first statement: rendering the way back takes about as long.
+        """
+        asyncio.get_running_loop().call_soon(self._keep, script)
 
     async def write(
         self, revision: str, direction: str, script: Script | None, *, duration_ms: int, command: str
@@ -47,7 +57,7 @@ class LedgerRows:
             )
         file = self._revisions.get(revision)
         down_revisions = _down_revisions(script) if script else file.down_revisions if file else ()
-        keep = script if direction != "downgrade" else None
+        place, downgrade_sql = self._keep(script) if script and direction != "downgrade" else (None, None)
         row = NewLedgerRow(
             revision=revision,
             down_revision=", ".join(down_revisions) or None,
@@ -58,12 +68,12 @@ class LedgerRows:
             duration_ms=duration_ms,
             backward_compatible=file.backward_compatible if file else None,
             digest=self.digest(revision) if direction != "downgrade" else None,
-            script=_describe_script(keep, self._connection.get_settings().server_encoding) if keep else None,
-            downgrade_sql=to_json(self.render_downgrade(keep)) if keep else None,
+            script=place,
+            downgrade_sql=downgrade_sql,
             command=command,
             files=self._revisions.fingerprint,
             lock_class=LOCK_CLASS,
-            lock_key=lock_key(self._config.schema),
+            lock_key=self._lock_key,
         )
         return await self._insert.fetchrow(*row)
 
@@ -86,6 +96,13 @@ class LedgerRows:
         """That of the revision's file; None where there is none, or it is not Python."""
         file = self._revisions.get(revision)
         return verdict_on(file).digest if file else None
+
+    def _keep(self, script: Script) -> tuple[str, str]:
+        """The script's place and its way back, as JSON; once for each script, also where its step is tried again."""
+        if self._kept is None or self._kept[0] is not script:
+            place = _describe_script(script, self._connection.get_settings().server_encoding)
+            self._kept = script, place, to_json(self.render_downgrade(script))
+        return self._kept[1:]
 
     def render_downgrade(self, script: Script) -> Rendering:
         """What its `downgrade()` would run."""

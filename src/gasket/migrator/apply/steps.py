@@ -301,6 +301,7 @@ class StepRecorder:
                 if step.info.is_stamp:
                     run()
                 elif step.is_upgrade:
+                    self._ledger.keep_meanwhile(step.revision)
                     self._rows.upgrade(context, step.revision, run, copies, restore=self.options.restore)
                     if not self.partly:  # otherwise the revision cannot be taken back any more
                         check_backfills(connection_of(context), place.revision, declared_works(step.revision.module))

@@ -97,11 +97,11 @@ CHECKS = (
     _Check(
         collisions.nothing_in_the_way,
         "names that are there without a version table",
-        APPLYING | {Caller.ENSURE_VERSION},
+        (APPLYING - {Caller.START}) | {Caller.ENSURE_VERSION},
     ),
     _Check(refusals.loadable, "the pending files, imported", frozenset({Caller.PLAN, Caller.STATUS})),
-    _Check(rights.writable, "whether the server takes writes", APPLYING | WRITING),
-    _Check(rights.rights, "the rights to the schema", APPLYING | WRITING),
+    _Check(rights.writable, "whether the server takes writes", (APPLYING - {Caller.START}) | WRITING),
+    _Check(rights.rights, "the rights to the schema", (APPLYING - {Caller.START}) | WRITING),
     _Check(refusals.replayable, "the ledger's ways back", frozenset({Caller.ROLLBACK})),
     _Check(rights.archive_rights, "the rights to the archive", GOING_BACK),
 )
