@@ -140,6 +140,9 @@ class MigrationSession:
         if await connection.fetchval("SELECT to_regnamespace(quote_ident($1)) IS NULL", config.schema):
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(config.schema)}")
 
+        if self.steps.recording:  # before the tables are there: in an empty database there is nothing to read yet
+            await self.steps.recording.begin()
+
         async def make_tables() -> None:
             async with connection.transaction():
                 await ensure_tables(connection, config.schema)

@@ -201,8 +201,6 @@ class StepRecorder:
         context.connection.commit()  # Alembic has only looked so far: each step begins without a transaction
         if not all(step.info.is_stamp for step in steps):
             context.opts["target_metadata"] = self._config.metadata  # for its naming convention
-        if steps and self.recording:
-            await_only(self.recording.begin())
         began = time.monotonic()
         for number, step in enumerate(steps, start=1):
             info = step.info

@@ -27,7 +27,10 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Recording:
-    """One run: `begin` before its first step, `finish` when it has ended, with or without an error."""
+    """One run: `begin` before its first step, `finish` when it has ended, with or without an error.
+
+    The ledger may not be there yet when it begins.
+    """
 
     def __init__(self, connection: asyncpg.Connection, schema: str) -> None:
         self._connection = connection
@@ -124,7 +127,10 @@ async def write_record(connection: asyncpg.Connection, schema: str, objects: Cat
 
 
 async def _last_ledger_row(connection: asyncpg.Connection, schema: str) -> int:
-    number: int = await connection.fetchval(_last(schema))
+    try:
+        number: int = await connection.fetchval(_last(schema))
+    except asyncpg.UndefinedTableError:
+        return 0
     return number
 
 
