@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import platformdirs
-
 from gasket.cors import CorsOrigins
 from gasket.environment import file_variable, read_secret, refuse_unknown
 from gasket.errors import SettingsError
@@ -236,7 +234,11 @@ def _directory(value: str) -> Path:
 
 def default_data_dir() -> Path:
     """As root `/var/lib/gasket`, else the user's data directory."""
-    return Path("/var/lib/gasket") if os.geteuid() == 0 else platformdirs.user_data_path("gasket")
+    if os.geteuid() == 0:
+        return Path("/var/lib/gasket")
+    import platformdirs  # only an embedded database asks
+
+    return platformdirs.user_data_path("gasket")
 
 
 def _setting(

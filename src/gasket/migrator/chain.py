@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import asyncpg
 import msgspec
@@ -13,7 +13,9 @@ from msgspec import Meta
 from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.tables import LEDGER, qualified
 from gasket.migrator.revisions.files import Revisions
-from gasket.migrator.sql.render import Rendering
+
+if TYPE_CHECKING:
+    from gasket.migrator.sql.render import Rendering  # a replica that serves does without
 
 _RUN_COLUMNS = (
     "direction",

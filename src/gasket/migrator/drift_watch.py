@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pkgutil
 import random
 from contextlib import suppress
 
@@ -17,7 +18,6 @@ from gasket.migrator.errors import MigratorError
 from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.gate.situation import read_situation
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.scratch.drift import find_drift
 from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import DRIVER_ERRORS, describe
 from gasket.postgres.poolers import leads_through_pooler
@@ -32,6 +32,7 @@ _LOOK_EVERY = 3600.0
 _TAKE_OVER_EVERY = 300.0
 _LOOK_LIMIT = 60.0
 _MOST_SHOWN = 5
+_FIND_DRIFT = "gasket.migrator.scratch.drift:find_drift"
 
 
 class DriftWatch:
@@ -104,6 +105,7 @@ class DriftWatch:
 
     async def _look(self, connection: asyncpg.Connection) -> list[str] | None:
         """The points; None where the schema is not at this release's head, before the comparison and after it."""
+        find_drift = pkgutil.resolve_name(_FIND_DRIFT)  # one replica looks, and not at its start
         config = self._config
         revisions = configured_revisions(config.ini)
         before = await read_situation(connection, config.schema, revisions)

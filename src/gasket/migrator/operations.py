@@ -1,6 +1,6 @@
 """What people and programs may ask of the schema, and do to it, while a replica serves. Each has a limit.
 
-`gasket database` does the same from a command line. What applies revisions is imported at its first use.
+`gasket database` does the same from a command line. What applies revisions or reads SQL is imported at its first use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from gasket.migrator.ledger.background import Work
 from gasket.migrator.ledger.read import StoredRevision, read_stored
 from gasket.migrator.monitor import SchemaMonitor
 from gasket.migrator.revisions.loading import load_scripts, naming_the_file
-from gasket.migrator.sql.render import Rendering, from_json, render
 
 _DATABASE_WAIT = 3.0
 _CHANGE_LIMIT = 10.0
@@ -39,6 +38,8 @@ _LARGEST_NUMBER = 2**63 - 1
 _MOST_RUNS = 50
 
 _FORECAST = "gasket.migrator.commands.forecast:forecast_pending"
+_RENDER = "gasket.migrator.sql.render:render"
+_FROM_JSON = "gasket.migrator.sql.render:from_json"
 _CHANGE_WORK = "gasket.migrator.commands.background:change_work"
 
 # Alembic's `op` is one for the process: only one thread at a time may call revisions. A thread outlives a request that
@@ -162,6 +163,7 @@ class SchemaOperations:
         stored: dict[str, StoredRevision] = await self._monitor.ask(
             lambda connection, _revisions: read_stored(connection, self._config.schema)
         )
+        from_json = pkgutil.resolve_name(_FROM_JSON)
         kept = stored.get(link.revision)
         return None, sql_of(from_json(kept.downgrade_sql)) if kept and kept.downgrade_sql else None
 
@@ -169,9 +171,8 @@ class SchemaOperations:
         with _alone():
             with naming_the_file():
                 module = self._scripts.get_revision(revision).module
-            both: list[Rendering] = [
-                render(function, metadata=self._config.metadata) for function in (module.upgrade, module.downgrade)
-            ]
+            render = pkgutil.resolve_name(_RENDER)
+            both = [render(function, metadata=self._config.metadata) for function in (module.upgrade, module.downgrade)]
         upgrade, downgrade = map(sql_of, both)
         return upgrade, downgrade
 

@@ -1,7 +1,8 @@
 """Looks up the names of backends: without threads, each name once at a time, and for a bounded time.
 
 The event loop's own look-ups run in a few threads, and a look-up that its caller has given up keeps its thread: a few
-names whose servers are silent stopped every look-up of the process. c-ares waits for all answers on one thread.
+names whose servers are silent stopped every look-up of the process. c-ares waits for all answers on one thread. It is
+imported with the first name: backends that are given by their addresses do without.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 import ipaddress
 import socket
 import time
-from typing import Any, NamedTuple
-
-import aiodns
-import pycares
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gasket.upstream.failures import NameNotResolvedError, NotConnectedError
+
+if TYPE_CHECKING:
+    import aiodns
 
 _FRESH_FOR = 30.0
 _STALE_FOR = 3600.0
@@ -29,7 +30,7 @@ _LIMIT = 10.0
 _OTHER_FAMILY_WITHIN = 0.05
 """Seconds: RFC 8305's "Resolution Delay"."""
 _MOST = 1000
-_NO_SUCH_NAME = frozenset({pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME})
+_NO_SUCH_NAME = frozenset({1, 4, 8})  # ARES_ENODATA, ARES_ENOTFOUND, ARES_EBADNAME (ares.h)
 
 Addresses = tuple[str, ...]
 
@@ -91,6 +92,8 @@ class Names:
 
     async def _ask(self, host: str) -> _Answer:
         """Look the name up and keep the answer; a failure takes the place of no addresses that are still known."""
+        import aiodns
+
         failure: NotConnectedError
         try:
             async with asyncio.timeout(_LIMIT):
@@ -117,6 +120,8 @@ class Names:
         """Both families at once. Who has one family waits a moment for the other (RFC 8305, 3), and not until it fails:
         some name servers never answer for IPv6.
         """
+        import aiodns
+
         if self._resolver is None:
             self._resolver = aiodns.DNSResolver(loop=asyncio.get_running_loop(), **self._options)
         asked = [

@@ -12,10 +12,11 @@ import pytest
 from gasket.migrator.catalog.difference import Difference, compare_catalogs
 from gasket.migrator.catalog.read import read_catalog
 from gasket.migrator.errors import ScratchDatabaseError
-from gasket.migrator.gate.collisions import collisions_with_revisions, names_made
+from gasket.migrator.gate.collisions import collisions_with_revisions
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
+from gasket.migrator.revisions.names_made import names_made
 from gasket.migrator.scratch.adopt import compare_with_revision
 from tests.migrator.project import Project
 

@@ -9,13 +9,14 @@ A revision declares it beside `backward_compatible`:
 
 from __future__ import annotations
 
-import msgspec
+import pkgutil
 
-from gasket.migrator.sql.reader import read
-from gasket.migrator.sql.reading import TouchIndex
+import msgspec
 
 BACKFILL = "backfill"
 INDEX = "index"
+_BUILT_INDEX = "gasket.migrator.sql.reader:built_index"
+"""Imported with the first declaration: a replica that serves reads no SQL."""
 
 
 class Backfill(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,24 +42,15 @@ class IndexBuild(msgspec.Struct, frozen=True):
     sql: str
 
     def __post_init__(self) -> None:
-        if index_of(self.sql) is None:
+        if pkgutil.resolve_name(_BUILT_INDEX)(self.sql) is None:
             raise ValueError("IndexBuild needs one CREATE INDEX CONCURRENTLY statement that names its index")
 
     @property
     def table(self) -> str:
         """The table as the statement names it."""
-        index = index_of(self.sql)
+        index = pkgutil.resolve_name(_BUILT_INDEX)(self.sql)
         assert index is not None
         return ".".join(index.table or ())
 
 
 Declaration = Backfill | IndexBuild
-
-
-def index_of(sql: str) -> TouchIndex | None:
-    """What the statement builds; None where it is not one CREATE INDEX CONCURRENTLY with a name and a table."""
-    changes = [change for reading in read(sql) for change in reading.changes]
-    match changes:
-        case [TouchIndex(action="create" | "create unique", index=(*_,), table=(*_,), concurrently=True) as index]:
-            return index
-    return None

@@ -11,12 +11,12 @@ import asyncpg
 from gasket.migrator.apply.finished import what_is_left
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
 from gasket.migrator.apply.lock import migration_lock
-from gasket.migrator.background import index_of
 from gasket.migrator.background.backfills import StoppedError, WorkFailedError, may_pass
 from gasket.migrator.background.lock import is_wanted
 from gasket.migrator.catalog.recorded import expect_index
 from gasket.migrator.errors import InvalidIndexError, LockTimeoutError
 from gasket.migrator.ledger.background import State, Work, lock_running, read_work
+from gasket.migrator.sql.reader import built_index
 from gasket.migrator.sql.render import Statement
 from gasket.postgres.errors import describe, is_lost
 
@@ -84,7 +84,7 @@ async def _record(connection: asyncpg.Connection, schema: str, work: Work) -> No
 
     Another session may hold that and wait for this work. Then the index is not recorded, and `status` calls it tuning.
     """
-    index = index_of(work.statement)
+    index = built_index(work.statement)
     assert index is not None
     assert index.index is not None
     for _ in range(_RECORD_TRIES):

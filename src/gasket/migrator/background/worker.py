@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pkgutil
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 import asyncpg
 
 from gasket.migrator.background.lock import try_worker_lock
-from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
@@ -29,6 +29,7 @@ _FIRST_LOOK_AFTER = 2.0
 _LOOK_EVERY = 5.0
 _TAKE_OVER_EVERY = 1.0
 _PAUSE_AFTER_ERROR = 60.0
+_WORK_ON = "gasket.migrator.background.working:work_on"
 
 
 class BackgroundWorker:
@@ -108,6 +109,7 @@ class BackgroundWorker:
             return _LOOK_EVERY
         if not await try_worker_lock(connection, config.schema):
             return _TAKE_OVER_EVERY
+        work_on: Callable[..., Awaitable[Work]] = pkgutil.resolve_name(_WORK_ON)  # most replicas never have work
         while works := await read_works(connection, config.schema, states=OPEN):
             done = await work_on(
                 connection,

@@ -8,7 +8,6 @@ from dataclasses import replace
 import asyncpg
 import msgspec
 
-from gasket.migrator.background import index_of
 from gasket.migrator.background.declared import declared_works
 from gasket.migrator.background.planned import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
@@ -31,7 +30,7 @@ from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, State
 from gasket.migrator.scratch.estimate import ToldRequirements, estimate
 from gasket.migrator.scratch.live_rows import LiveRows, RowFinding, Write
 from gasket.migrator.scratch.observe import Observation, observe, read_parts
-from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.reader import built_index, read
 from gasket.migrator.sql.render import render
 
 _SIZES_WITHIN = "3s"
@@ -295,7 +294,7 @@ def _large_indexes(
     """CREATE INDEX CONCURRENTLY in a revision, on a table that is large live."""
     rule = SQL_RULES[_LARGE_INDEX]
     for statement in effects.statements:
-        index = index_of(statement.sql)
+        index = built_index(statement.sql)
         if index is None or index.table is None:
             continue
         table = ".".join(index.table)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+import pkgutil
+from collections.abc import Callable
 
 import asyncpg
 
@@ -12,12 +12,9 @@ from gasket.migrator.errors import AdoptionError, MigratorError
 from gasket.migrator.gate.situation import Case
 from gasket.migrator.ledger.read import read_versions
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.revisions.files import RevisionFile, Revisions
-from gasket.migrator.revisions.loading import load_scripts
-from gasket.migrator.sql.reader import read
-from gasket.migrator.sql.reading import names_made as made_by
-from gasket.migrator.sql.render import render
+from gasket.migrator.revisions.files import Revisions
 
+_NAMES_MADE = "gasket.migrator.revisions.names_made:names_made"
 _NAMES = """
 SELECT c.relname::text AS name FROM pg_catalog.pg_class AS c
 WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c', 'S')
@@ -52,29 +49,7 @@ async def collisions_with_revisions(
     """
     rows = await connection.fetch(_NAMES, config.schema, VERSION_TABLE, OWN_TABLES_PREFIX)
     present = {row["name"] for row in rows}
-    return sorted(present & names_made(config, revisions)) if present else []
-
-
-def names_made(config: MigratorConfig, revisions: Revisions) -> set[str]:
-    """The names of tables, views, types and sequences that the revisions make, without a database."""
-    directory = load_scripts(config.ini)
-    names: set[str] = set()
-    for file in revisions.values():
-        upgrade = directory.get_revision(file.revision).module.upgrade
-        rendering = render(upgrade, metadata=config.metadata)
-        for statement in rendering.statements:
-            names.update(made_by(read(statement.sql), config.schema))
-        if rendering.reason:
-            names.update(_names_in_source(file, config.schema))
-    return names
-
-
-def _names_in_source(file: RevisionFile, schema: str) -> Iterator[str]:
-    """What can be read off a revision that cannot be rendered to its end: create_table("..."), SQL in quotes."""
-    for node in ast.walk(ast.parse(file.path.read_bytes())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from made_by(read(node.value), schema)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "create_table":
-            match node.args:
-                case [ast.Constant(value=str(name)), *_]:
-                    yield name
+    if not present:
+        return []
+    names_made: Callable[[MigratorConfig, Revisions], set[str]] = pkgutil.resolve_name(_NAMES_MADE)
+    return sorted(present & names_made(config, revisions))

@@ -1,13 +1,14 @@
 """The checks of the files and of what is applied: why a caller may not pass, or None.
 
 Those of the revision that was named are in `targets`, those of rights in `rights`. A check returns the refusal, or
-raises it.
+raises it. What reads SQL is imported where there is some: a start at head does without.
 """
 
 from __future__ import annotations
 
+import pkgutil
+
 from gasket.migrator.apply.holder import find_holder
-from gasket.migrator.background.needed import unfinished
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import (
     AlembicConfigurationError,
@@ -29,9 +30,11 @@ from gasket.migrator.ledger.progress import read_progress
 from gasket.migrator.ledger.read import read_stored
 from gasket.migrator.revisions.edits import file_digest
 from gasket.migrator.revisions.loading import load_scripts
-from gasket.migrator.revisions.rules.check import declares_background, verdict_on
 from gasket.migrator.sql.lexer import shortened
-from gasket.migrator.sql.render import from_json
+
+_RULES = "gasket.migrator.revisions.rules.check"
+_UNFINISHED = "gasket.migrator.background.needed:unfinished"
+_FROM_JSON = "gasket.migrator.sql.render:from_json"
 
 
 async def files_there(case: Case) -> MigratorError | None:
@@ -166,8 +169,11 @@ async def whole(case: Case) -> MigratorError | None:
 
 
 async def rules_kept(case: Case) -> MigratorError | None:
+    if not case.situation.plan.pending:
+        return None
+    rules = pkgutil.resolve_name(_RULES)
     for file in case.situation.plan.pending:
-        verdict = verdict_on(file)
+        verdict = rules.verdict_on(file)
         if verdict.broken:
             return RevisionFileError(file=file.path.name, problem="is not applied", mend=verdict.broken)
         if not verdict.needs_background:
@@ -179,7 +185,7 @@ async def rules_kept(case: Case) -> MigratorError | None:
                 problem=f"needs the background work of revision {strangers[0]}, on which it does not stand",
             )
         for needed in verdict.needs_background:
-            if not declares_background(case.situation.revisions[needed]):
+            if not rules.declares_background(case.situation.revisions[needed]):
                 return RevisionFileError(
                     file=file.path.name, problem=f"needs the background work of revision {needed}, which declares none"
                 )
@@ -190,6 +196,9 @@ async def needed_work_goes_on(case: Case) -> MigratorError | None:
     """Work that a person has stopped is not begun by itself. Of a revision that is pending, the work comes anew."""
     if case.request.target not in (None, "head", "heads"):  # what needs the work may come after the target
         return None
+    if not case.situation.plan.pending:
+        return None
+    verdict_on = pkgutil.resolve_name(_RULES).verdict_on
     pending = {file.revision: verdict_on(file).needs_background for file in case.situation.plan.pending}
     needs = [(revision, needed) for revision, names in pending.items() for needed in names if needed not in pending]
     if not needs or not await has_background_table(case.connection, case.config.schema):
@@ -197,7 +206,8 @@ async def needed_work_goes_on(case: Case) -> MigratorError | None:
     for revision, needed in needs:
         for work in await read_works_of(case.connection, case.config.schema, needed):
             if work.state in STOPPED:
-                return unfinished(revision, work)
+                refusal: MigratorError = pkgutil.resolve_name(_UNFINISHED)(revision, work)
+                return refusal
     return None
 
 
@@ -209,6 +219,7 @@ async def loadable(case: Case) -> MigratorError | None:
 
 async def replayable(case: Case) -> MigratorError | None:
     """What this release lacks is taken back with what the ledger keeps: all of it, or nothing is begun."""
+    from_json = pkgutil.resolve_name(_FROM_JSON)
     unknown = case.situation.plan.unknown
     stored = await read_stored(case.connection, case.config.schema) if unknown else {}
     for revision in (entry.revision for entry in unknown):

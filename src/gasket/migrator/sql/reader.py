@@ -17,7 +17,7 @@ from gasket.migrator.sql.blocks import read_do
 from gasket.migrator.sql.lexer import Token, Words, split, tokens
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.objects import read_alter, read_comment, read_create, read_drop, read_reindex
-from gasket.migrator.sql.reading import Action, Reading, Setting, Touch
+from gasket.migrator.sql.reading import Action, Reading, Setting, Touch, TouchIndex
 from gasket.migrator.sql.rows import read_copy, read_query, read_truncate
 
 _AE = LockMode.ACCESS_EXCLUSIVE
@@ -52,6 +52,15 @@ def without_concurrently(sql: str) -> str:
         if token.is_word("concurrently"):
             return sql[: token.start].rstrip() + sql[token.end :]
     return sql
+
+
+def built_index(sql: str) -> TouchIndex | None:
+    """What the statement builds; None where it is not one CREATE INDEX CONCURRENTLY with a name and a table."""
+    changes = [change for reading in read(sql) for change in reading.changes]
+    match changes:
+        case [TouchIndex(action="create" | "create unique", index=(*_,), table=(*_,), concurrently=True) as index]:
+            return index
+    return None
 
 
 def _read(statement: Sequence[Token], was: str | None = None) -> Reading:
