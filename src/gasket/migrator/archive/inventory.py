@@ -99,16 +99,16 @@ class Mark(NamedTuple):
 
 _COLUMNS = msgspec.json.Decoder(dict[int, _Column])
 
-Relations = Mapping[int, Relation]
-Marks = Mapping[int, Mark]
+_Relations = Mapping[int, Relation]
+_Marks = Mapping[int, Mark]
 """Both by oid."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
     """The relations that a step had to do with at one moment, and their marks."""
 
-    relations: Relations
-    marks: Marks
+    relations: _Relations
+    marks: _Marks
 
 
 class LossKind(StrEnum):
@@ -152,7 +152,7 @@ class Counted:
     def __init__(self) -> None:
         self.oids: frozenset[int] | None = None
 
-    def read(self, connection: Connection, names: Iterable[str]) -> Marks:
+    def read(self, connection: Connection, names: Iterable[str]) -> _Marks:
         """The marks of these and of the relations of the given names, before a step; of all that are not in it the
         counts are 0."""
         marks = _read_marks(connection, self.oids, names)
@@ -165,7 +165,7 @@ class Counted:
             self.oids |= frozenset(oids)
 
 
-def _read_marks(connection: Connection, oids: Collection[int] | None, names: Iterable[str]) -> Marks:
+def _read_marks(connection: Connection, oids: Collection[int] | None, names: Iterable[str]) -> _Marks:
     """Of the relations with these oids or of these names, in whichever schema, that are there.
 
     Without `oids`, of every relation but PostgreSQL's own.
@@ -202,7 +202,7 @@ def _mark(row: asyncpg.Record) -> Mark:
     return Mark(row["file"], row["inserted"], row["updated"], row["deleted"])
 
 
-def changed_rows(before: Marks, after: Marks) -> frozenset[int]:
+def changed_rows(before: _Marks, after: _Marks) -> frozenset[int]:
     """The relations of which this session updated or deleted rows in between."""
     return frozenset(
         oid
@@ -220,7 +220,7 @@ class Held(NamedTuple):
     oids: frozenset[int]
     exclusive: frozenset[int]
     gone: frozenset[int]
-    marks: Marks
+    marks: _Marks
 
 
 def held_relations(connection: Connection) -> Held:
@@ -235,7 +235,7 @@ def held_relations(connection: Connection) -> Held:
     )
 
 
-def emptied(connection: Connection, before: Marks, after: Inventory) -> frozenset[int]:
+def emptied(connection: Connection, before: _Marks, after: Inventory) -> frozenset[int]:
     """Of the tables whose file changed, or may have: those without a row now."""
     return frozenset(
         oid
@@ -286,7 +286,7 @@ def _loss(relation: Relation, before: Inventory, after: Inventory, *, empty: boo
     return Loss(LossKind.COLUMNS, relation, columns=gone | retyped, retyped=retyped) if gone | retyped else None
 
 
-def _covered(loss: Loss, found: Mapping[int, Loss], before: Relations) -> bool:
+def _covered(loss: Loss, found: Mapping[int, Loss], before: _Relations) -> bool:
     """Whether a partition's loss is in the copy of its parent, or a parent's in those of its partitions.
 
     A dropped parent of which a partition was detached and stays is copied partition by partition.
@@ -300,7 +300,7 @@ def _covered(loss: Loss, found: Mapping[int, Loss], before: Relations) -> bool:
     return loss.kind is not LossKind.TABLE or _goes_whole(parent.relation, found, before)
 
 
-def _goes_whole(parent: Relation, found: Mapping[int, Loss], before: Relations) -> bool:
+def _goes_whole(parent: Relation, found: Mapping[int, Loss], before: _Relations) -> bool:
     return all(
         relation.oid in found and found[relation.oid].kind is LossKind.TABLE and _goes_whole(relation, found, before)
         for relation in before.values()

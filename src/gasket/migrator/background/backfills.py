@@ -129,7 +129,7 @@ class BackfillRun:
         try:
             return await walk.finds_any(self._connection)
         except asyncpg.PostgresError as error:
-            if self._seen_to_fail or not fails_on_rows(error):
+            if self._seen_to_fail or not _fails_on_rows(error):
                 raise
             self._seen_to_fail = True
             return True
@@ -202,7 +202,7 @@ class BackfillRun:
                 log.warning("%s: %s; trying again in %.0f s", self._work, describe(error), pause)
                 await self._note(f"{describe(error)}; it is tried again")
             return pause
-        if not fails_on_rows(error):
+        if not _fails_on_rows(error):
             raise WorkFailedError(f"{describe(error)}.") from error
         if self._tried is None:
             return await self._after_failed_look(walk, error)
@@ -229,7 +229,7 @@ class BackfillRun:
         try:
             await walk.look_at(self._connection, key)
         except asyncpg.PostgresError as error:
-            return fails_on_rows(error)
+            return _fails_on_rows(error)
         return False
 
     async def _wait_for_standbys(self) -> None:
@@ -255,7 +255,7 @@ class BackfillRun:
             raise StoppedError
 
 
-def fails_on_rows(error: asyncpg.PostgresError) -> bool:
+def _fails_on_rows(error: asyncpg.PostgresError) -> bool:
     """Whether other rows may be without the error, and the statement itself is right."""
     lost = is_lost(error) or may_pass(error)
     return not (lost or lacks_object(error) or (error.sqlstate or "").startswith(_OF_THE_STATEMENT))

@@ -22,7 +22,7 @@ from gasket.postgres.sessions import WORKING, prepare_session
 
 log = logging.getLogger("gasket.migrator")
 
-LOCK_TIMEOUT = "100ms"
+_LOCK_TIMEOUT = "100ms"
 """How long the work waits for a lock that another session has, before it makes room."""
 
 _FIRST_LOOK_AFTER = 2.0
@@ -133,6 +133,6 @@ class BackgroundWorker:
 async def prepare_worker(connection: asyncpg.Connection, schema: str) -> None:
     """Set up a session for `work_on`."""
     await prepare_session(connection, schema)
-    await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    await connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
     # A policy that hides rows is an error then. Otherwise work would be complete while hidden rows match.
     await connection.execute("SET row_security = off")

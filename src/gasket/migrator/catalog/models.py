@@ -10,7 +10,7 @@ from sqlalchemy import Connection, MetaData, text
 
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 
-Includes = Callable[[str | None, str, Any], bool]
+_Includes = Callable[[str | None, str, Any], bool]
 """Alembic's `include_name`."""
 
 # Partitions and the children of inheritance are often made and dropped at run time, as the rows need them.
@@ -29,7 +29,7 @@ WHERE f.connamespace = to_regnamespace(quote_ident(:schema)) AND f.contype = 'f'
 """)
 
 
-def compared_with_models(connection: Connection, metadata: MetaData, schema: str) -> Includes:
+def compared_with_models(connection: Connection, metadata: MetaData, schema: str) -> _Includes:
     """Leave out what no revision makes: partitions, inheriting tables, those of extensions and of the migrator.
 
     A table that has a model is compared in any case. The database is asked when the first name is compared.

@@ -42,15 +42,15 @@ FAILURE_COLUMNS = {
     "host": "text",
     "failed_at": "timestamptz NOT NULL DEFAULT clock_timestamp()",
 }
-ADDED_FAILURE_COLUMNS = {"files": "text"}
-CATALOG_COLUMNS = {
+_ADDED_FAILURE_COLUMNS = {"files": "text"}
+_CATALOG_COLUMNS = {
     "ledger_row": "bigint NOT NULL",
     "server_version": "integer NOT NULL",
     "objects": "text NOT NULL",
     "recorded_at": "timestamptz NOT NULL DEFAULT clock_timestamp()",
 }
 """`objects` is JSON: kind, name, schema, owner and definition of each object that is expected."""
-PROGRESS_COLUMNS = {
+_PROGRESS_COLUMNS = {
     "revision": "text NOT NULL",
     "downgrade": "boolean NOT NULL",
     "statement": "text NOT NULL",
@@ -65,7 +65,7 @@ PROGRESS_COLUMNS = {
 `finished` is false where PostgreSQL runs the statement outside of transactions: it has begun, and the catalog tells
 whether it has ended.
 """
-BACKGROUND_COLUMNS = {
+_BACKGROUND_COLUMNS = {
     "revision": "text NOT NULL",
     "number": "integer NOT NULL",
     "kind": "text NOT NULL",
@@ -95,10 +95,10 @@ JOIN pg_catalog.pg_attribute AS a ON a.attrelid = to_regclass(name) AND a.attnum
 """
 _TABLES = {
     LEDGER: LEDGER_COLUMNS | ADDED_COLUMNS,
-    FAILURES: FAILURE_COLUMNS | ADDED_FAILURE_COLUMNS,
-    CATALOG: CATALOG_COLUMNS,
-    PROGRESS: PROGRESS_COLUMNS,
-    BACKGROUND: BACKGROUND_COLUMNS,
+    FAILURES: FAILURE_COLUMNS | _ADDED_FAILURE_COLUMNS,
+    CATALOG: _CATALOG_COLUMNS,
+    PROGRESS: _PROGRESS_COLUMNS,
+    BACKGROUND: _BACKGROUND_COLUMNS,
 }
 
 

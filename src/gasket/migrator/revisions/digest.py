@@ -15,7 +15,7 @@ from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
-DIGEST_VERSION = 1
+_DIGEST_VERSION = 1
 """Raised when the same source is to have another digest; digests of different versions cannot be compared."""
 
 # Imported for annotations, which do not count.
@@ -28,7 +28,7 @@ _IMPORTS = (ast.Import, ast.ImportFrom)
 def digest(module: ast.Module) -> str:
     """`<version>:<hex SHA-256>` of the code; the tree stays as it is."""
     written = _write(module)
-    return f"{DIGEST_VERSION}:{sha256(written.encode('ascii')).hexdigest()}"
+    return f"{_DIGEST_VERSION}:{sha256(written.encode('ascii')).hexdigest()}"
 
 
 def _write(module: ast.Module) -> str:

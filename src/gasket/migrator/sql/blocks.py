@@ -13,10 +13,10 @@ _EDGES = (";", "begin", "then", "else", "loop")
 # Of those that SQL knows too, the words that mean something else in a block.
 _OF_THE_BLOCK = ("end", "declare", "close", "fetch", "move")
 
-ReadStatement = Callable[[Sequence[Token]], Reading]
+_ReadStatement = Callable[[Sequence[Token]], Reading]
 
 
-def read_do(words: Words, read: ReadStatement) -> Reading:
+def read_do(words: Words, read: _ReadStatement) -> Reading:
     """DO; `read` reads one statement. The block does at most what its statements do."""
     language = _language(words.rest())
     if language != "plpgsql":
@@ -44,7 +44,7 @@ def _left_by(settings: Sequence[Setting]) -> Setting | None:
     return next(left, settings[-1] if settings else None)
 
 
-def _read_part(part: list[Token], read: ReadStatement) -> Reading:
+def _read_part(part: list[Token], read: _ReadStatement) -> Reading:
     if part[0].is_word("for"):
         part = part[1 + next((n for n, token in enumerate(part) if token.is_word("in")), 0) :] or part
     first = part[0]
@@ -62,7 +62,7 @@ def _read_part(part: list[Token], read: ReadStatement) -> Reading:
     )
 
 
-def _read_execute(part: list[Token], read: ReadStatement) -> Reading:
+def _read_execute(part: list[Token], read: _ReadStatement) -> Reading:
     """EXECUTE: a text that is written out is read; one that is put together is not known."""
     literal = next((token.text for token in part if token.kind is Kind.STRING), "")
     readings = [read(statement) for statement in split(tokens(literal))]
