@@ -59,16 +59,16 @@ async def check_accessibility(page: Page) -> None:
 class Visit:
     """A page that is looked at, and what it must not do: `complaints` has to stay empty."""
 
-    def __init__(self, page: Page, origin: str) -> None:
+    def __init__(self, page: Page, *origins: str) -> None:
         self.page = page
         self.complaints: list[str] = []
-        self._origin = origin
+        self._places = tuple(f"{origin}/" for origin in origins)
         page.on("request", self._asked)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(f"an error of the script: {error}"))
 
     def _asked(self, request: Any) -> None:
-        if not request.url.startswith(f"{self._origin}/"):
+        if not request.url.startswith(self._places):
             self.complaints.append(f"it asked for {request.url}")
 
     def _said(self, message: ConsoleMessage) -> None:
@@ -107,8 +107,13 @@ class Browser:
         self._person = person
 
     @asynccontextmanager
-    async def visit(self, path: str, *, script: bool = True, width: int = _DESKTOP) -> AsyncIterator[Visit]:
-        """Open a page in a window of its own, without cookies of earlier ones. In the end nothing is complained of."""
+    async def visit(
+        self, path: str, *, script: bool = True, width: int = _DESKTOP, over: tuple[str, ...] = ()
+    ) -> AsyncIterator[Visit]:
+        """Open a page in a window of its own, without cookies of earlier ones. In the end nothing is complained of.
+
+        `over`: other origins over which the way may lead.
+        """
         context = await self._chromium.new_context(
             base_url=self.origin,
             java_script_enabled=script,
@@ -123,7 +128,7 @@ class Browser:
                 answer = await context.request.get("/auth/login?next=/ui")
                 assert answer.status == 200, await answer.text()
             page = await context.new_page()
-            visit = Visit(page, self.origin)
+            visit = Visit(page, self.origin, *over)
             await page.goto(path)
             yield visit
             assert not visit.complaints, visit.complaints
