@@ -90,12 +90,16 @@ def _is_decided(head: bytes, response: Response) -> bool:
 
 def _first_event(head: bytes) -> bytes | None:
     """The first whole event that is no comment, its data alone."""
-    *events, _ = _BLANK_LINE.split(head)
-    return next(filter(None, map(event_data, events)), None)
+    start = 0
+    for border in _BLANK_LINE.finditer(head):
+        if data := event_data(head[start : border.start()]):
+            return data
+        start = border.end()
+    return None
 
 
 def _error_in(head: bytes) -> ErrorInSuccess | None:
-    if _HAS_ERROR.search(head) is None:
+    if NAMES_ERROR not in head or _HAS_ERROR.search(head) is None:
         return None
     # The end of a stream ends its last event, too.
     body = head if head[:200].lstrip().startswith(b"{") else _first_event(head + b"\n\n") or b""

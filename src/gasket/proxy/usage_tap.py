@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from gasket.proxy.usage_scanner import UsageScanner, without_usage
 _READ_WHOLE = 64 * 1024
 
 _NAME = b'"usage"'
-_NONE = (b'"usage":null', b'"usage": null')
+_TOLD = re.compile(rb'"usage"\s*+:\s*+(?!null)')
+"""Some backends say in every event that there is none."""
 _OBJECT_OR_NOTHING_YET = (b"{", b"")
 _NOTHING = (b"", b"null", b"[]", b"{}", b'""')
 _OF_EVERY_EVENT = frozenset(
@@ -56,9 +58,12 @@ class UsageTap:
         self._events += block.count(b"data:")
         if self._scanner is not None or (len(block) > LONGEST_HELD and not block.endswith(BORDERS)):
             return self._pieces(block)
-        if _NAME not in block or not _tells_usage(block):
+        if _NAME not in block or (told := _TOLD.search(block)) is None:
             return block
-        return b"".join(map(self._read_event, split_events(block)))
+        # Of a fast stream all events may be in one block, and only its last ones are of interest.
+        border = -1 if b"\r" in block else block.rfind(b"\n\n", 0, told.start())
+        start = 0 if border < 0 else border + 2
+        return block[:start] + b"".join(map(self._read_event, split_events(block[start:])))
 
     def body(self, piece: bytes) -> None:
         """A piece of an answer that is no stream of events.
@@ -132,7 +137,7 @@ class UsageTap:
 
     def _read_event(self, event: bytes) -> bytes:
         """What of an event goes on."""
-        if _NAME not in event or not _tells_usage(event):
+        if _NAME not in event or _TOLD.search(event) is None:
             return event
         data = event_data(event)
         try:
@@ -159,11 +164,6 @@ class UsageTap:
         if count is not None:
             said = self._said
             self._said = larger(said, count) if said is not None and self._endpoint.tells_parts else count
-
-
-def _tells_usage(events: bytes) -> bool:
-    """Whether one that is named there may be another than null."""
-    return events.count(_NAME) > sum(map(events.count, _NONE))
 
 
 def _is_nothing_else(data: bytes) -> bool:
