@@ -350,19 +350,21 @@ class Installation:
         found: list[int] = []
 
         async def sleeping() -> bool:
-            found[:] = await self.statements("test_control.pause")
+            # Once it sleeps it has read how long; what a test sets from then on is for the next one.
+            found[:] = await self.statements("test_control.pause", waiting_for="PgSleep")
             return bool(found)
 
         await until(sleeping, within, "a migration inside its long statement")
         assert found == [await self.holder()]
         return found[0]
 
-    async def statements(self, text: str) -> list[int]:
+    async def statements(self, text: str, *, waiting_for: str | None = None) -> list[int]:
         """Pids of the other backends of this database that are running a statement with this text in it."""
         rows = await (await self.look()).fetch(
             "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND position($1 IN query) > 0 "
-            "AND datname = current_database() AND pid <> pg_backend_pid()",
+            "AND datname = current_database() AND pid <> pg_backend_pid() AND ($2::text IS NULL OR wait_event = $2)",
             text,
+            waiting_for,
         )
         return [row[0] for row in rows]
 

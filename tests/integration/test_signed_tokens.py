@@ -338,7 +338,8 @@ class TestGateway:
         by_key = {key["user_email"]: key["id"] for key in keys}
         await sums(client, "key", [(by_key[SUBJECT], 2, 10), (by_key[other], 1, 5)])
         assert sorted(trusted.asked) == ["/.well-known/openid-configuration", "/jwks"]
-        entry = (await client.get("/api/audit", params={"object": "key"})).json()["items"][-1]
+        made = {"object": "key", "object_id": by_key[SUBJECT], "action": "create"}
+        entry = (await client.get("/api/audit", params=made)).json()["items"][0]
         assert (entry["actor"], entry["actor_kind"], entry["how"]) == (SUBJECT, "subject", "api")
 
     async def test_a_token_is_looked_up_once(self, gasket: Replica, trusted: IdentityProvider, profile: Make) -> None:

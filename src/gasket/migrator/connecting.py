@@ -92,6 +92,9 @@ async def opening(config: MigratorConfig) -> AsyncIterator[asyncio.Task[asyncpg.
         yield connecting
     finally:
         connecting.cancel()
+        await asyncio.wait({connecting})
+        if not connecting.cancelled() and connecting.exception() is None:
+            await close_connection(connecting.result())  # nobody may have asked for it
 
 
 @asynccontextmanager

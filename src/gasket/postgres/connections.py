@@ -46,7 +46,11 @@ async def open_connection(
     hosts = hosts_of(url)
     connection = await (_open_first(hosts, url, options) if len(hosts) > 1 else asyncpg.connect(**options))
     assert isinstance(connection, _Connection)
-    _set_liveness(connection.socket, liveness)
+    try:
+        _set_liveness(connection.socket, liveness)
+    except OSError:  # it was lost already
+        connection.terminate()
+        raise
     return connection
 
 
