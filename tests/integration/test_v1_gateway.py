@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gasket.backends.breaker import Breakers
+from gasket.backends.breaker import FAILURES, Breakers
 from gasket.limits.limiter import Limiter
 from gasket.limits.store import LimitStore
 from gasket.proxy.access import Access
@@ -94,7 +94,7 @@ async def start() -> AsyncIterator[Start]:
     async def make(*answer: bytes | asyncio.Event, **backend: Any) -> tuple[Gateway, list[Exchange]]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0))
             for step in answer:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
@@ -106,7 +106,8 @@ async def start() -> AsyncIterator[Start]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         servers.append(server)
         port = server.sockets[0].getsockname()[1]
-        access = an_access(a_profile(a_backend(**{"base_url": f"http://127.0.0.1:{port}", **backend})))
+        only = a_backend(**{"base_url": f"http://127.0.0.1:{port}", **backend})
+        access = an_access(a_profile(only, allow_stateful_endpoints=True))
 
         async def find(_digest: str) -> Access:
             return access
@@ -255,10 +256,11 @@ async def asked(
     body: bytes = b'{"stream":true}',
     path: str = "/v1/chat/completions",
     headers: Sequence[tuple[bytes, bytes]] = (),
+    method: str = "POST",
 ) -> Client:
     client = Client()
     client.scope["headers"] += headers
-    client.scope |= {"raw_path": path.encode(), "path": path}
+    client.scope |= {"method": method, "raw_path": path.encode(), "path": path}
     client.put(body)
     async with asyncio.timeout(30):
         await gateway(client.scope, client.coming.get, client.send)
@@ -739,6 +741,38 @@ class TestAnErrorInTheMiddleOfAStream:
         gateway, noted = await start(a_stream(body=EVENT + event + DONE))
         await asked(gateway)
         assert (noted[0].outcome, noted[0].error, noted[0].failures) == ("ok", None, ())
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            b'{"error":{"message":"too long","code":400}}',
+            b'{"error":{"message":"too long","type":"invalid_request_error","code":null}}',
+            b'{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}',
+            b'{"type":"error","code":"context_length_exceeded","message":"too long","param":"input"}',
+            b'{"type":"response.failed","response":{"error":{"code":"invalid_prompt","message":"too long"}}}',
+        ],
+    )
+    async def test_a_request_that_is_to_blame_sets_nothing_aside(self, start: Start, error: bytes) -> None:
+        gateway, noted = await start(a_stream(body=EVENT + b"data: " + error + b"\n\n"))
+        assert [(await asked(gateway)).status for _ in range(2 * FAILURES)] == [200] * 2 * FAILURES
+        assert {exchange.outcome for exchange in noted} == {"upstream_failed"}
+
+    async def test_any_other_sets_the_model_aside(self, start: Start) -> None:
+        gateway, _ = await start(a_stream(body=EVENT + self.ERRORS[0]))
+        assert [(await asked(gateway)).status for _ in range(FAILURES + 1)] == [*[200] * FAILURES, 503]
+
+    async def test_a_status_that_says_it_is_enough(self, start: Start) -> None:
+        answer = a_stream(b"Content-Type: text/event-stream", body=EVENT + self.ERRORS[0])
+        gateway, noted = await start(answer.replace(b"200 OK", b"400 Bad Request"))
+        assert [(await asked(gateway)).status for _ in range(2 * FAILURES)] == [400] * 2 * FAILURES
+        assert {(exchange.outcome, exchange.failures) for exchange in noted} == {("ok", ())}
+
+    async def test_what_a_get_shows_failed_before(self, start: Start) -> None:
+        gateway, noted = await start(a_stream(b"Content-Type: text/event-stream", body=EVENT + self.ERRORS[-1]))
+        for _ in range(2 * FAILURES):
+            client = await asked(gateway, b"", "/v1/responses/resp_1", method="GET")
+            assert client.body == EVENT + self.ERRORS[-1]
+        assert {(exchange.outcome, exchange.failures) for exchange in noted} == {("ok", ())}
 
     async def test_a_client_that_leaves_at_it_hides_it_not(self, start: Start) -> None:
         never = asyncio.Event()

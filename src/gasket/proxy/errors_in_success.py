@@ -28,19 +28,50 @@ NAMES_ERROR = b'error"'
 _FAILED = "response.failed"
 """The last event of the Responses API when it fails."""
 _STATUS = re.compile("[45][0-9]{2}")
+_OF_THE_REQUEST = frozenset(
+    {
+        "content_filter",
+        "content_policy_violation",
+        "context_length_exceeded",
+        "empty_image_file",
+        "failed_to_download_image",
+        "image_content_policy_violation",
+        "image_file_not_found",
+        "image_file_too_large",
+        "image_generation_user_error",
+        "image_parse_error",
+        "image_too_large",
+        "image_too_small",
+        "invalid_base64_image",
+        "invalid_image",
+        "invalid_image_format",
+        "invalid_image_mode",
+        "invalid_image_url",
+        "invalid_prompt",
+        "invalid_request_error",
+        "request_too_large",
+        "unsupported_image_media_type",
+    }
+)
+"""Types and codes of errors that blame the request (OpenAI API reference, `ResponseError`; Anthropic's, "Errors")."""
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
 
 class ErrorInSuccess(NamedTuple):
-    """What the backend says of its error; `code` may be an HTTP status."""
+    """What the backend says of its error. `code` is an HTTP status, or None where there is none; `blames_request` is
+    what its type and its code say in words.
+    """
 
     message: str
     code: int | None
+    blames_request: bool
 
     @property
     def fault_of_client(self) -> bool:
         """Whether the request is to blame, as far as the error tells: that says nothing about the backend."""
-        return self.code is not None and 400 <= self.code < 500 and self.code not in (408, 429)
+        if self.code is None:
+            return self.blames_request
+        return 400 <= self.code < 500 and self.code not in (408, 429)
 
 
 class _Answer(msgspec.Struct):
@@ -131,8 +162,9 @@ def error_in_events(block: bytes) -> ErrorInSuccess | None:
 
 
 def _error_of(answer: _Answer) -> ErrorInSuccess | None:
+    kind: Any = None
     if isinstance(answer.error, dict) and answer.error:
-        message, code = answer.error.get("message"), answer.error.get("code")
+        message, code, kind = (answer.error.get(name) for name in ("message", "code", "type"))
     elif isinstance(answer.error, str) and answer.error:
         message, code = answer.error, answer.code
     elif answer.type == "error" and answer.error is None:  # an event of the Responses API
@@ -140,4 +172,5 @@ def _error_of(answer: _Answer) -> ErrorInSuccess | None:
     else:
         return None
     status = int(str(code)) if _STATUS.fullmatch(str(code)) else None
-    return ErrorInSuccess(message if isinstance(message, str) else "it does not say which", status)
+    blames_request = any(isinstance(word, str) and word in _OF_THE_REQUEST for word in (kind, code))
+    return ErrorInSuccess(message if isinstance(message, str) else "it does not say which", status, blames_request)

@@ -189,9 +189,11 @@ class Relay:
             self._clean = events.clean
 
     def _tells_of(self, error: ErrorInSuccess) -> None:
-        """Of an error in the middle of a stream the client gets the event, and the log this."""
+        """Of an error in the middle of a stream the client gets the event, and the log this. Where the status says it
+        already there is nothing to tell, nor of what a GET shows: that may have failed long ago.
+        """
         exchange, backend = self._exchange, self._answer.backend
-        if exchange.outcome is Outcome.OK:
+        if exchange.outcome is Outcome.OK and exchange.status < 400 and exchange.method != "GET":
             exchange.outcome = Outcome.UPSTREAM_FAILED
             exchange.error = f"Backend {backend.name!r} sent an error in its stream: {error.message[:1000]}"
             exchange.note_failure(backend, "error_in_success")
