@@ -727,6 +727,15 @@ class TestAnErrorInTheMiddleOfAStream:
         assert [kind for _, kind in noted[0].failures] == ["error_in_success"]
         assert noted[0].completion_tokens > 0
 
+    async def test_a_stream_that_breaks_off_behind_it_does_not_hide_it(self, start: Start) -> None:
+        gateway, noted = await start(an_answer(EVENT + self.ERRORS[0], content_type=b"text/event-stream", length=9999))
+        client = await asked(gateway)
+        assert client.body.startswith(EVENT + self.ERRORS[0])
+        assert noted[0].outcome == "upstream_failed"
+        assert noted[0].error is not None
+        assert noted[0].error.endswith("sent an error in its stream: overloaded")
+        assert [kind for _, kind in noted[0].failures] == ["error_in_success"]
+
     @pytest.mark.parametrize(
         "event",
         [

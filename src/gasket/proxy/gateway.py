@@ -349,6 +349,8 @@ def _note_gone(exchange: Exchange) -> None:
 
 
 def _note(exchange: Exchange, error: GatewayError) -> None:
+    if exchange.outcome is not Outcome.OK:  # the backend has told in its stream what failed
+        return
     exchange.error = error.detail or str(error)
     match error:
         case LimitedError():

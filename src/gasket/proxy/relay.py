@@ -83,7 +83,8 @@ class Relay:
             whole = True
         except UpstreamError as error:
             self._answer.broke_off(error)
-            exchange.note_failure(self._answer.backend, error.kind)
+            if exchange.outcome is Outcome.OK:  # else it has told of its failure before
+                exchange.note_failure(self._answer.backend, error.kind)
             raise explain(error, self._answer.backend) from error
         finally:
             if exchange.first_byte is not None:
