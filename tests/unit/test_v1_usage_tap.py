@@ -217,6 +217,7 @@ def test_usage_without_a_number_is_no_usage(usage: dict[str, Any], padding: int)
         event({"usage": TOKENS}),
         event({"choices": [], "usage": TOKENS, "error": None, "prompt_filter_results": [], "provider": "p"}),
         event({"choices": [], "usage": TOKENS}).replace(b'], "usage', b'],\ndata: "usage'),
+        event({"choices": [], "usage": TOKENS}).replace(b'"usage":', b'"usage"\ndata: :'),
         b'data: {"choices": [ ], "usage": {"prompt_tokens": 11, "completion_tokens": 22}}\n\n',
     ],
 )

@@ -21,8 +21,8 @@ from gasket.proxy.usage_scanner import UsageScanner, without_usage
 _READ_WHOLE = 64 * 1024
 
 _NAME = b'"usage"'
-_TOLD = re.compile(rb'"usage"\s*+:\s*+(?!null)')
-"""Some backends say in every event that there is none."""
+_TOLD = re.compile(rb'"usage"(?!\s*+:\s*+null)')
+"""Some backends say in every event that there is none. Anything else may stand behind it, also the end of a `data`."""
 _OBJECT_OR_NOTHING_YET = (b"{", b"")
 _NOTHING = (b"", b"null", b"[]", b"{}", b'""')
 _OF_EVERY_EVENT = frozenset(
