@@ -19,6 +19,7 @@ from litestar import Litestar
 
 from gasket.access.csrf import csrf_token_of
 from gasket.access.provider import Provider
+from tests.acceptance.processes import until
 from tests.identity_provider import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -112,6 +113,12 @@ def browser(app: Any) -> Callable[[], Browser]:
 Browsers = Callable[[], Browser]
 
 
+async def waiting(database: asyncpg.Connection, number: int) -> bool:
+    """Whether so many connections wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(await database.fetchval(query) >= number)
+
+
 class TestTheWay:
     async def test_a_person_signs_in(
         self, browser: Browsers, provider: IdentityProvider, database: asyncpg.Connection
@@ -180,6 +187,32 @@ class TestTheWay:
         app.state.authenticator._known.clear()  # at the latest after two seconds
         for each in (here, there):
             assert_problem(await each.client.get("/api/me"), 401, "unauthorized")
+
+    async def test_of_two_sign_ins_at_once_the_later_one_decides_about_both_sessions(
+        self, browser: Browsers, provider: IdentityProvider, database: asyncpg.Connection, api_database_url: str
+    ) -> None:
+        slow = browser()
+        ada = dict(provider.person)
+        provider.person = ada | {"sub": "eve", "email": "eve@example.com"}
+        await slow.sign_in(provider)  # the next one has to end this session, and waits for it
+        other = await asyncpg.connect(api_database_url, timeout=30)
+        try:
+            async with other.transaction():
+                await other.execute("SELECT FROM browser_sessions FOR UPDATE")
+                provider.person = ada | {"groups": ["wheel"]}
+                first = asyncio.create_task(slow.sign_in(provider))
+                await until(lambda: waiting(database, 1), 30, "a sign-in that waits")
+                provider.person = ada | {"groups": ["auditors"]}
+                second = asyncio.create_task(browser().sign_in(provider))
+
+                async def is_behind() -> bool:
+                    return second.done() or await waiting(database, 2)
+
+                await until(is_behind, 30, "the second sign-in, done or waiting")
+            assert [each.status_code for each in await asyncio.gather(first, second)] == [303, 303]
+        finally:
+            await other.close(timeout=30)
+        assert (await slow.me())["role"] == "viewer"
 
     async def test_what_the_id_token_lacks_userinfo_may_tell(
         self, browser: Browsers, provider: IdentityProvider

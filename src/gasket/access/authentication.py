@@ -102,12 +102,22 @@ class Authenticator:
         return await self.begin_session(scope, identity, root_token=self._root_token(given))
 
     async def begin_session(
-        self, scope: HTTPScope, identity: Identity, *, root_token: SecretBytes | None = None
+        self,
+        scope: HTTPScope,
+        identity: Identity,
+        *,
+        root_token: SecretBytes | None = None,
+        admit: Callable[[AsyncSession], Awaitable[Identity]] | None = None,
     ) -> str:
-        """Begin a session for this identity, as `SessionService.begin` does: the value of its cookie."""
+        """Begin a session for this identity, as `SessionService.begin` does: the value of its cookie.
+
+        `admit` comes first, in the same transaction, and says whose session it is to be.
+        """
         before = session_value(scope)
         with acting(origin_as(scope, identity, by_page=True)):
             async with self._transaction() as session:
+                if admit is not None:
+                    identity = await admit(session)
                 value = await SessionService(session).begin(
                     identity, address=_address_of(scope), root_token=root_token, replaces=before
                 )

@@ -17,6 +17,7 @@ from urllib.parse import quote_plus, urlencode
 
 import msgspec
 from litestar.datastructures import Cookie
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket import db
 from gasket.access.authentication import Authenticator
@@ -140,9 +141,7 @@ class SignIn:
             _log.warning("a sign-in was refused: %s", error)
             self._authenticator.count_guess(scope)
             raise
-        identity = await self._admit(scope, profile, client)
-        value = await self._authenticator.begin_session(scope, identity)
-        _log.info("%s has signed in with the role %s", identity.name, identity.role)
+        value = await self._begin_session(scope, profile, client)
         cleared = make_cookie(scope, _COOKIE, "", max_age=0)
         return Answer(own_path(begun.next), [session_cookie(scope, value), cleared])
 
@@ -204,19 +203,29 @@ class SignIn:
             claims = {**await _userinfo(provider, metadata, tokens.get("access_token"), claims["sub"]), **claims}
         return profile_of(claims, groups_claim=client.groups_claim)
 
-    async def _admit(self, scope: Any, profile: Profile, client: OidcClient) -> Identity:
-        """Who it is, with the role that the groups give. The person's other sessions follow, or end."""
+    async def _begin_session(self, scope: Any, profile: Profile, client: OidcClient) -> str:
+        """The cookie's value, for the role that the groups give. The person's other sessions follow, or end.
+
+        In one transaction, which holds the person's row. In two, another sign-in could come between them, take a role
+        away, and miss the session that begins with it.
+        """
         role = client.roles.role_of(profile.groups)
         who = Identity(profile.name, role or "user", email=profile.email, person_id=0)  # for the audit
+
+        async def admit(session: AsyncSession) -> Identity:
+            person = await PersonService(session).record(profile)
+            identity = msgspec.structs.replace(who, person_id=person.id)
+            await SessionService(session).follow(identity)
+            return identity
+
+        if role is not None:
+            value = await self._authenticator.begin_session(scope, who, admit=admit)
+            _log.info("%s has signed in with the role %s", who.name, role)
+            return value
         with acting(origin_as(scope, who, by_page=True)):
             async with self._transaction() as session:
                 person = await PersonService(session).record(profile)
-                sessions = SessionService(session)
-                if role is not None:
-                    identity = msgspec.structs.replace(who, person_id=person.id)
-                    await sessions.follow(identity)
-                    return identity
-                await sessions.end_of_person(person.id)
+                await SessionService(session).end_of_person(person.id)
         raise ForbiddenError(f"None of the groups of {profile.name!r} gives a role here; ask an administrator.")
 
 
