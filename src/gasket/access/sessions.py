@@ -120,10 +120,12 @@ class SessionService(Service[BrowserSession]):
         await self.discard(row)
 
     async def follow(self, person: Identity) -> None:
-        """Let all sessions of a person be as the provider says at the newest sign-in."""
+        """Let all sessions of a person be as the provider says at the newest sign-in. Mostly they are so already."""
         theirs = BrowserSession.person_id == person.person_id
         now = {"name": person.name, "email": person.email, "role": person.role}
-        await self.session.execute(update(BrowserSession).where(theirs).values(now))
+        others = or_(*(getattr(BrowserSession, name).is_distinct_from(value) for name, value in now.items()))
+        changed = update(BrowserSession).where(theirs, others).values(now)
+        await self.session.execute(changed.execution_options(synchronize_session=False))
 
     async def end_of_person(self, person_id: int) -> None:
         """End all sessions of a person."""
