@@ -22,7 +22,7 @@ from gasket.audit.refusals import RefusedSignIns
 from tests.acceptance.processes import until
 from tests.identity_provider import IdentityProvider, identity_provider
 from tests.integration.conftest import ApiAt, Post, assert_problem
-from tests.integration.test_sign_in import SETTINGS, Browser
+from tests.integration.test_sign_in import SETTINGS, Browser, waiting
 
 WITHIN = 30
 
@@ -381,10 +381,40 @@ class TestLostGroups:
             await transaction.start()
             await one.execute("UPDATE people SET groups = '{staff}'")
             making = asyncio.create_task(ada.send("POST", "/api/me/keys", name="laptop", profile_id=team))
-            await until(lambda: anybody_waits(database), WITHIN, "a request that waits")
+            await until(lambda: waiting(database, 1), WITHIN, "a request that waits")
             await transaction.commit()
         # The sign-in has ended the session; the request had begun with it.
         assert_problem(await making, 404, "not-found")
+
+    @pytest.mark.parametrize("verb", ["restore", "rotate"])
+    @pytest.mark.parametrize(
+        "closing",
+        ["UPDATE backend_profiles SET open_to_groups = '{others}'", "UPDATE people SET groups = '{staff}'"],
+    )
+    async def test_a_key_does_not_come_back_while_its_profile_is_closed(
+        self, person: People, team: int, database: asyncpg.Connection, api_database_url: str, verb: str, closing: str
+    ) -> None:
+        ada = await person()
+        path = f"/api/me/keys/{(await ada.make(team))['id']}"
+        if verb == "restore":
+            await ada.send("POST", f"{path}/revoke")
+        async with connected(api_database_url) as one, one.transaction():
+            await one.execute(closing)
+            asking = asyncio.create_task(ada.send("POST", f"{path}/{verb}"))
+            await until(lambda: waiting(database, 1), WITHIN, "a request that waits")
+        assert_problem(await asking, 409, "key-state")
+
+    async def test_a_revocation_that_comes_meanwhile_is_not_taken_back(
+        self, person: People, team: int, database: asyncpg.Connection, api_database_url: str
+    ) -> None:
+        ada = await person()
+        path = f"/api/me/keys/{(await ada.make(team))['id']}"
+        await ada.send("POST", f"{path}/revoke")
+        async with connected(api_database_url) as one, one.transaction():
+            await one.execute("UPDATE api_keys SET revoked_by = 'root'")
+            asking = asyncio.create_task(ada.send("POST", f"{path}/restore"))
+            await until(lambda: waiting(database, 1), WITHIN, "a request that waits")
+        assert "was revoked by root" in assert_problem(await asking, 409, "key-state")
 
     async def test_after_so_many_days_keys_are_revoked_and_replicas_are_told(
         self, person: People, team: int, database: asyncpg.Connection, api_database_url: str, client: httpx.AsyncClient
@@ -440,8 +470,3 @@ async def plugin(url: str, *, days: int) -> AsyncIterator[AuditPlugin]:
 async def is_waiting(database: asyncpg.Connection, other: asyncpg.Connection) -> bool:
     query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
     return bool(await database.fetchval(query, other.get_server_pid()))
-
-
-async def anybody_waits(database: asyncpg.Connection) -> bool:
-    query = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return bool(await database.fetchval(query))

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gasket.access.people import PersonService
 from gasket.access.roles import Identity
 from gasket.backends.service import ProfileService, opened_by
-from gasket.db import FOR_SHARE, MAX_ID
+from gasket.db import FOR_CHANGE, FOR_SHARE, MAX_ID
 from gasket.errors import ForbiddenError, InvalidInputError, KeyStateError, NotFoundError
 from gasket.keys.models import ApiKey
 from gasket.keys.schemas import KeyCreate, OpenProfile, OwnKeyCreate
@@ -96,10 +96,10 @@ class OwnKeyService:
             KeyStateError: it has expired, somebody else has revoked it, or its profile is not open to the person.
             KeyLimitError: the person has as many active keys as the profile allows.
         """
-        key = await self.fetch(key_id)
+        await self._require_open(await self.fetch(key_id))
+        key = await self.keys.fetch(key_id, lock=FOR_CHANGE)  # an operator may have revoked it in this moment
         if key.revoked_at is not None and not self.has_revoked(key):
             raise KeyStateError(f"Key {key_id} was revoked by {key.revoked_by}; ask an administrator to restore it.")
-        await self._require_open(key)
         return await self.keys.restore(key_id)
 
     async def rotate(self, key_id: int, grace: timedelta) -> tuple[ApiKey, str]:
@@ -131,7 +131,10 @@ class OwnKeyService:
         return key.revoked_at is not None and key.revoked_by == self._identity.name
 
     async def _require_open(self, key: ApiKey) -> None:
-        if not await self.opens(key):
+        """Raise KeyStateError unless a group of the person opens the key's profile, until the transaction ends."""
+        person = await self._people.fetch(self._person_id, lock=FOR_SHARE)
+        rules = await self._profiles.key_rules(key.profile_id)
+        if not rules.opens_to(person.groups):
             raise KeyStateError(
                 f"None of your groups opens the profile of key {key.id}, so you can only revoke it. Ask an "
                 "administrator; a group that you have since joined counts after the next sign-in."
