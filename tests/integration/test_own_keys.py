@@ -168,6 +168,21 @@ class TestOwnKeys:
         key = (await client.get(f"/api/keys/{made['id']}")).json()
         assert (key["state"], key["user_email"]) == ("revoked", erased["pseudonym"])
 
+    async def test_who_is_erased_while_making_a_key_loses_it(
+        self, person: People, team: int, client: httpx.AsyncClient, database: asyncpg.Connection, api_database_url: str
+    ) -> None:
+        ada = await person()
+        async with connected(api_database_url) as one, one.transaction():
+            await one.execute("SELECT FROM backend_profiles FOR UPDATE")
+            making = asyncio.create_task(ada.send("POST", "/api/me/keys", name="laptop", profile_id=team))
+            await until(lambda: waiting(database, 1), WITHIN, "a request that waits")
+            erasing = asyncio.create_task(client.delete("/api/users/augusta@example.com"))
+            await until(lambda: waiting(database, 2), WITHIN, "an erasure that waits")
+        assert (await making).status_code == 201
+        assert (await erasing).json()["keys_revoked"] == 1
+        (key,) = (await client.get("/api/keys")).json()["items"]
+        assert (key["state"], key["user_email"]) == ("revoked", (await erasing).json()["pseudonym"])
+
     async def test_a_key_that_an_administrator_made_for_the_address_is_one_s_own(
         self, person: People, team: int, post: Post, client: httpx.AsyncClient
     ) -> None:

@@ -38,7 +38,7 @@ UNION ALL SELECT user_email FROM {totals} WHERE user_email = ANY ($1::text[]) LI
 _KEYS = """
 WITH found AS (
         SELECT id, revoked_at IS NULL AS active FROM {keys} WHERE lower(user_email) = $1 OR person_id IN {people}
-        FOR NO KEY UPDATE
+        ORDER BY id FOR NO KEY UPDATE
     ),
     ended AS (DELETE FROM {previous} WHERE key_id IN (SELECT id FROM found)),
     changed AS (
@@ -102,6 +102,9 @@ class Eraser:
             pseudonym = await self._pseudonym(session, found)
             by = (folded, pseudonym, found.pattern)
             people = people_of(schema, "$1")
+            # First, as in a sign-in: who is making a key holds the person, and here is waited for that key.
+            locked = f"SELECT id FROM {qualified(schema, 'people')} WHERE id IN {people} ORDER BY id FOR UPDATE"
+            await run(session, locked, folded)
             ends = _KEYS.format(keys=keys, previous=previous, people=people)
             one = (await run(session, ends, *by, self._origin.actor)).one()
             self._changed["api_keys"] += one.keys
