@@ -379,9 +379,11 @@ class BackfillRefusedError(MigratorError):
     """PostgreSQL would refuse a backfill that a revision declares. `problem` is a clause that says why."""
 
     def __init__(self, *, revision: str, table: str, problem: str) -> None:
+        self.what = f"Revision {revision} declares a backfill of {table} that cannot be done: {problem}"
+        """As MigrationFailedError has it."""
         super().__init__(
-            f"Revision {revision} declares a backfill of {table} that cannot be done: {problem}; the revision was not "
-            f"applied, and what came before it stays. Correct its file, then start again."
+            f"{self.what}; the revision was not applied, and what came before it stays. Correct its file, then start "
+            "again."
         )
 
 

@@ -36,11 +36,13 @@ from gasket.migrator.errors import (
     MigratorError,
     ReadOnlyServerError,
     RevisionFileError,
+    ScratchDatabaseError,
 )
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.ledger.background import State, Work, change_state, format_work, read_works
 from gasket.migrator.monitor import SchemaMonitor
-from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.revisions.configuration import alembic_config, configured_revisions
+from gasket.migrator.scratch.adopt import compare_with_revision
 from tests.acceptance.processes import until
 from tests.migrator.project import CONCURRENTLY, Project, is_true
 
@@ -394,6 +396,12 @@ async def test_a_backfill_that_does_not_fit_the_tables_is_refused_with_its_revis
         with pytest.raises(BackfillRefusedError, match=rf"r2 declares a backfill of {table} .*{problem}"):
             await bring_to_head(config)
         assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r1"
+    planned = await forecast_pending(config)
+    assert "r2 declares a backfill of items that cannot be done" in (planned.failure or ""), planned.estimated
+    with pytest.raises(
+        ScratchDatabaseError, match="r2 cannot be built on it .*a backfill of items that cannot be done"
+    ):
+        await compare_with_revision(config, configured_revisions(config.ini), "r2")
     path.write_text(declared.replace("PLACE", "Backfill(table='items', set=\"tier = '100%'\", where='tier IS NULL')"))
     assert (await bring_to_head(config)).head == "r2"
 
@@ -837,6 +845,20 @@ async def test_what_a_revision_needs_is_looked_at_before_anything_is_applied(
     assert not await observer.fetchval("SELECT to_regclass('t1') IS NOT NULL")
 
 
+async def test_a_plan_does_not_fail_for_a_backfill_that_needs_what_is_not_tried_out(
+    project: Project, config: MigratorConfig
+) -> None:
+    project.add(TABLE)
+    backfill = "Backfill(table='items', set=\"tier = 'held_role'::regrole::text\", where='tier IS NULL')"
+    declare(project, backfill, upgrade='op.execute("CREATE ROLE held_role")')
+    planned = await forecast_pending(config)
+    assert planned.failure is None
+    assert [(held.statement, held.kind) for held in planned.revisions[1].not_tried] == [(1, "create role")]
+    difference, _ = await compare_with_revision(config, configured_revisions(config.ini), "r2")
+    assert "CREATE ROLE in revision r2 is not compared" in "".join(difference.notes)
+    assert "EXPLAIN" not in "".join(difference.notes)
+
+
 async def test_a_plan_shows_the_work_with_live_rows(
     project: Project, config: MigratorConfig, observer: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -857,6 +879,9 @@ async def test_a_plan_shows_the_work_with_live_rows(
         ("index", ROWS),
         ("backfill", ROWS),  # of the whole table: `where` fails on a row as it is now
     ]
+    # Its backfills were tried with EXPLAIN: that is not what the revision does.
+    assert [statement.sql for statement in first.statements] == ["ALTER TABLE items ADD COLUMN other text"]
+    assert first.writes == ()
     await observer.execute("ANALYZE items")
     third = (await forecast_pending(config)).revisions[2]
     assert second.needs_background == ("r2",)

@@ -73,6 +73,11 @@ class Statements:
         self._savepoints: dict[str, int] = {}
         self._unanswered: str | None = None
 
+    @property
+    def of_revision(self) -> bool:
+        """Whether a revision's own function runs."""
+        return self._step is not None
+
     def watch(self, context: MigrationContext, *, after_block: Callable[[], None]) -> None:
         """See all that runs over the context's connection; `after_block` is called when an autocommit block ends."""
         connection = context.connection

@@ -149,6 +149,11 @@ class StepRecorder:
         return self._statements.partly
 
     @property
+    def in_revision(self) -> bool:
+        """Whether the function of the step under way runs, and not what the migrator does around it."""
+        return self._statements.of_revision
+
+    @property
     def leaves_a_part(self) -> bool:
         """Whether a part of the step under way may stay though the step has failed: of this try, or of an earlier one.
 

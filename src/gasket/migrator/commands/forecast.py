@@ -13,6 +13,7 @@ from gasket.migrator.background.planned import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import (
+    BackfillRefusedError,
     DatabaseRefusedError,
     DatabaseUnavailableError,
     MigrationFailedError,
@@ -188,7 +189,7 @@ async def _try_out(
             return observation, None, (*notes, *observation.notes)
     except (DatabaseUnavailableError, DatabaseRefusedError):
         raise
-    except MigrationFailedError as error:
+    except (BackfillRefusedError, MigrationFailedError) as error:
         reason = (
             f"The revisions that are applied cannot be built on a scratch database: {error.what}; the live database "
             "was not changed"

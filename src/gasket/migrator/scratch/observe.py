@@ -19,7 +19,7 @@ from sqlalchemy.util import await_only
 
 from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepRecorder
-from gasket.migrator.errors import MigrationFailedError
+from gasket.migrator.errors import BackfillRefusedError, MigrationFailedError
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import upgrade_in_process
@@ -82,7 +82,7 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
     """Build the `applied` revisions on the scratch database, then run what `target` needs beyond, one after the other.
 
     Raises:
-        MigrationFailedError: the applied revisions cannot be built there.
+        BackfillRefusedError, MigrationFailedError: the applied revisions cannot be built there.
     """
     watcher: _Watcher | None = None
     failure: str | None = None
@@ -96,7 +96,7 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
 
     try:
         await build(scratch, revisions, applied, guard, watched)
-    except MigrationFailedError as error:
+    except (BackfillRefusedError, MigrationFailedError) as error:
         if watcher is None:
             raise
         failure = error.what
@@ -184,7 +184,7 @@ class _Watcher:
         self._before = now
 
     def _is_watched(self, statement: str) -> bool:
-        return is_of_a_revision(statement, self._steps)
+        return self._steps.in_revision and is_of_a_revision(statement, self._steps)
 
     def _note_locks(self, effects: Effects, statement: str, in_transaction: bool) -> None:
         if not in_transaction:
