@@ -502,6 +502,24 @@ async def test_a_command_takes_the_work_over_from_a_replica(
     assert not await is_wanted(observer, "public")
 
 
+async def test_a_worker_makes_way_in_the_middle_of_a_long_pause(
+    work: Callable[..., Awaitable[Work]],
+    config: MigratorConfig,
+    observer: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorded = await work()
+    async with session(config) as connection, session(config) as other:
+        assert await try_worker_lock(connection, "public")
+        working = asyncio.create_task(do(connection, recorded, yields=True, share=0.00001))  # some minutes
+        await is_true(observer, "SELECT rows_done > 0 FROM migration_background")
+        taking = asyncio.create_task(_take_over(other))
+        assert (await asyncio.wait_for(working, 60)).state is State.RUNNING
+        await give_worker_lock_back(connection, "public")
+        await asyncio.wait_for(taking, 60)
+    assert "has sent nothing" not in caplog.text
+
+
 async def test_a_worker_that_is_stopped_keeps_nobody_waiting(
     work: Callable[..., Awaitable[Work]],
     config: MigratorConfig,

@@ -32,6 +32,7 @@ log = logging.getLogger("gasket.migrator")
 _COUNT_WITHIN = "3s"
 _BETWEEN_WALKS = 1.0
 _LAG_POLL = 1.0
+_PAUSE_POLL = 1.0
 _TOLD_FROM = 5.0
 """The pause in seconds from which a failed try is logged: others have held it up for longer than that."""
 # Another try may succeed (PostgreSQL manual, "PostgreSQL Error Codes"): locks and serialization; resources; a
@@ -162,8 +163,7 @@ class BackfillRun:
                 pause = self._pace.after_batch(seconds, batch.rows, in_the_way=batch.in_the_way)
                 if batch.cursor is None:
                     return
-            if pause:
-                await asyncio.sleep(pause)
+            await self._pause(pause)
 
     async def _batch(self, walk: Walk) -> _Batch:
         connection = self._connection
@@ -239,16 +239,28 @@ class BackfillRun:
                 told = True
                 log.info("%s waits: a standby has replayed nothing newer than %.0f s", self._work, lag)
                 await self._note("waits for a standby, which has replayed nothing for more than 10 s")
-            await self._leave_if_wanted()
-            now = await read_work(self._connection, self._schema, self._work.id)
-            if now is None or now.state is not State.RUNNING:
-                raise StoppedError
+            await self._leave_if_stopped()
             await asyncio.sleep(_LAG_POLL)
 
     async def _note(self, what: str) -> None:
         """For `status`, which sees the row alone. A command or a downgrade may have that locked."""
         with suppress(asyncpg.LockNotAvailableError):
             await note_error(self._connection, self._schema, self._work.id, what)
+
+    async def _pause(self, seconds: float) -> None:
+        """Between two batches. The session is never silent for long, or it would be taken for one that is cut off."""
+        while seconds > _PAUSE_POLL:
+            await asyncio.sleep(_PAUSE_POLL)
+            seconds -= _PAUSE_POLL
+            await self._leave_if_stopped()
+        if seconds:
+            await asyncio.sleep(seconds)
+
+    async def _leave_if_stopped(self) -> None:
+        await self._leave_if_wanted()
+        now = await read_work(self._connection, self._schema, self._work.id)
+        if now is None or now.state is not State.RUNNING:
+            raise StoppedError
 
     async def _leave_if_wanted(self) -> None:
         if self._yields and await is_wanted(self._connection, self._schema):

@@ -23,7 +23,7 @@ _WORKER_CLASS = 0x67617362
 _WANTED_CLASS = 0x67617377
 _POLL = 0.1
 _STOPPED_AFTER = 15.0
-"""Seconds. A worker that has sent nothing for so long will not make way: its pauses are shorter."""
+"""Seconds. A worker that has sent nothing for so long will not make way: in a pause it looks around every second."""
 _HELD = (
     "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted "
     "AND classid = $1::oid AND objid = $2::oid "
