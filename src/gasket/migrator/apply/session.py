@@ -131,7 +131,9 @@ class MigrationSession:
             raise lagging_sequence(error, self.config.schema, script.revision, self.steps) or error from None
 
     async def prepare(self) -> None:
-        """Make the schema and the migrator's own tables, as far as they are not there.
+        """Make the schema and the migrator's own tables, as far as they are not there, and look at the catalog.
+
+        `run` records what it changes there, and so every run comes after this.
 
         Raises:
             MissingPrivilegeError: the tables are another role's.

@@ -11,7 +11,10 @@ class Caller(StrEnum):
     """Every path to the schema."""
 
     START = "start"
-    """A start's look, without the lock: the first one, and those until DATABASE_URL shows what was migrated."""
+    """A start's look, without the lock: the first one, and those until DATABASE_URL shows what was migrated.
+
+    What costs a query of its own and matters only to who applies is left to WAITER.
+    """
     WAITER = "waiter"
     """The same start once it holds the lock, at its first try and at every fresh one after a lost connection."""
     FOLLOWER = "follower"
