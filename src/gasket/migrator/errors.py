@@ -391,9 +391,10 @@ class BackgroundUnfinishedError(MigratorError):
     """A revision needs background work that is not complete. `state` is a clause that says why."""
 
     def __init__(self, *, revision: str, work: str, state: str, mend: str) -> None:
+        self.what = f"Revision {revision} needs the {work}, which {state}"
+        """As MigrationFailedError has it."""
         super().__init__(
-            f"Revision {revision} needs the {work}, which {state}; the revision was not applied, and what came before "
-            f"it stays. {mend}, then start again."
+            f"{self.what}; the revision was not applied, and what came before it stays. {mend}, then start again."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -404,6 +405,14 @@ async def test_a_backfill_that_does_not_fit_the_tables_is_refused_with_its_revis
         await compare_with_revision(config, configured_revisions(config.ini), "r2")
     path.write_text(declared.replace("PLACE", "Backfill(table='items', set=\"tier = '100%'\", where='tier IS NULL')"))
     assert (await bring_to_head(config)).head == "r2"
+
+
+async def test_a_plan_tells_of_an_index_that_cannot_be_built(project: Project, config: MigratorConfig) -> None:
+    project.add(TABLE)
+    declare(project, INDEX.replace("(tier)", "(gone)"))
+    planned = await forecast_pending(config)
+    assert re.fullmatch("Revision r2 .* has failed: column .gone. does not exist.*", planned.failure or "")
+    assert (planned.estimated, [one.estimated for one in planned.revisions]) == (None, [False, False])
 
 
 async def test_a_table_that_has_lost_its_primary_key_is_named(

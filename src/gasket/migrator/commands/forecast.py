@@ -12,13 +12,7 @@ from gasket.migrator.background.declared import declared_works
 from gasket.migrator.background.planned import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected, looking
-from gasket.migrator.errors import (
-    BackfillRefusedError,
-    DatabaseRefusedError,
-    DatabaseUnavailableError,
-    MigrationFailedError,
-    MigratorError,
-)
+from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.revisions.configuration import configured_revisions, script_directory
@@ -31,6 +25,7 @@ from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, State
 from gasket.migrator.scratch.estimate import ToldRequirements, estimate
 from gasket.migrator.scratch.live_rows import LiveRows, RowFinding, Write
 from gasket.migrator.scratch.observe import Observation, observe, read_parts
+from gasket.migrator.scratch.rehearsal import REVISION_ERRORS
 from gasket.migrator.sql.reader import built_index, read
 from gasket.migrator.sql.render import render
 
@@ -189,7 +184,7 @@ async def _try_out(
             return observation, None, (*notes, *observation.notes)
     except (DatabaseUnavailableError, DatabaseRefusedError):
         raise
-    except (BackfillRefusedError, MigrationFailedError) as error:
+    except REVISION_ERRORS as error:
         reason = (
             f"The revisions that are applied cannot be built on a scratch database: {error.what}; the live database "
             "was not changed"

@@ -12,12 +12,12 @@ from gasket.migrator.catalog.read import Catalog, Object, read_catalog
 from gasket.migrator.catalog.recorded import write_record
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected
-from gasket.migrator.errors import BackfillRefusedError, MigrationFailedError, ScratchDatabaseError
+from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import locked
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.held_back import Guard, HeldBack
-from gasket.migrator.scratch.rehearsal import build
+from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.sql.lexer import tokens
 
 NOT_COMPARED = (
@@ -43,7 +43,7 @@ async def compare_with_revision(
         guard = Guard(scratch.not_there)
         try:
             await build(scratch, revisions, [revision], guard)
-        except (BackfillRefusedError, MigrationFailedError) as error:
+        except REVISION_ERRORS as error:
             raise ScratchDatabaseError(
                 reason=f"revision {revision} cannot be built on it ({error.what})",
                 made=True,

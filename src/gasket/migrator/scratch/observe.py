@@ -19,14 +19,13 @@ from sqlalchemy.util import await_only
 
 from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepRecorder
-from gasket.migrator.errors import BackfillRefusedError, MigrationFailedError
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import Scratch
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement
 from gasket.migrator.scratch.held_back import Guard, is_of_a_revision
-from gasket.migrator.scratch.rehearsal import build
+from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.scratch.requirements import SeenRequirements
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import read
@@ -82,7 +81,7 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
     """Build the `applied` revisions on the scratch database, then run what `target` needs beyond, one after the other.
 
     Raises:
-        BackfillRefusedError, MigrationFailedError: the applied revisions cannot be built there.
+        One of REVISION_ERRORS: the applied revisions cannot be built there.
     """
     watcher: _Watcher | None = None
     failure: str | None = None
@@ -96,7 +95,7 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
 
     try:
         await build(scratch, revisions, applied, guard, watched)
-    except (BackfillRefusedError, MigrationFailedError) as error:
+    except REVISION_ERRORS as error:
         if watcher is None:
             raise
         failure = error.what

@@ -14,10 +14,13 @@ from gasket.migrator.apply.session import MigrationSession, migration_session
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected
 from gasket.migrator.errors import (
+    BackfillRefusedError,
+    BackgroundUnfinishedError,
     InvalidIndexError,
     LockGivenAwayError,
     LockLostError,
     LocksNotGrantedError,
+    MigrationFailedError,
     PartlyDoneError,
     ScratchDatabaseError,
 )
@@ -27,6 +30,9 @@ from gasket.migrator.scratch.database import NAME, Scratch
 from gasket.migrator.scratch.held_back import Guard
 
 log = logging.getLogger("gasket.migrator")
+
+REVISION_ERRORS = (BackfillRefusedError, BackgroundUnfinishedError, MigrationFailedError)
+"""A revision or its background work fails; each has a `what`, which is as true of a scratch database."""
 
 _LIMIT = 300.0
 _STATE = """
@@ -65,7 +71,7 @@ async def build(
     `guard` holds back what would change the cluster, and learns whether the cluster was changed all the same.
 
     Raises:
-        MigrationFailedError: a revision fails on the scratch database.
+        One of REVISION_ERRORS: a revision fails on the scratch database.
         ScratchDatabaseError: it takes too long, or a step was ended by something else.
     """
     try:
