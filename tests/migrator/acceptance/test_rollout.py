@@ -16,14 +16,17 @@ from tests.acceptance.installation import REPOSITORY, Installation, api
 from tests.acceptance.processes import Replica, environment, until
 from tests.acceptance.traffic import traffic_on
 
-EARLIER_RELEASE = "6ed765796743307369bbdba16a4868840b558ae9"
-"""The newest commit before `/v1`; its head is the fourth revision."""
+EARLIER_RELEASES = {
+    "before /v1": "6ed765796743307369bbdba16a4868840b558ae9",
+    "before roles and pages": "9eed9a5d8f8b77a038d628f405b8400ae4d4f3cb",
+}
+"""The newest commits that lack these."""
 
 
-@pytest.fixture(scope="session")
-def earlier_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", params=EARLIER_RELEASES)
+def earlier_tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an earlier release is deployed from: code, migrations and ini as that commit has them."""
-    command = ["git", "archive", EARLIER_RELEASE, "src", "migrations", "alembic.ini"]
+    command = ["git", "archive", EARLIER_RELEASES[request.param], "src", "migrations", "alembic.ini"]
     archive = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False, timeout=60)
     if archive.returncode:
         said = archive.stderr.decode(errors="replace").strip()
