@@ -7,8 +7,8 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 from litestar import Litestar
 from litestar.config.app import AppConfig
@@ -63,8 +63,16 @@ class AuditPlugin(InitPlugin):
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Register the handlers."""
         app_config.on_startup.append(self._start)
-        app_config.on_shutdown.append(self.stop)
+        # Handlers of `on_shutdown` run when the engine is closed already, and would open connections that stay.
+        app_config.lifespan.append(self._stopping)
         return app_config
+
+    @asynccontextmanager
+    async def _stopping(self, _app: Litestar) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await self.stop()
 
     async def _start(self, _app: Litestar) -> None:
         self.start()
