@@ -15,14 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from gasket import db
 from gasket.access.sessions import SessionService
-from gasket.app import create_app
 from gasket.audit.plugin import AuditPlugin
 from gasket.audit.refusals import MOST_ADDRESSES, RefusedSignIns
 from gasket.audit.retention import delete_old
 from gasket.log_lines import formatter
-from gasket.settings import read_settings
 from tests.acceptance.processes import until
-from tests.integration.conftest import ADMIN_TOKEN, SECRET_KEY, Post, assert_problem
+from tests.integration.conftest import Post, assert_problem
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -299,20 +297,3 @@ class TestSessions:
             async with sessions.begin() as session:
                 more.append(await SessionService(session).delete_over(at_once=2))
         assert more == [True, True, False]
-
-
-async def test_what_is_due_at_the_end_is_done_before_the_connections_are_closed(
-    api_database_url: str, database: asyncpg.Connection
-) -> None:
-    settings = {"DATABASE_URL": api_database_url, "GASKET_ADMIN_TOKEN": ADMIN_TOKEN, "GASKET_SECRET_KEY": SECRET_KEY}
-    app = create_app(read_settings(settings | {"GASKET_RELEASE": "0.0.1-end"}))
-    async with app.lifespan():
-        pass
-
-    async def gone() -> bool:
-        return not await database.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE position('0.0.1-end' IN application_name) > 0"
-        )
-
-    await until(gone, 10, "the end of the connections")
-    del app  # not earlier: what is collected is closed, too

@@ -168,3 +168,20 @@ async def test_the_old_ones_that_cannot_be_deleted_hold_up_no_new_ones(
     [said] = caplog.messages
     assert said.startswith("old usage records stay for another hour: ")
     assert await usage.fetchval("SELECT count(*) FROM usage_records") == 2
+
+
+async def test_what_a_replica_does_at_its_end_leaves_no_connection(
+    api_database_url: str, database: asyncpg.Connection
+) -> None:
+    settings = {"DATABASE_URL": api_database_url, "GASKET_ADMIN_TOKEN": ADMIN_TOKEN, "GASKET_SECRET_KEY": SECRET_KEY}
+    app = create_app(read_settings(settings | {"GASKET_RELEASE": "0.0.1-end"}))
+    async with app.lifespan():
+        pass
+
+    async def gone() -> bool:
+        return not await database.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE position('0.0.1-end' IN application_name) > 0"
+        )
+
+    await until(gone, 10, "the end of the connections")
+    del app  # not earlier: what is collected is closed, too
