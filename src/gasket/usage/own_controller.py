@@ -8,7 +8,6 @@ from litestar import get
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 
-from gasket.errors import InvalidInputError
 from gasket.http import problems
 from gasket.inputs import CurrentPage, PageSize, SortOrder
 from gasket.keys.own_controller import OwnKeys, provide_own_keys
@@ -19,8 +18,6 @@ from gasket.usage.service import UsageService
 
 async def provide_own_query(usage_query: NamedDependency[SkipValidation[UsageQuery]], own_keys: OwnKeys) -> UsageQuery:
     """The query, of the requests with keys of who asks."""
-    if usage_query.user is not None:
-        raise InvalidInputError("This is about your own requests; leave user out.", field="user")
     return msgspec.structs.replace(usage_query, keys=await own_keys.ids())
 
 
