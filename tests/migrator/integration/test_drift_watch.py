@@ -148,7 +148,7 @@ async def test_of_many_points_the_first_are_told(config: MigratorConfig, told: T
 
 async def test_it_begins_and_ends_with_the_replica(config: MigratorConfig) -> None:
     plugin = MigratorPlugin(config)
-    async with Litestar(plugins=[plugin], openapi_config=None).lifespan():
+    async with Litestar(plugins=[plugin], openapi_config=None, logging_config=None).lifespan():
         watching = plugin.drift._task
         assert watching is not None
     assert watching.done()
