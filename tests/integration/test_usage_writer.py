@@ -180,6 +180,10 @@ class TestLosingTheDatabase:
         self, database_url: str, server_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, logger="gasket.usage")
+
+        def said() -> list[str]:
+            return [record.getMessage() for record in caplog.records if record.name == "gasket.usage"]
+
         await migrate(database_url)
         name = Server.of(database_url).database
         server = await asyncpg.connect(server_url, timeout=10)
@@ -191,14 +195,14 @@ class TestLosingTheDatabase:
                 await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
                 for _ in range(3 * BATCH):
                     writer.put(entry())
-                await until(lambda: bool(caplog.records), 30, "a complaint")
+                await until(lambda: bool(said()), 30, "a complaint")
                 assert writer.waiting == 3 * BATCH
                 await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
                 await written(writer, 3 * BATCH + 1)
                 assert writer.dropped == 0
         finally:
             await server.close(timeout=10)
-        away, back = [record.getMessage() for record in caplog.records if record.name == "gasket.usage"]
+        away, back = said()
         assert away.startswith("usage is not written, up to 50000 records wait: ")
         assert back.startswith("usage is written again")
 
