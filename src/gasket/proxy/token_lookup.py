@@ -5,7 +5,6 @@ The subject of a token has a row among the keys, which stands for it: its usage,
 
 from __future__ import annotations
 
-import logging
 import time
 from hashlib import sha256
 
@@ -20,8 +19,6 @@ from gasket.proxy.access import Access
 from gasket.proxy.claim_rules import Rule, takes
 from gasket.proxy.errors import BusyError, TokenNotValidError, TokenNotWantedError, UnknownKeyError
 from gasket.proxy.lookup import KeyLookup
-
-log = logging.getLogger("gasket.gateway")
 
 _RETRY_AFTER = 5.0
 _MOST_NAMES = 5
