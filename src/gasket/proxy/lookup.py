@@ -113,10 +113,10 @@ class KeyLookup:
             KeyRefusedError: there is none, or it is revoked or has expired.
             BusyError: the database does not answer, or its schema lacks what this release needs.
         """
-        return self._access(digest, await self.ask(None, digest))
+        return self._access(digest, await self.ask(self._query, digest))
 
-    async def ask(self, statement: str | None, *arguments: object) -> Sequence[asyncpg.Record]:
-        """The rows of a statement that may run twice, without one those of the key with this digest.
+    async def ask(self, statement: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        """The rows of a statement, which may run twice.
 
         Raises:
             BusyError: the database does not answer, or its schema lacks what this release needs.
@@ -144,7 +144,7 @@ class KeyLookup:
         while self._idle:
             self._idle.pop().connection.terminate()
 
-    async def _ask(self, statement: str | None, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
+    async def _ask(self, statement: str, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
         """A pooled connection may have died unnoticed: then once more, on a fresh one."""
         if self._idle:
             try:
@@ -154,14 +154,14 @@ class KeyLookup:
         return await self._ask_over(await self._open_session(), statement, arguments)
 
     async def _ask_over(
-        self, session: _Session, statement: str | None, arguments: Sequence[object]
+        self, session: _Session, statement: str, arguments: Sequence[object]
     ) -> Sequence[asyncpg.Record]:
         rows: Sequence[asyncpg.Record]
         try:
-            if statement is None and session.prepared is not None:
+            if statement is self._query and session.prepared is not None:
                 rows = await session.prepared.fetch(*arguments)
             else:
-                rows = await session.connection.fetch(statement or self._query, *arguments)
+                rows = await session.connection.fetch(statement, *arguments)
         except BaseException:
             session.connection.terminate()
             raise
