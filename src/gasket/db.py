@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -16,7 +16,22 @@ from advanced_alchemy.exceptions import RepositoryError
 from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
-from sqlalchemy import Connection, DateTime, Identity, MetaData, Text, event, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Identity,
+    Integer,
+    MetaData,
+    SQLColumnExpression,
+    Text,
+    any_,
+    event,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -125,6 +140,11 @@ class Service(SQLAlchemyAsyncRepositoryService[EntityT, SQLAlchemyAsyncRepositor
         """Delete the row."""
         await self.session.delete(row)
         await self.session.flush()
+
+
+def is_any_of(column: SQLColumnExpression[Any], ids: Collection[int]) -> ColumnElement[bool]:
+    """Whether the column has one of these ids, which go as one array: a query has at most 32,767 parameters."""
+    return column == any_(literal(list(ids), ARRAY(Integer)))
 
 
 class PoolUse(NamedTuple):

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from msgspec import UNSET
-from sqlalchemy import ColumnElement, Integer, any_, delete, func, insert, literal, or_, select, type_coerce, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text
 
@@ -32,7 +31,7 @@ from gasket.backends.schemas import (
     ProfileCreate,
     ProfileUpdate,
 )
-from gasket.db import FOR_CHANGE, FOR_DELETION, MAX_ID, Service, refusing
+from gasket.db import FOR_CHANGE, FOR_DELETION, MAX_ID, Service, is_any_of, refusing
 from gasket.errors import InUseError, InvalidInputError, NameTakenError
 from gasket.upstream.address import address_of
 
@@ -287,8 +286,7 @@ async def _names(
 ) -> dict[int, str]:
     wanted = select(model.id, model.name).order_by(model.name).limit(limit)
     if ids is not None:
-        # One array: a query has at most 32,767 parameters.
-        wanted = wanted.where(model.id == any_(literal(list(ids), ARRAY(Integer))))
+        wanted = wanted.where(is_any_of(model.id, ids))
     return {row.id: row.name for row in await session.execute(wanted)}
 
 

@@ -9,11 +9,10 @@ from urllib.parse import urlencode
 
 import msgspec
 from litestar import Response, get
-from sqlalchemy import Integer, any_, literal
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.backends.service import BackendService, ProfileService
+from gasket.db import is_any_of
 from gasket.errors import InvalidInputError
 from gasket.keys.models import ApiKey
 from gasket.keys.service import KeyService
@@ -166,10 +165,8 @@ async def _names(session: AsyncSession, by: Group, ids: list[int]) -> dict[int, 
     """Of the ids that are still there: the name, and what else tells it from others."""
     match by:
         case "key":
-            # One array: a query has at most 32,767 parameters, and a file more keys.
-            wanted = any_(literal(ids, ARRAY(Integer)))
             keys = KeyService(session, profiles=ProfileService(session))
-            return {row.id: (row.name, row.user_email) for row in await keys.get_many(ApiKey.id == wanted)}
+            return {row.id: (row.name, row.user_email) for row in await keys.get_many(is_any_of(ApiKey.id, ids))}
         case "profile":
             names = await ProfileService(session).names(ids)
         case "backend":

@@ -12,22 +12,19 @@ from sqlalchemy import (
     ColumnElement,
     Date,
     FromClause,
-    Integer,
     Row,
     Select,
     Subquery,
-    any_,
     case,
     cast,
     func,
-    literal,
     literal_column,
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gasket.db import is_any_of
 from gasket.usage.models import UsageRecord, UsageTotal
 from gasket.usage.schemas import Group, UsageQuery, UsageSum
 
@@ -155,8 +152,8 @@ def _conditions(source: FromClause, query: UsageQuery) -> list[ColumnElement[boo
     if query.user is not None:
         conditions.append(func.lower(columns.user_email) == func.lower(query.user))
     if query.keys is not None:
-        # One array: the index of the totals finds these keys in each hour, and a query has at most 32,767 parameters.
-        conditions.append(columns.key_id == any_(literal(list(query.keys), ARRAY(Integer))))
+        # The index of the totals finds these keys in each hour.
+        conditions.append(is_any_of(columns.key_id, query.keys))
     for name, wanted in (
         ("key_id", query.key),
         ("profile_id", query.profile),
