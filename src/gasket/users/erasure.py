@@ -19,6 +19,7 @@ from gasket.users.addresses import Person, Sign, check_address, person
 from gasket.users.schemas import Erased
 from gasket.users.tables import (
     AUDIT,
+    OF_PERSON,
     RECORDS,
     TOTALS,
     Archived,
@@ -101,7 +102,7 @@ class Eraser:
             keys, previous = qualified(schema, "api_keys"), qualified(schema, "previous_api_keys")
             pseudonym = await self._pseudonym(session, found)
             by = (folded, pseudonym, found.pattern)
-            people = people_of(schema, "$1")
+            people = people_of(schema)
             # First, as in a sign-in: who is making a key holds the person, and here is waited for that key.
             locked = f"SELECT id FROM {qualified(schema, 'people')} WHERE id IN {people} ORDER BY id FOR UPDATE"
             await run(session, locked, folded)
@@ -110,7 +111,7 @@ class Eraser:
             self._changed["api_keys"] += one.keys
             others = (
                 ("api_keys", f"UPDATE {keys} SET revoked_by = $2 WHERE lower(revoked_by) = $1"),
-                ("people", "DELETE FROM {} WHERE lower(email) = $1 OR lower(name) = $1 OR lower(subject) = $1"),
+                ("people", f"DELETE FROM {{}} WHERE {OF_PERSON}"),
                 ("browser_sessions", "DELETE FROM {} WHERE lower(email) = $1 OR lower(name) = $1"),
                 ("access_tokens", "DELETE FROM {} WHERE lower(name) = $1"),
                 ("access_tokens", "UPDATE {} SET created_by = $2 WHERE lower(created_by) = $1"),

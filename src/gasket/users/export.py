@@ -14,6 +14,7 @@ from gasket.origin import Origin
 from gasket.users.addresses import Person, check_address, person
 from gasket.users.tables import (
     AUDIT,
+    OF_PERSON,
     RECORDS,
     SECRETS,
     TOTALS,
@@ -29,7 +30,7 @@ from gasket.users.tables import (
 _SMALL = {
     "api_keys": "lower(user_email) = $1 OR lower(revoked_by) = $1 OR person_id IN {people}",
     "access_tokens": "lower(name) = $1 OR lower(created_by) = $1",
-    "people": "lower(email) = $1 OR lower(name) = $1 OR lower(subject) = $1",
+    "people": OF_PERSON,
     "browser_sessions": "lower(email) = $1 OR lower(name) = $1",
 }
 _LARGE = {
@@ -84,7 +85,7 @@ class Export:
 
     async def _small(self, name: str, found: Person) -> AsyncIterator[list[str]]:
         async with self._transaction() as session:
-            condition = _SMALL[name].format(people=people_of(self._schema, "$1"))
+            condition = _SMALL[name].format(people=people_of(self._schema))
             rows = await _read(session, qualified(self._schema, name), condition, found.address)
         yield rows
 

@@ -21,6 +21,8 @@ IN_ARCHIVES = (
     *("user_email", "end_user", "email", "name", "subject", "revoked_by", "created_by"),
     *("actor", "object_id", "before", "after"),
 )
+OF_PERSON = "lower(email) = $1 OR lower(name) = $1 OR lower(subject) = $1"
+"""SQL for the rows of `people` that have the address `$1`, in lower case."""
 _TEXTS = ("text", "character varying", "jsonb")
 _ARCHIVED = """
 SELECT c.relname::text AS name, array_agg(a.attname::text ORDER BY a.attnum) AS columns,
@@ -75,10 +77,9 @@ def qualified(schema: str, table: str) -> str:
     return f"{quote_identifier(schema)}.{quote_identifier(table)}"
 
 
-def people_of(schema: str, address: str) -> str:
-    """SQL for the ids of the people with this address, whose keys may have an earlier one."""
-    named = f"lower(email) = {address} OR lower(name) = {address} OR lower(subject) = {address}"
-    return f"(SELECT id FROM {qualified(schema, 'people')} WHERE {named})"
+def people_of(schema: str) -> str:
+    """SQL for the ids of the people with the address `$1`, whose keys may have an earlier one."""
+    return f"(SELECT id FROM {qualified(schema, 'people')} WHERE {OF_PERSON})"
 
 
 async def end_of_window(session: AsyncSession, schema: str, large: Large, after: str) -> str | None:
