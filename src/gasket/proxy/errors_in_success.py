@@ -150,8 +150,10 @@ def error_in_events(block: bytes) -> ErrorInSuccess | None:
     if _HAS_ERROR.search(block) is None:
         return None
     for event in split_events(block):
+        if NAMES_ERROR not in event:
+            continue
         try:
-            answer = msgspec.json.decode(event_data(event), type=_Answer) if NAMES_ERROR in event else _Answer()
+            answer = msgspec.json.decode(event_data(event), type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if answer.type == _FAILED and isinstance(answer.response, dict):
