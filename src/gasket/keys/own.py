@@ -74,9 +74,7 @@ class OwnKeyService:
         """
         # Shared: a sign-in that takes groups away waits, and then finds the new key.
         person = await self._people.fetch(self._person_id, lock=FOR_SHARE)
-        wanted = KeyCreate(
-            user_email=_address(person.email), name=data.name, profile_id=data.profile_id, expires_at=data.expires_at
-        )
+        wanted = _with_address(data, person.email)
         return await self.keys.issue(wanted, owner=Owner(person.id, person.groups))
 
     async def revoke(self, key_id: int) -> ApiKey:
@@ -141,15 +139,18 @@ class OwnKeyService:
             )
 
 
-def _address(email: str | None) -> str:
-    """Under which the key is kept: what `/api/keys` takes as one.
+def _with_address(data: OwnKeyCreate, email: str | None) -> KeyCreate:
+    """The new key, under the address of its owner.
 
     Raises:
-        ForbiddenError: there is none.
+        ForbiddenError: it has no address that `/api/keys` takes.
+        InvalidInputError: the expiry is out of range.
     """
     try:
-        return KeyCreate(user_email=email or "", name="any", profile_id=1).user_email
-    except InvalidInputError:
+        return KeyCreate(user_email=email or "", name=data.name, profile_id=data.profile_id, expires_at=data.expires_at)
+    except InvalidInputError as error:
+        if error.field != "user_email":
+            raise
         raise ForbiddenError(
             "A key is kept under its user's address, and your identity provider tells none that is verified. "
             "Ask its administrator."
