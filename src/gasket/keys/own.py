@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from advanced_alchemy.filters import StatementFilter
+from advanced_alchemy.service import OffsetPagination
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -53,11 +54,10 @@ class OwnKeyService:
         """Of all keys of the person."""
         return tuple(await self.keys.session.scalars(select(ApiKey.id).where(self._own)))
 
-    async def open_profiles(self, *filters: StatementFilter | ColumnElement[bool]) -> tuple[Sequence[OpenProfile], int]:
-        """The profiles that a group of the person opens, and how many there are without their page."""
+    async def open_profiles(self, *filters: StatementFilter) -> OffsetPagination[OpenProfile]:
+        """A page of the profiles that a group of the person opens."""
         rows, total = await self._profiles.get_many_and_count(opened_by(await self.groups()), *filters)
-        fields = OpenProfile.__struct_fields__
-        return [OpenProfile(**{name: getattr(row, name) for name in fields}) for row in rows], total
+        return self._profiles.to_schema(rows, total, filters=filters, schema_type=OpenProfile)
 
     async def groups(self) -> list[str]:
         """The person's groups at the last sign-in."""

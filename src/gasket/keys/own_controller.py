@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from advanced_alchemy.filters import LimitOffset, StatementFilter
+from advanced_alchemy.filters import StatementFilter
 from advanced_alchemy.service import OffsetPagination
 from litestar import Controller, Request, get, post
 from litestar.datastructures import State
@@ -118,6 +118,4 @@ async def list_open_profiles(
     own_keys: OwnKeys, list_filters: NamedDependency[SkipValidation[list[StatementFilter]]]
 ) -> OffsetPagination[OpenProfile]:
     """A page of the profiles in which one may make keys of one's own: a group of the last sign-in opens them."""
-    items, total = await own_keys.open_profiles(*list_filters)
-    page = next(chosen for chosen in list_filters if isinstance(chosen, LimitOffset))
-    return OffsetPagination(items=items, limit=page.limit, offset=page.offset, total=total)
+    return await own_keys.open_profiles(*list_filters)

@@ -133,8 +133,8 @@ def _service(request: PageRequest, session: AsyncSession) -> OwnKeyService:
 
 async def _profiles(own: OwnKeyService) -> list[OpenProfile]:
     """Those that are open, by name."""
-    rows, _ = await own.open_profiles(OrderBy("name", "asc"), LimitOffset(limit=_MOST_PROFILES, offset=0))
-    return list(rows)
+    found = await own.open_profiles(OrderBy("name", "asc"), LimitOffset(limit=_MOST_PROFILES, offset=0))
+    return list(found.items)
 
 
 def _range(days: int) -> Range:
