@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from advanced_alchemy.filters import LimitOffset, OrderBy
@@ -32,10 +32,7 @@ from gasket.usage.service import UsageService
 _MOST_PROFILES = 100
 _MOST_SUMS = 100_000
 _MODELS = 10
-_NUMBERS = (
-    *("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens"),
-    "total_tokens",
-)
+_NUMBERS = [name for name in UsageSum.__struct_fields__ if name not in get_args(Group)]
 _RANGES = {1: "Today", 7: "7 days", 30: "30 days", 365: "365 days"}
 _PLAIN_RANGE = 7
 
@@ -65,10 +62,10 @@ class MyKeyPages(Controller):
             groups=await own.groups(),
             words=_RANGES[chosen.days].lower(),
             ranges=[(name, f"{self.path}?days={days}#usage", days == chosen.days) for days, name in _RANGES.items()],
-            total=added(used),
-            used={sums.key: sums for sums in by(used, "key")},
-            models=sorted(by(used, "model"), key=lambda sums: -sums.total_tokens)[:_MODELS],
-            charts=charts(chosen, by(used, chosen.unit)),
+            total=_added(used),
+            used={sums.key: sums for sums in _by(used, "key")},
+            models=sorted(_by(used, "model"), key=lambda sums: -sums.total_tokens)[:_MODELS],
+            charts=charts(chosen, _by(used, chosen.unit)),
         )
 
     @get("/new")
@@ -150,15 +147,15 @@ async def _use(session: AsyncSession, chosen: Range, keys: tuple[int, ...]) -> l
     return sums
 
 
-def by(sums: Iterable[UsageSum], group: Group) -> list[UsageSum]:
+def _by(sums: Iterable[UsageSum], group: Group) -> list[UsageSum]:
     """The same by one group alone, in the order in which its values come first."""
     found: dict[Any, list[UsageSum]] = {}
     for entry in sums:
         found.setdefault(getattr(entry, group), []).append(entry)
-    return [added(entries, **{group: value}) for value, entries in found.items()]
+    return [_added(entries, **{group: value}) for value, entries in found.items()]
 
 
-def added(sums: Collection[UsageSum], **group: Any) -> UsageSum:
+def _added(sums: Collection[UsageSum], **group: Any) -> UsageSum:
     """All of them together."""
     return UsageSum(**group, **{name: sum(getattr(entry, name) for entry in sums) for name in _NUMBERS})
 
