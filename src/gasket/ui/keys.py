@@ -200,12 +200,16 @@ async def _show(
 
 def _new_key(values: Mapping[str, str]) -> KeyCreate:
     """The form of a new key: an empty time leaves the expiry to the profile."""
-    fields = {name: values.get(name, "") for name in ("user_email", "name", "profile_id")} | limit_values(values)
+    fields = {name: values.get(name, "") for name in ("user_email", "name", "profile_id")}
+    return convert(fields | limit_values(values) | expiry_values(values), KeyCreate)
+
+
+def expiry_values(values: Mapping[str, str]) -> dict[str, str | None]:
+    """The expiry that the form of a new key says; without a field the profile decides."""
     if values.get("never") == "true":
-        fields["expires_at"] = None
-    elif when := moment(values.get("expires_at", "")):
-        fields["expires_at"] = when
-    return convert(fields, KeyCreate)
+        return {"expires_at": None}
+    when = moment(values.get("expires_at", ""))
+    return {"expires_at": when} if when else {}
 
 
 def _texts(row: ApiKey) -> dict[str, str]:

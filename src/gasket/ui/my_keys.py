@@ -20,8 +20,8 @@ from gasket.http import describe
 from gasket.keys.own import OwnKeyService
 from gasket.keys.schemas import KeyRotate, OpenProfile, OwnKeyCreate
 from gasket.limits.use import LimitUseService
-from gasket.ui.forms import REFUSED, Form, convert, moment, read_form
-from gasket.ui.keys import issued_page
+from gasket.ui.forms import REFUSED, Form, convert, read_form
+from gasket.ui.keys import expiry_values, issued_page
 from gasket.ui.limits import limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
@@ -189,9 +189,5 @@ async def _show(
 
 def _new_key(values: Mapping[str, str]) -> OwnKeyCreate:
     """The form of a new key: an empty time leaves the expiry to the profile."""
-    fields: dict[str, object] = {name: values.get(name, "") for name in ("name", "profile_id")}
-    if values.get("never") == "true":
-        fields["expires_at"] = None
-    elif when := moment(values.get("expires_at", "")):
-        fields["expires_at"] = when
-    return convert(fields, OwnKeyCreate)
+    fields = {name: values.get(name, "") for name in ("name", "profile_id")}
+    return convert(fields | expiry_values(values), OwnKeyCreate)
