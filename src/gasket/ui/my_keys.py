@@ -25,7 +25,7 @@ from gasket.ui.keys import expiry_values, issued_page
 from gasket.ui.limits import limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
-from gasket.ui.usage import Range, charts
+from gasket.ui.usage import PLAIN_RANGE, RANGES, Range, charts, last_days
 from gasket.usage.schemas import Group, UsageSum
 from gasket.usage.service import UsageService
 
@@ -33,8 +33,6 @@ _MOST_PROFILES = 100
 _MOST_SUMS = 100_000
 _MODELS = 10
 _NUMBERS = [name for name in UsageSum.__struct_fields__ if name not in get_args(Group)]
-_RANGES = {1: "Today", 7: "7 days", 30: "30 days", 365: "365 days"}
-_PLAIN_RANGE = 7
 
 
 class MyKeyPages(Controller):
@@ -49,8 +47,8 @@ class MyKeyPages(Controller):
         wanted = listing(request, "days")
         keys, total = await own.get_many_and_count(*wanted.filters())
         profiles = await _profiles(own)
-        days = whole_number(wanted.query["days"], 365)
-        chosen = _range(days if days in _RANGES else _PLAIN_RANGE)
+        days = whole_number(wanted.query["days"], max(RANGES))
+        chosen = last_days(days if days in RANGES else PLAIN_RANGE, "key", datetime.now(UTC).date())
         used = await _use(db_session, chosen, await own.ids())
         return page(
             request,
@@ -60,8 +58,8 @@ class MyKeyPages(Controller):
             pager=wanted.pager(total, "key"),
             profiles=profiles,
             groups=await own.groups(),
-            words=_RANGES[chosen.days].lower(),
-            ranges=[(name, f"{self.path}?days={days}#usage", days == chosen.days) for days, name in _RANGES.items()],
+            words=RANGES[chosen.days].lower(),
+            ranges=[(name, f"{self.path}?days={days}#usage", days == chosen.days) for days, name in RANGES.items()],
             total=_added(used),
             used={sums.key: sums for sums in _by(used, "key")},
             models=sorted(_by(used, "model"), key=lambda sums: -sums.total_tokens)[:_MODELS],
@@ -132,11 +130,6 @@ async def _profiles(own: OwnKeyService) -> list[OpenProfile]:
     """Those that are open, by name."""
     found = await own.open_profiles(OrderBy("name", "asc"), LimitOffset(limit=_MOST_PROFILES, offset=0))
     return list(found.items)
-
-
-def _range(days: int) -> Range:
-    today = datetime.now(UTC).date()
-    return Range("key", today - timedelta(days=days - 1), today)
 
 
 async def _use(session: AsyncSession, chosen: Range, keys: tuple[int, ...]) -> list[UsageSum]:

@@ -25,6 +25,10 @@ from gasket.usage.service import UsageService
 
 GROUPS: dict[Group, str] = {"key": "Key", "user": "User", "profile": "Profile", "model": "Model", "backend": "Backend"}
 """What can be summed by, and its name."""
+RANGES = {1: "Today", 7: "7 days", 30: "30 days", 365: "365 days"}
+"""Days up to today that are often asked for, and what they are called."""
+PLAIN_RANGE = 7
+"""The days that are shown where nobody has chosen."""
 
 _SHOWN = 100
 _MOST_IN_FILE = 100_000
@@ -59,6 +63,11 @@ class Range(msgspec.Struct, frozen=True):
     def address(self, path: str) -> str:
         """The page, or the file, of this range."""
         return f"{path}?{urlencode({'by': self.by, 'from': self.first.isoformat(), 'to': self.last.isoformat()})}"
+
+
+def last_days(days: int, by: Group, today: date) -> Range:
+    """So many days, of which today is the last."""
+    return Range(by, today - (days - 1) * _DAY, today)
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -136,15 +145,16 @@ def _day(form: Form, name: str) -> date:
 
 def _form(request: PageRequest, today: date) -> Form:
     """The query; without it the last week by key."""
-    plain = {"by": "key", "from": (today - 6 * _DAY).isoformat(), "to": today.isoformat()}
+    week = last_days(PLAIN_RANGE, "key", today)
+    plain = {"by": week.by, "from": week.first.isoformat(), "to": week.last.isoformat()}
     return Form({name: (request.query_params.get(name) or value).strip() for name, value in plain.items()})
 
 
 def _ranges(chosen: Range, today: date) -> list[tuple[str, str, bool]]:
     """Names and addresses of ranges that are often asked for, and whether this is the one shown."""
     found = []
-    for name, days in (("Today", 1), ("7 days", 7), ("30 days", 30), ("365 days", 365)):
-        offered = Range(chosen.by, today - (days - 1) * _DAY, today)
+    for days, name in RANGES.items():
+        offered = last_days(days, chosen.by, today)
         found.append((name, offered.address("/ui/usage"), offered == chosen))
     return found
 
