@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket import db, http
 from gasket.access import csrf
-from gasket.access.bearers import BEGINNING, Bearers, TokenRefusedError
+from gasket.access.bearers import JWT_PREFIX, Bearers, TokenRefusedError
 from gasket.access.cookies import session_value
 from gasket.access.guesses import Guesses
 from gasket.access.origins import origin_as, origin_of
@@ -172,7 +172,7 @@ class Authenticator:
         if given is None:
             raise UnauthorizedError
         token = token.strip() if is_bearer else b""
-        if token.startswith(BEGINNING) and self._bearers and self._bearers.own and not self._root_token(token):
+        if token.startswith(JWT_PREFIX) and self._bearers and self._bearers.own and not self._root_token(token):
             return await self._of_signed(token, self._bearers, scope)
         return await self._of_token(token, _address_of(scope))
 

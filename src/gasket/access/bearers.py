@@ -13,7 +13,7 @@ import msgspec
 from gasket.access.provider import Provider
 from gasket.errors import GasketError, IdentityProviderAwayError
 
-BEGINNING = b"eyJ"
+JWT_PREFIX = b"eyJ"
 """Of every such token: `{"` in base64url."""
 
 _LONGEST = 16_384

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
-from gasket.access.bearers import BEGINNING
+from gasket.access.bearers import JWT_PREFIX
 from gasket.deadlines import Deadlines
 from gasket.errors import GuessingError
 from gasket.limits.limiter import Grant, Limiter, LimitReachedError
@@ -170,7 +170,7 @@ class Gateway:
             raise BadRequestError(mistake, code="invalid_path")
         endpoint = find_endpoint(exchange.method, scope["raw_path"])
         key = incoming.key
-        if self._tokens is not None and key.startswith(BEGINNING):
+        if self._tokens is not None and key.startswith(JWT_PREFIX):
             access = await self._access_of_token(self._tokens, key, exchange.client)
         else:
             access = self._directory.recall(key) or await self._directory.look_up(key)

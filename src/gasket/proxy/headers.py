@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from gasket.access.bearers import BEGINNING
+from gasket.access.bearers import JWT_PREFIX
 from gasket.request_ids import checked_request_id
 from gasket.server.errors import BadRequestError, EncodedRequestError
 from gasket.upstream.connection import Fields
@@ -306,7 +306,7 @@ def _find_key(credentials: Mapping[bytes, bytes]) -> bytes:
         raise BadRequestError("Two different API keys are given.", code="invalid_headers")
     if keys:
         return keys.pop()
-    signed = next((token for token in given if token.startswith(BEGINNING)), None)
+    signed = next((token for token in given if token.startswith(JWT_PREFIX)), None)
     return signed or next(filter(None, given), b"")
 
 
