@@ -55,12 +55,12 @@ class Answer:
             self.close()
             raise
         if error is not None:
-            self.told_of(error)
+            self.note_error(error)
             self.close()
         return error
 
-    def told_of(self, error: ErrorInSuccess) -> None:
-        """The backend tells of an error with status 200."""
+    def note_error(self, error: ErrorInSuccess) -> None:
+        """Judge the backend by an error that it tells of with status 200. Only the first one counts."""
         if self._failed:
             return
         self._failed = True

@@ -183,13 +183,13 @@ class Relay:
         end = block[-32:]
         self._said_last_word = _DONE in end or _MESSAGE_STOP in end
         if NAMES_ERROR in block and (error := error_in_events(block)) is not None:
-            self._tells_of(error)
+            self._note_error(error)
         if block := self._tap.events(block):
             self._exchange.bytes_out += len(block)
             await self._body(block, more=True)
             self._clean = events.clean
 
-    def _tells_of(self, error: ErrorInSuccess) -> None:
+    def _note_error(self, error: ErrorInSuccess) -> None:
         """Of an error in the middle of a stream the client gets the event, and the log this. Where the status says it
         already there is nothing to tell, nor of what a GET shows: that may have failed long ago.
         """
@@ -198,7 +198,7 @@ class Relay:
             exchange.outcome = Outcome.UPSTREAM_FAILED
             exchange.error = f"Backend {backend.name!r} sent an error in its stream: {error.message[:1000]}"
             exchange.note_failure(backend, "error_in_success")
-            self._answer.told_of(error)
+            self._answer.note_error(error)
 
     def _body(self, body: bytes, *, more: bool) -> Coroutine[Any, Any, None]:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
