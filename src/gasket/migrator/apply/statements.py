@@ -74,7 +74,7 @@ class Statements:
         self._unanswered: str | None = None
 
     @property
-    def of_revision(self) -> bool:
+    def in_revision(self) -> bool:
         """Whether a revision's own function runs."""
         return self._step is not None
 

@@ -151,7 +151,7 @@ class StepRecorder:
     @property
     def in_revision(self) -> bool:
         """Whether the function of the step under way runs, and not what the migrator does around it."""
-        return self._statements.of_revision
+        return self._statements.in_revision
 
     @property
     def leaves_a_part(self) -> bool:
