@@ -117,7 +117,7 @@ class GatewayMetrics(Collector):
         self._series: dict[_Labels, _Series] = {}
         self._recent: dict[tuple[object, ...], _Series] = {}
         """By what requests have instead of labels: most requests are like one before."""
-        self._errors: dict[tuple[str, str], int] = {}
+        self._errors: Counter[tuple[str, str]] = Counter()
         registry.register(self)
 
     def __call__(self, exchange: Exchange) -> None:
@@ -132,8 +132,7 @@ class GatewayMetrics(Collector):
         series.prompt_tokens += exchange.prompt_tokens
         series.completion_tokens += exchange.completion_tokens
         for backend, kind in exchange.failures:
-            error = self._backends.label(backend.name), kind
-            self._errors[error] = self._errors.get(error, 0) + 1
+            self._errors[self._backends.label(backend.name), kind] += 1
 
     def collect(self) -> Iterable[Metric]:
         """prometheus-client calls this at each scrape, in a thread of its own."""
