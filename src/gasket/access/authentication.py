@@ -23,7 +23,7 @@ from gasket.access.bearers import JWT_PREFIX, Bearers, TokenRefusedError
 from gasket.access.cookies import session_value
 from gasket.access.guesses import Guesses
 from gasket.access.origins import origin_as, origin_of
-from gasket.access.people import PersonService, Profile, RoleGroups, profile_of
+from gasket.access.people import PersonService, Profile, RoleGroups, no_role, profile_of
 from gasket.access.roles import ROOT, Identity, Role, allowed_roles, is_of_people
 from gasket.access.service import TOKEN_PREFIX, TokenService, digest
 from gasket.access.sessions import SessionService
@@ -201,7 +201,7 @@ class Authenticator:
         profile = profile_of(signed.claims, groups_claim=self._groups_claim)
         role = self._roles.role_of(profile.groups)
         if role is None:
-            raise ForbiddenError(f"None of the groups of {profile.name!r} gives a role here; ask an administrator.")
+            raise no_role(profile)
         who = Identity(profile.name, role, email=profile.email, person_id=0)  # for the audit
         with acting(origin_as(scope, who, by_page=False)):
             identity = await self._remembered(key, lambda session: _meet(session, profile, role))

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gasket.access.models import Person
 from gasket.access.roles import Role
 from gasket.db import Service
+from gasket.errors import ForbiddenError
 
 _LONGEST = 254
 _MOST_GROUPS = 1000
@@ -69,6 +70,11 @@ def profile_of(claims: Mapping[str, Any], *, groups_claim: str) -> Profile:
         email=email,
         groups=_groups(claims.get(groups_claim)),
     )
+
+
+def no_role(profile: Profile) -> ForbiddenError:
+    """The refusal of a person whose groups give no role."""
+    return ForbiddenError(f"None of the groups of {profile.name!r} gives a role here; ask an administrator.")
 
 
 def _groups(claim: object) -> tuple[str, ...]:

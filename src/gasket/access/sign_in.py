@@ -23,11 +23,11 @@ from gasket import db
 from gasket.access.authentication import Authenticator
 from gasket.access.cookies import cookie_value, make_cookie, own_url, session_cookie
 from gasket.access.origins import origin_as
-from gasket.access.people import PersonService, Profile, RoleGroups, profile_of
+from gasket.access.people import PersonService, Profile, RoleGroups, no_role, profile_of
 from gasket.access.provider import Metadata, Provider
 from gasket.access.roles import Identity
 from gasket.access.sessions import SessionService
-from gasket.errors import ForbiddenError, IdentityProviderAwayError, NotFoundError, SignInError
+from gasket.errors import IdentityProviderAwayError, NotFoundError, SignInError
 from gasket.origin import acting
 
 CALLBACK_PATH = "/auth/callback"
@@ -226,7 +226,7 @@ class SignIn:
             async with self._transaction() as session:
                 person = await PersonService(session).record(profile)
                 await SessionService(session).end_of_person(person.id)
-        raise ForbiddenError(f"None of the groups of {profile.name!r} gives a role here; ask an administrator.")
+        raise no_role(profile)
 
 
 async def _redeem(
