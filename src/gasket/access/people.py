@@ -97,7 +97,7 @@ class PersonService(Service[Person]):
 
     async def record(self, profile: Profile) -> Person:
         """Note a sign-in: the row, as the provider tells it now."""
-        told = {"name": profile.name, "email": profile.email, "groups": list(profile.groups)}
+        told = _told(profile)
         statement = (
             insert(Person)
             .values(issuer=profile.issuer, subject=profile.subject, **told)
@@ -113,9 +113,13 @@ class PersonService(Service[Person]):
         known = select(Person.id).where(Person.issuer == profile.issuer, Person.subject == profile.subject)
         found = await self.session.scalar(known)
         if found is None:
-            told = {"name": profile.name, "email": profile.email, "groups": list(profile.groups)}
-            row = insert(Person).values(issuer=profile.issuer, subject=profile.subject, **told)
+            row = insert(Person).values(issuer=profile.issuer, subject=profile.subject, **_told(profile))
             await self.session.execute(row.on_conflict_do_nothing(constraint="uq_people_issuer_subject"))
             found = await self.session.scalar(known)
         assert found is not None
         return found
+
+
+def _told(profile: Profile) -> dict[str, Any]:
+    """The columns of a person that each sign-in tells anew."""
+    return {"name": profile.name, "email": profile.email, "groups": list(profile.groups)}
