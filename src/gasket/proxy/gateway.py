@@ -222,11 +222,14 @@ class Gateway:
             return tokens.recall(token) or await tokens.look_up(token)
         except TokenNotValidError as error:
             if error.guessed:
-                try:
-                    self._count_guess(client)
-                except GuessingError as slowed:
-                    raise LimitedError(str(slowed), code="too_many_wrong_tokens", retry_after=slowed.wait) from None
+                self._count_wrong_token(client)
             raise
+
+    def _count_wrong_token(self, client: str | None) -> None:
+        try:
+            self._count_guess(client)
+        except GuessingError as slowed:
+            raise LimitedError(str(slowed), code="too_many_wrong_tokens", retry_after=slowed.wait) from None
 
     async def _send_error(self, exchange: Exchange, error: GatewayError, send: Send) -> None:
         """Once an answer has begun there is no place for another one."""
