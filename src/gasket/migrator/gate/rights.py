@@ -23,7 +23,7 @@ async def writable(case: Case) -> MigratorError | None:
         "SELECT current_setting('transaction_read_only') = 'on' AND NOT pg_is_in_recovery()"
     )
     setting = case.config.migration_setting
-    return ReadOnlyServerError(setting=setting, in_recovery=False, waited=0) if read_only else None
+    return ReadOnlyServerError(setting=setting, in_recovery=False) if read_only else None
 
 
 async def rights(case: Case) -> MigratorError | None:
