@@ -18,8 +18,9 @@ from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.head import bring_to_head
 from tests.migrator.project import GATE, Project, is_true, ledger
 
-SESSIONS = """
-SELECT count(*) = {} FROM pg_stat_activity
+AT_GATE = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+BOTH = """
+SELECT count(*) = 2 FROM pg_stat_activity
 WHERE application_name LIKE 'gasket-migrate%' AND datname = current_database()
 """
 
@@ -38,9 +39,9 @@ async def test_who_gets_the_lock_second_does_not_build_on_another_file(
     second.add(table("text"))
     second.add()
     holding = asyncio.create_task(bring_to_head(first.config(database_url)))
-    await is_true(observer, SESSIONS.format(1))
+    await is_true(observer, AT_GATE)
     waiting = asyncio.create_task(bring_to_head(second.config(database_url, lock_wait=60)))
-    await is_true(observer, SESSIONS.format(2))
+    await is_true(observer, BOTH)
     await observer.execute("DELETE FROM gate.closed")
     await holding
     with pytest.raises(EditedRevisionError, match=r"r1 was edited since .* r2 would be applied"):
