@@ -1,4 +1,4 @@
-"""Other clients of the OpenAI API: langchain-openai, openai-node and the AI SDK. Each gets the same answers."""
+"""Other clients of the OpenAI API. langchain-openai, openai-node and the AI SDK get the same answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
 
+from gasket.ui.clients import snippets
 from tests.acceptance.gateway import Gateway, Tenant
 from tests.acceptance.installation import REPOSITORY
 from tests.acceptance.upstream import (
@@ -108,3 +109,27 @@ async def test_a_client(gateway: Gateway, program: str) -> None:
         }
         assert len(tenant.upstream.requests) == len(answers())
         await tenant.upstream.requests[-1].left()
+
+
+async def test_continue_with_the_settings_that_a_new_key_shows(gateway: Gateway, tmp_path: Path) -> None:
+    tenant = await gateway.tenant({})
+    tenant.upstream.plays(stream(*map(delta, WORDS), DONE))
+    shown = snippets(tenant.replica.base_url, tenant.key, "model-a")
+    config = tmp_path / "config.yaml"
+    config.write_text(next(snippet.parts[0].text for snippet in shown if snippet.client == "Continue"))
+    program = await asyncio.create_subprocess_exec(
+        "bin/node",
+        "node_modules/.bin/cn",
+        *("--config", config, "--print", "hello"),
+        cwd=INSTALLED,
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "CONTINUE_TELEMETRY_ENABLED": "0"},
+        stdin=DEVNULL,
+        stdout=PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, _ = await asyncio.wait_for(program.communicate(), LONGEST)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+    assert output.decode().strip() == "".join(WORDS)
