@@ -20,6 +20,7 @@ from gasket.access.authentication import Authenticator
 from gasket.access.roles import ROUTES, TokenRole, allowed_roles, is_of_people
 from gasket.peers import Peers
 from gasket.ui.application import make_application
+from tests.clock import Clock
 from tests.integration.conftest import ADMIN_TOKEN, ApiAt, Post, assert_problem
 
 ROLES: tuple[TokenRole, ...] = get_args(TokenRole)
@@ -221,13 +222,6 @@ class TestRoot:
         async with api_at(api_database_url, GASKET_ADMIN_TOKEN_NETWORKS=networks) as replica:
             transport: Any = replica._transport
             assert (await _client_of(transport.app, ADMIN_TOKEN).get("/api/keys")).status_code == status
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class TestAnAbsentDatabase:

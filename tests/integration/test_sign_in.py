@@ -20,6 +20,7 @@ from litestar import Litestar
 from gasket.access.csrf import csrf_token_of
 from gasket.access.provider import Provider
 from tests.acceptance.processes import until
+from tests.clock import Clock
 from tests.identity_provider import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -690,10 +691,3 @@ class TestHostileTokens:
             response = await someone.sign_in(provider)
         assert_problem(response, 503, "identity-provider-away")
         assert response.headers["retry-after"]
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now

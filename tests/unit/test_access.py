@@ -8,18 +8,12 @@ import pytest
 
 from gasket.access.guesses import Guesses
 from gasket.access.roles import allowed_roles
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -18,19 +18,12 @@ from gasket.backends.breaker import (
     Breakers,
     SetAside,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
@@ -183,7 +176,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.breaker = Breaker("Backend 'main'", self.clock)
         self.running: list[tuple[Admission, int]] = []
         """Each with the number of trials that there had been, itself included."""

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -18,6 +17,7 @@ from gasket.proxy.access import Access
 from gasket.proxy.directory import KeyDirectory
 from gasket.proxy.errors import BusyError, KeyRefusedError
 from tests.access import a_backend, a_profile, an_access
+from tests.clock import Clock
 
 TTL = 30.0
 KEYS = [b"gsk_%048x" % number for number in range(4)]
@@ -66,17 +66,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = Clock(1000.0)
     monkeypatch.setattr("gasket.proxy.directory.time", SimpleNamespace(monotonic=clock))
     return clock
 
@@ -381,7 +373,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.patch = pytest.MonkeyPatch()
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.patch.setattr("gasket.proxy.directory.time", SimpleNamespace(monotonic=self.clock))
         self.database = Database()
         self.directory = KeyDirectory(self.database.find, ttl=TTL)
