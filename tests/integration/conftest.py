@@ -18,12 +18,18 @@ from alembic import command
 from alembic.config import Config
 from cryptography.fernet import Fernet
 from litestar import Litestar
+from litestar.connection import ASGIConnection
+from litestar.datastructures.secret_values import SecretBytes
 from litestar.di import Provide
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gasket import db
+from gasket.access.authentication import Authenticator, is_known
 from gasket.app import create_app
 from gasket.backends.models import key_ring
+from gasket.peers import Peers
 from gasket.settings import read_settings
+from tests.clock import Clock
 
 ADMIN_TOKEN = "an-admin-token-for-the-tests"
 SECRET_KEY = Fernet.generate_key().decode()
@@ -126,6 +132,29 @@ async def client(replica: httpx.AsyncClient, database: asyncpg.Connection) -> As
         "DELETE FROM access_tokens; "
         "DELETE FROM browser_sessions; DELETE FROM people"
     )
+
+
+class AnotherReplica:
+    """Finds out who has a session, by a clock of its own."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.clock = Clock()
+        self._authenticator = Authenticator(db.create_sessions(engine).begin, root_peers=Peers(), clock=self.clock)
+        self._authenticator.root_tokens = (SecretBytes(ADMIN_TOKEN.encode()),)
+
+    async def knows(self, session: str | None) -> bool:
+        """Whether somebody has this cookie."""
+        fields = [(b"host", b"gasket"), (b"cookie", f"__Host-gasket={session}".encode())]
+        scope: Any = {"type": "http", "scheme": "https", "method": "GET", "client": ("10.12.1.1", 1), "headers": fields}
+        await self._authenticator.put_identity(scope)
+        return is_known(ASGIConnection(scope))
+
+
+@pytest.fixture
+async def another_replica(api_database_url: str) -> AsyncIterator[AnotherReplica]:
+    engine = db.create_engine(api_database_url, schema="public", release="0", pool_size=1)
+    yield AnotherReplica(engine)
+    await engine.dispose()
 
 
 @pytest.fixture

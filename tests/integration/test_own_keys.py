@@ -21,7 +21,7 @@ from gasket.audit.plugin import AuditPlugin
 from gasket.audit.refusals import RefusedSignIns
 from tests.acceptance.processes import until
 from tests.identity_provider import IdentityProvider, identity_provider
-from tests.integration.conftest import ApiAt, Post, assert_problem
+from tests.integration.conftest import AnotherReplica, ApiAt, Post, assert_problem
 from tests.integration.test_sign_in import SETTINGS, Browser, waiting
 
 WITHIN = 30
@@ -343,6 +343,16 @@ class TestLostGroups:
         assert_problem(await there.send("POST", f"{path}/rotate"), 409, "key-state")
         await there.sign_in("staff", "team")
         assert (await there.get(path))["orphaned_at"] is None
+
+    async def test_sessions_end_on_another_replica_within_two_seconds(
+        self, person: People, team: int, another_replica: AnotherReplica
+    ) -> None:
+        ada = await person()
+        await ada.make(team)
+        assert await another_replica.knows(ada.browser.session)
+        await person("staff")
+        another_replica.clock.now += 2
+        assert not await another_replica.knows(ada.browser.session)
 
     async def test_a_profile_that_is_closed_ends_sessions_of_users(
         self, person: People, team: int, client: httpx.AsyncClient, database: asyncpg.Connection
