@@ -13,6 +13,7 @@ import pytest
 
 from gasket.postgres.connections import close_connection, open_connection
 from tests.acceptance.wire import Server, Tap, tapped
+from tests.migrator.project import is_true
 
 
 @pytest.fixture
@@ -56,6 +57,22 @@ async def test_a_silent_network_is_noticed_as_soon_as_the_url_says(
 ) -> None:
     names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
     assert await options_of(tap.url + parameters, *names) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other limits")
+async def test_a_connection_whose_options_cannot_be_set_is_closed(tap: Tap, database_url: str) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        await open_connection(f"{tap.url}&keepalives_idle=100000", application_name="refused option")
+    connection = await open_connection(database_url, application_name="test")
+    try:
+        async with asyncio.timeout(60):
+            await is_true(
+                connection,
+                "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'refused option' "
+                "AND datname = current_database())",
+            )
+    finally:
+        await close_connection(connection)
 
 
 async def test_keepalives_may_be_turned_off(tap: Tap) -> None:

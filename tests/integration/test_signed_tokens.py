@@ -405,6 +405,7 @@ class TestGateway:
         trusted: IdentityProvider,
         own: IdentityProvider,
         profile: Make,
+        post: Post,
         client: httpx.AsyncClient,
         api_at: ApiAt,
         api_database_url: str,
@@ -425,6 +426,11 @@ class TestGateway:
             rules[0]["pattern"] = "system:*"
             await client.patch(f"/api/profiles/{profile_id}", json={"claim_rules": rules})
             await until(lambda: both(200), 20, "the rules are heard of")
+            # Without a backend: the notice of the profile itself is the only one.
+            second = await post("/api/profiles", name="bare", claim_rules=rules)
+            await until(lambda: both(403, "ambiguous_token"), 20, "the new profile is heard of")
+            await client.delete(f"/api/profiles/{second['id']}")
+            await until(lambda: both(200), 20, "the deletion is heard of")
             key = (await client.get("/api/keys")).json()["items"][0]
             await client.post(f"/api/keys/{key['id']}/revoke")
             await until(lambda: both(401, "revoked_api_key"), 20, "the revocation is heard of")

@@ -33,7 +33,6 @@ from gasket.migrator.revisions.loading import load_scripts, naming_the_file
 _DATABASE_WAIT = 3.0
 _CHANGE_LIMIT = 10.0
 _PLAN_LIMIT = 60.0
-_RENDER_WAIT = 5.0
 _LARGEST_NUMBER = 2**63 - 1
 _MOST_RUNS = 50
 
@@ -47,27 +46,19 @@ _CHANGE_WORK = "gasket.migrator.commands.background:change_work"
 _calling_revisions = Lock()
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    if not _calling_revisions.acquire(timeout=_RENDER_WAIT):
-        raise MigratorError("This replica is making a plan already; nothing was changed. Try again in a minute.")
-    try:
-        yield
-    finally:
-        _calling_revisions.release()
-
-
 class SchemaOperations:
-    """The verbs. `monitor` has the connection over which the application's role looks.
+    """The verbs. `monitor` has the connection over which the application's role looks. `turn_wait` is in seconds: so
+    long a plan, or the SQL of a revision, waits for another one to be made.
 
     Raises of each verb, beside what it names:
         MigratorError: it is refused, in a sentence.
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the database is away.
     """
 
-    def __init__(self, config: MigratorConfig, monitor: SchemaMonitor) -> None:
+    def __init__(self, config: MigratorConfig, monitor: SchemaMonitor, *, turn_wait: float = 5.0) -> None:
         self._config = replace(config, database_wait=_DATABASE_WAIT)
         self._monitor = monitor
+        self._turn_wait = turn_wait
 
     async def chain(self, *, limit: int, offset: int = 0) -> Chain:
         """The revisions, newest first."""
@@ -141,6 +132,15 @@ class SchemaOperations:
             work: Work = await change_work(self._config, number, change)
         return work
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not _calling_revisions.acquire(timeout=self._turn_wait):
+            raise MigratorError("This replica is making a plan already; nothing was changed. Try again in a minute.")
+        try:
+            yield
+        finally:
+            _calling_revisions.release()
+
     def _plan(self) -> Any:
         """In a thread with a loop of its own: Alembic and the rules keep a loop busy, and requests must not wait."""
 
@@ -148,7 +148,7 @@ class SchemaOperations:
             async with asyncio.timeout(_PLAN_LIMIT):
                 return await pkgutil.resolve_name(_FORECAST)(self._config)
 
-        with _alone():
+        with self._alone():
             try:
                 return asyncio.run(within_limit())
             except TimeoutError:
@@ -168,7 +168,7 @@ class SchemaOperations:
         return None, sql_of(from_json(kept.downgrade_sql)) if kept and kept.downgrade_sql else None
 
     def _render(self, revision: str) -> tuple[Sql, Sql]:
-        with _alone():
+        with self._alone():
             with naming_the_file():
                 module = self._scripts.get_revision(revision).module
             render = pkgutil.resolve_name(_RENDER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from sqlalchemy import MetaData
 
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect
-from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError
+from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, RevisionFileError
+from gasket.migrator.head import bring_to_head
+from tests.migrator.project import Project
 
 
 @pytest.fixture
@@ -41,6 +44,17 @@ async def test_a_server_that_is_away_is_named(closed_port: int) -> None:
     message = await told(f"postgresql://app:hunter2@127.0.0.1:{closed_port}/gasket")
     assert f"The database app@127.0.0.1:{closed_port}/gasket (DATABASE_URL) could not be reached" in message
     assert "Connection refused" in message
+
+
+async def test_a_file_that_cannot_be_read_is_told_at_once_though_the_server_is_away(
+    tmp_path: Path, closed_port: int
+) -> None:
+    project = Project(tmp_path)
+    project.add().write_text("revision = 'a")
+    away = project.config(f"postgresql://app@127.0.0.1:{closed_port}/gasket", database_wait=300)
+    async with asyncio.timeout(60):
+        with pytest.raises(RevisionFileError, match="2026_0001.py is not Python"):
+            await bring_to_head(away)
 
 
 async def test_a_host_name_that_cannot_be_resolved_is_named() -> None:
