@@ -160,6 +160,7 @@ async def looking(
         address = config.address(migrating=migrating)
         raise DatabaseUnavailableError(address=address, waited=waited, reason=describe(error)) from None
     finally:
+        watch.close()
         await close_connection(connection)
 
 

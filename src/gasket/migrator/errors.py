@@ -191,7 +191,8 @@ class LedgerSequenceError(MigratorError):
 class LocksNotGrantedError(MigratorError):
     """A revision or `archive restore` did not get its table locks in time, or the migrator's own tables were locked.
 
-    `only_prepared`: all blockers are prepared transactions, which have no session. Each says what ends it.
+    Without `blockers` nobody was seen in time. `only_prepared`: all blockers are prepared transactions, which have no
+    session. Each says what ends it.
     """
 
     def __init__(
@@ -219,11 +220,12 @@ class LocksNotGrantedError(MigratorError):
                 + ("what its autocommit block had done stays" if partly else "it was rolled back")
                 + ", what came before it stays"
             )
-        how = "" if only_prepared else " with pg_terminate_backend(pid)"
-        super().__init__(
-            f"{what}. Blocked by: {'; '.join(blockers) or 'nobody that this role may see'}. "
-            f"Let those finish or end them{how}, then start again, or raise {limit}."
-        )
+        if blockers:
+            how = "" if only_prepared else " with pg_terminate_backend(pid)"
+            mend = f"Blocked by: {'; '.join(blockers)}. Let those finish or end them{how}, then start again"
+        else:
+            mend = "Who blocks it could not be seen in time; pg_blocking_pids(pid) tells while it waits. Start again"
+        super().__init__(f"{what}. {mend}, or raise {limit}.")
 
 
 class InvalidIndexError(MigratorError):

@@ -12,6 +12,7 @@ import msgspec
 
 from gasket.postgres.errors import DRIVER_ERRORS
 from gasket.postgres.messages import without_literals
+from gasket.postgres.sessions import insist
 
 _WATCH_EVERY = 0.02
 _BLOCKERS = """
@@ -97,8 +98,18 @@ async def find_blockers(connection: asyncpg.Connection, pid: int) -> list[Blocke
     return sessions + prepared
 
 
+async def _find_without_limit(connection: asyncpg.Connection, pid: int) -> list[Blocker]:
+    """Whatever `statement_timeout` the role has. For this transaction alone, because there may be a pooler."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL statement_timeout = 0")
+        return await find_blockers(connection, pid)
+
+
 class BlockerWatch:
-    """Finds out who blocks the session `pid`, over another connection, while it waits: later it cannot be known."""
+    """Finds out who blocks the session `pid`, over another connection, while it waits: later it cannot be known.
+
+    `close` ends that connection, which is kept from one wait to the next: opening it may take longer than a wait.
+    """
 
     def __init__(
         self,
@@ -111,24 +122,37 @@ class BlockerWatch:
         self._connect = connect
         self._pid = pid
         self._on_first = on_first
+        self._waits = asyncio.Event()
+        self._watcher: asyncio.Future[None] | None = None
+
+    def open(self, *, after: float = 0.0) -> None:
+        """Connect, `after` seconds from now, for the next wait; harmless when that has begun."""
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.ensure_future(self._watch(after))
+
+    def close(self) -> None:
+        """Look no more; harmless when nobody looks."""
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     @contextmanager
     def watching(self, *, after: float = 0.0) -> Iterator[None]:
         """Watch what happens inside, from `after` seconds on; `blockers` are the last that were seen."""
         self.blockers = []
-        watcher = asyncio.ensure_future(self._watch(after))
+        self.open(after=after)
+        self._waits.set()
         try:
             yield
         finally:
-            watcher.cancel()
+            self._waits.clear()
 
     async def _watch(self, after: float) -> None:
         await asyncio.sleep(after)
         with suppress(*DRIVER_ERRORS):
             connection = await self._connect()
             try:
-                while True:
-                    if blockers := await find_blockers(connection, self._pid):
+                while await self._waits.wait():
+                    if blockers := await insist(lambda: _find_without_limit(connection, self._pid)):
                         first = not self.blockers
                         self.blockers = blockers
                         if first and self._on_first:

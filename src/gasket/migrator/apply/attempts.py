@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import asyncpg
@@ -52,12 +52,17 @@ class _Tries:
         self._step = step
         self._started = time.monotonic()
         self._number = 1
+        self._seen: list[Blocker] = []
         self._watch = BlockerWatch(lambda: open_connection(config, migrating=True), connection.get_server_pid())
 
     @property
     def blockers(self) -> list[Blocker]:
         """Who blocked the last try, as far as was looked."""
         return self._watch.blockers
+
+    def close(self) -> None:
+        """There are no more."""
+        self._watch.close()
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -73,19 +78,21 @@ class _Tries:
         """
         number, waited = self._number, time.monotonic() - self._started
         blockers = self.blockers
-        if waited >= self._limit and (number >= _ENOUGH_TRIES or (number > 1 and blockers)):
+        self._seen = blockers or self._seen  # on a slow server the look may come too late for the last try
+        if waited >= self._limit and (number >= _ENOUGH_TRIES or self._seen):
             raise LocksNotGrantedError(
                 revision=self._step.revision if isinstance(self._step, Step) else None,
                 archive=self._step.archive if isinstance(self._step, Restoring) else None,
                 waited=waited,
                 tries=number,
-                blockers=[str(blocker) for blocker in blockers],
+                blockers=[f"{blocker}{'' if blockers else ', as an earlier try saw'}" for blocker in self._seen],
                 partly=self._partly,
-                only_prepared=only_prepared(self.blockers),
+                only_prepared=only_prepared(self._seen),
             )
         pause: float = min(_FIRST_PAUSE * 2 ** min(number - 1, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         locks_taken(self._step, tries=number, elapsed=waited, limit=self._limit, blockers=blockers, pause=pause)
         self._number += 1
+        self._watch.open()
         return pause
 
 
@@ -103,14 +110,14 @@ async def until_granted(
     Raises:
         LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT.
     """
-    tries = _Tries(config, connection, step)
-    while True:
-        try:
-            with tries.one():
-                return await work()
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            pause = tries.failed()
-        await asyncio.sleep(pause)
+    with closing(_Tries(config, connection, step)) as tries:
+        while True:
+            try:
+                with tries.one():
+                    return await work()
+            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                pause = tries.failed()
+            await asyncio.sleep(pause)
 
 
 class Attempts:
@@ -161,22 +168,22 @@ class Attempts:
         Raises:
             LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT; it names who blocks.
         """
-        tries = _Tries(self._config, self._connection, step)
-        while True:
-            try:
-                with tries.one():
-                    migrate()
-                await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
-                return
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _RETRIED or not may_retry():
-                    raise
-                context._transaction.rollback()
-                if committed():
-                    raise
-                pause = tries.failed()
-            await_only(self._wait(tries, pause))
-            context._transaction = context.connection.begin()
+        with closing(_Tries(self._config, self._connection, step)) as tries:
+            while True:
+                try:
+                    with tries.one():
+                        migrate()
+                    await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
+                    return
+                except DBAPIError as error:
+                    if getattr(error.orig, "sqlstate", None) not in _RETRIED or not may_retry():
+                        raise
+                    context._transaction.rollback()
+                    if committed():
+                        raise
+                    pause = tries.failed()
+                await_only(self._wait(tries, pause))
+                context._transaction = context.connection.begin()
 
     def run_statement(self, step: Step, execute: Callable[[], None]) -> None:
         """Call `execute()`, one statement of the step's autocommit block, again while its locks are taken.
@@ -184,18 +191,18 @@ class Attempts:
         Raises:
             LocksNotGrantedError: not within GASKET_MIGRATION_DDL_WAIT; it names who blocks.
         """
-        tries = _Tries(self._config, self._connection, step, partly=True)
-        while True:
-            try:
-                with tries.one():
-                    execute()
-                await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
-                return
-            except Exception as error:
-                if getattr(error, "sqlstate", None) not in _RETRIED:
-                    raise
-                pause = tries.failed()
-            await_only(self._wait(tries, pause))
+        with closing(_Tries(self._config, self._connection, step, partly=True)) as tries:
+            while True:
+                try:
+                    with tries.one():
+                        execute()
+                    await_only(self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS))
+                    return
+                except Exception as error:
+                    if getattr(error, "sqlstate", None) not in _RETRIED:
+                        raise
+                    pause = tries.failed()
+                await_only(self._wait(tries, pause))
 
     async def _wait(self, tries: _Tries, pause: float) -> None:
         """Pause before the next try, and decide how long that one waits for a lock.

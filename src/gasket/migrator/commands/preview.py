@@ -154,6 +154,7 @@ async def _with_trial(
     except Exception as error:  # of the migration's own Python: the real step will say it better, and where
         return Preview(steps, unknown=f"The step fails when it is tried out: {where(error, error)}")
     finally:
+        watch.close()
         await close_connection(other)
     return Preview(steps, estimate)
 
