@@ -378,7 +378,7 @@ async def test_a_plan_says_what_would_happen_and_changes_nothing(installation: I
 async def test_a_plan_that_would_be_refused_or_would_fail(installation: Installation) -> None:
     await installation.migrate()
     path = installation.project.add_revision("failing", 'op.execute("SELECT 1 / 0")')
-    done = await _done(installation, "plan", exit_code=3)
+    done = await _done(installation, "plan", exit_code=1)
     assert "revision failing" in done.line
     assert "division by zero" in done.line
     assert await (await installation.look()).fetch("SELECT FROM migration_failures") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gasket.migrator.commands.forecast import Forecast, RevisionForecast
 from gasket.migrator.commands.plan_markdown import plan_in_markdown
@@ -134,3 +135,11 @@ def test_a_revision_that_fails_on_the_scratch_database_is_an_error(plan: Forecas
     result = plan_in_sarif(failed, {"r1": path}, tmp_path, "1.4.0")["runs"][0]["results"][0]
     assert (result["ruleId"], result["level"]) == ("fails", "error")
     assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 1
+    assert failed.fails
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_rows_that_are_surely_in_the_way_make_an_upgrade_fail(plan: Forecast, certain: bool) -> None:
+    [revision] = plan.revisions
+    found = tuple(replace(finding, certain=certain) for finding in revision.row_findings)
+    assert replace(plan, revisions=(replace(revision, row_findings=found),)).fails is certain

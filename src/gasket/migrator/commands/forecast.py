@@ -119,6 +119,12 @@ class Forecast(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     ahead: str | None = None
 
+    @property
+    def fails(self) -> bool:
+        """Whether an upgrade would surely fail: on the scratch database, or on rows that are live now."""
+        in_the_way = (finding.certain for revision in self.revisions for finding in revision.row_findings)
+        return self.failure is not None or any(in_the_way)
+
 
 async def forecast(
     config: MigratorConfig,

@@ -18,7 +18,8 @@ from gasket.migrator.revisions.configuration import configured_revisions
 
 FORMS = ("text", "json", "markdown", "sarif")
 PENDING = 3
-"""The exit code of `plan` when something is pending."""
+FAILS = 1
+"""Exit codes of `plan`."""
 
 
 def plan_command(config: MigratorConfig) -> click.Command:
@@ -26,7 +27,7 @@ def plan_command(config: MigratorConfig) -> click.Command:
 
     @click.command(
         "plan",
-        help="Show what an upgrade would do. Exits with 0: nothing to do, 3: pending, 1: refused.",
+        help="Show what an upgrade would do. Exits with 0: nothing to do, 3: pending, 1: it would be refused or fail.",
     )
     @click.option("--sql", is_flag=True, help="Show the statements too.")
     @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
@@ -45,6 +46,6 @@ def plan_command(config: MigratorConfig) -> click.Command:
                 click.echo(msgspec.json.encode(plan_in_sarif(found, paths, Path.cwd(), config.release)).decode())
             case _:
                 click.echo(format_plan(found, sql=sql))
-        sys.exit(PENDING if found.revisions else 0)
+        sys.exit(FAILS if found.fails else PENDING if found.revisions else 0)
 
     return plan
