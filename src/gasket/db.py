@@ -307,26 +307,26 @@ def refusing(violations: Mapping[str, GasketError]) -> Iterator[None]:
         raise known from error
 
 
-def explain(error: Exception) -> GasketError | None:
-    """The error that the client should see for a failed statement; None if only Gasket can be at fault."""
+def explain(error: Exception, *, changes: bool = True) -> GasketError | None:
+    """The error that the client should see for a failed statement; None if only Gasket can be at fault.
+
+    `changes`: the request may have been about to change something.
+    """
+    retry = "The change may have been made: look before you try again." if changes else "Try again soon."
     match error:
         case RepositoryError(__cause__=SQLAlchemyError() as cause):
-            return explain(cause)
+            return explain(cause, changes=changes)
         case RepositoryNotFoundError():
             return NotFoundError()
         case PoolTimeoutError():
             return DatabaseBusyError("All database connections of this replica are in use; nothing was changed.")
         case TimeoutError():
-            return DatabaseBusyError(
-                "The database did not answer in time. The change may have been made: look before you try again."
-            )
+            return DatabaseBusyError(f"The database did not answer in time. {retry}")
         case IntegrityError():
             return ConflictError("The change conflicts with another one; nothing was changed.")
         case DBAPIError():
             if is_lost(error):
-                return DatabaseAwayError(
-                    "The connection to the database was lost. The change may have been made: look before you try again."
-                )
+                return DatabaseAwayError(f"The connection to the database was lost. {retry}")
             if lacks_object(error):
                 return SchemaNotReadyError()
             if getattr(error.orig, "sqlstate", None) in _BUSY:

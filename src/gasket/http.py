@@ -57,6 +57,8 @@ from gasket.request_ids import checked_request_id, new_request_id
 API_PREFIX = "/api"
 SECURITY_SCHEME = "adminToken"
 SESSION_SCHEME = "session"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110, 9.2.1)."""
 REFUSAL = "gasket_refusal"
 """In a request's state: the error that says why it is not known who sends it."""
 
@@ -129,8 +131,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: tuple[FieldError, ...] = ()
 
 
-def describe(error: Exception) -> Problem:
-    """The problem that the client gets for an error of any kind. A fault of Gasket's own has no detail."""
+def describe(error: Exception, *, method: str = "POST") -> Problem:
+    """The problem that the client gets for an error of any kind. A fault of Gasket's own has no detail.
+
+    `method` is the request's: only where it may change something is there a change that may have been made.
+    """
     match error:
         case InvalidInputError(field=str(field)):
             return _problem(400, "invalid-input", str(error), (FieldError(field, str(error)),))
@@ -152,8 +157,8 @@ def describe(error: Exception) -> Problem:
         case RecursionError():  # msgspec's decoder raises it
             return _problem(400, "invalid-input", "The request is nested too deeply.")
         case ExceptionGroup(exceptions=(Exception() as inner,)):
-            return describe(inner)
-    if meaning := db.explain(error):
+            return describe(inner, method=method)
+    if meaning := db.explain(error, changes=method not in SAFE_METHODS):
         return describe(meaning)
     return _problem(500, "internal", "Gasket failed to handle this request; the log of this replica says why.")
 
@@ -188,7 +193,7 @@ def respond(request: Request[Any, Any, State], error: Exception) -> Response[Pro
     if unrouted and _is_api(request):
         # Routing comes before the guard, and which paths exist is not public.
         error = request.scope["state"].get(REFUSAL, error)
-    problem = describe(error)
+    problem = describe(error, method=request.method)
     headers = dict(getattr(error, "headers", None) or {})
     shown = f"{request.method} {_shown(request.scope)}"
     if problem.status == HTTPStatus.UNAUTHORIZED:

@@ -121,6 +121,17 @@ def test_what_an_error_is_to_the_client(error: Exception, status: int, name: str
     assert "secret words" not in problem.detail
 
 
+@pytest.mark.parametrize("error", [TimeoutError(), LOST, ExceptionGroup("cleanup", [LOST])])
+@pytest.mark.parametrize(("method", "changes"), [("GET", False), ("HEAD", False), ("POST", True), ("DELETE", True)])
+def test_only_a_request_that_changes_something_may_have_changed_it(
+    error: Exception, method: str, changes: bool
+) -> None:
+    scope: Any = {**FORGING, "method": method, "state": {}}
+    response = respond(Request(scope), error)
+    assert ("may have been made" in response.content.detail) is changes
+    assert ("Try again soon." in response.content.detail) is not changes
+
+
 def test_a_failed_validation_lists_the_fields_under_their_public_names() -> None:
     error = ValidationException(
         "Validation failed for GET /api/keys?pageSize=x",

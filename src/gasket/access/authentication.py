@@ -86,7 +86,7 @@ class Authenticator:
             state[http.REFUSAL] = error
             return
         state[_IDENTITY] = identity
-        if identity.csrf_token and scope["method"] not in csrf.SAFE_METHODS:
+        if identity.csrf_token and scope["method"] not in http.SAFE_METHODS:
             csrf.expect_token(state, identity.csrf_token)
 
     async def sign_in(self, scope: HTTPScope, token: str) -> str:

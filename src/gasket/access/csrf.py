@@ -18,8 +18,6 @@ from gasket.errors import CsrfError
 
 HEADER = "X-CSRF-Token"
 FIELD = "csrf_token"
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110, 9.2.1)."""
 
 _EXPECTED = "gasket_csrf_token"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from litestar.types import HTTPScope
 
-from gasket.access.csrf import SAFE_METHODS
 from gasket.access.roles import Identity
-from gasket.http import request_id
+from gasket.http import SAFE_METHODS, request_id
 from gasket.origin import ActorKind, Origin
 
 

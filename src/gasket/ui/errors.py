@@ -32,7 +32,7 @@ def show_error(request: PageRequest, error: Exception) -> Response[Any]:
         return _sign_in(request)
     if isinstance(error, ForbiddenError) and request.url.path == "/ui" and (links := links_for(visitor(request), "")):
         return to(links[0].path)  # who may not see the overview has another first page
-    problem = http.describe(error)
+    problem = http.describe(error, method=request.method)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         level = logging.WARNING if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else logging.ERROR
         cause = None if level == logging.WARNING else error
