@@ -399,6 +399,29 @@ class TestGateway:
         await client.patch(f"/api/profiles/{first}", json={"claim_rules": []})
         await until(lambda: answers(gasket, token, 200), 20, "the change is heard of")
 
+    @pytest.mark.parametrize("malformed", ['[{"issuer": "%s"}]', '[{"issuer": "%s", "claim": 1, "pattern": null}]'])
+    async def test_a_profile_whose_rules_cannot_be_read_takes_none_and_the_others_go_on(
+        self,
+        gasket: Replica,
+        trusted: IdentityProvider,
+        profile: Make,
+        database: asyncpg.Connection,
+        caplog: pytest.LogCaptureFixture,
+        malformed: str,
+    ) -> None:
+        """Somebody has written them with psql."""
+        broken = await profile(trusted, sub="system:*")
+        await database.execute(
+            "UPDATE backend_profiles SET claim_rules = $1 WHERE id = $2", malformed % trusted.url, broken
+        )
+        refused = await gasket.chat(trusted.token())
+        assert (refused.status_code, code_of(refused)) == (403, "token_not_accepted")
+        await profile(trusted, sub="system:*")
+        token = trusted.token()
+        await until(lambda: answers(gasket, token, 200), 20, "the new profile is heard of")
+        said = [line for line in caplog.messages if f"the claim rules of profile {broken} are not" in line]
+        assert len(said) == 1
+
     async def test_changes_are_heard_of_on_another_replica(
         self,
         gasket: Replica,

@@ -18,6 +18,14 @@ class Rule(msgspec.Struct, frozen=True):
     pattern: str
 
 
+def read_rules(stored: str) -> list[Rule] | None:
+    """The rules in a profile's row, of which this is the JSON; None: another program has written something else."""
+    try:
+        return msgspec.json.decode(stored, type=list[Rule])
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
 def takes(rules: Iterable[Rule], issuer: str, claims: Claims) -> bool:
     """Whether all rules about this issuer apply to the claims. Without such a rule no token of it is taken."""
     concerned = [rule for rule in rules if rule.issuer == issuer]

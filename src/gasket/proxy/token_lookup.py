@@ -5,9 +5,11 @@ The subject of a token has a row among the keys, which stands for it: its usage,
 
 from __future__ import annotations
 
+import logging
 import time
 from hashlib import sha256
 
+import asyncpg
 import msgspec
 
 from gasket.access.bearers import Bearers, SignedToken, TokenRefusedError
@@ -16,9 +18,11 @@ from gasket.errors import IdentityProviderAwayError
 from gasket.origin import Origin
 from gasket.postgres.quoting import quote_identifier
 from gasket.proxy.access import Access
-from gasket.proxy.claim_rules import Rule, takes
+from gasket.proxy.claim_rules import Rule, read_rules, takes
 from gasket.proxy.errors import BusyError, TokenNotValidError, TokenNotWantedError, UnknownKeyError
 from gasket.proxy.lookup import KeyLookup
+
+log = logging.getLogger("gasket.gateway")
 
 _RETRY_AFTER = 5.0
 _MOST_NAMES = 5
@@ -43,6 +47,7 @@ class TokenLookup:
         self._keys = keys
         name = quote_identifier(schema)
         self._rules, self._meet = _RULES.format(schema=name), _MEET.format(schema=name)
+        self._unreadable: dict[int, str] = {}
 
     async def find(self, token: bytes) -> Access:
         """The rights of the token.
@@ -76,11 +81,7 @@ class TokenLookup:
     async def _profile_for(self, signed: SignedToken) -> int:
         """The one profile that takes the token. Which of several it were would depend on their names, or their age."""
         rows = await self._keys.ask(self._rules, signed.issuer)
-        taking = [
-            row
-            for row in rows
-            if takes(msgspec.json.decode(row["rules"], type=list[Rule]), signed.issuer, signed.claims)
-        ]
+        taking = [row for row in rows if takes(self._rules_of(row), signed.issuer, signed.claims)]
         if not taking:
             raise TokenNotWantedError(
                 "The token counts, but no profile takes it: an administrator has to change the claim rules of one."
@@ -91,6 +92,22 @@ class TokenLookup:
             raise TokenNotWantedError(words, code="ambiguous_token", detail=f"{words} They are {names}.")
         profile_id: int = taking[0]["id"]
         return profile_id
+
+    def _rules_of(self, profile: asyncpg.Record) -> list[Rule]:
+        """None at all where they cannot be read, which is logged once: the profile then takes no token."""
+        profile_id, stored = profile["id"], profile["rules"]
+        rules = read_rules(stored)
+        if rules is not None:
+            return rules
+        if self._unreadable.get(profile_id) != stored:
+            self._unreadable[profile_id] = stored
+            log.error(
+                "the claim rules of profile %d are not a list of objects with the texts issuer, claim and pattern: it "
+                "takes no signed token; set them again with PATCH /api/profiles/%d",
+                profile_id,
+                profile_id,
+            )
+        return []
 
     async def _meet_subject(self, signed: SignedToken, digest: str, profile_id: int) -> None:
         """Make the row of a subject that comes for the first time.
