@@ -46,10 +46,11 @@ async def test_a_token_is_made_used_and_ended(browser: Browser, shared_chromium:
                 await expect(other.page.get_by_text("this browser")).to_be_visible()
                 await expect(other.page.get_by_role("link", name="Audit")).to_have_count(0)
 
-            row = visit.page.get_by_role("row").filter(
-                has=visit.page.get_by_role("button", name=f"End the token {name}")
-            )
-            await row.get_by_role("button").click()
+            row = visit.page.get_by_role("row").filter(has=visit.page.get_by_text(f"End the token {name}", exact=True))
+            button = row.get_by_role("button", name="End it for good")
+            await expect(button).to_be_hidden()
+            await row.get_by_text(f"End the token {name}", exact=True).click()
+            await button.click()
             await expect(row).to_have_count(0)
 
 
