@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 import asyncpg
 
 from gasket.embedded import EmbeddedDatabase
-from gasket.postgres.programs import run, server_account
+from gasket.postgres.programs import run, server_account, server_log
 
 # No test takes the machine's power away. What is committed has to outlive a crash of the server, so
 # synchronous_commit stays on.
@@ -37,6 +37,11 @@ class OwnServer:
     def __init__(self, url: str, cluster: Path) -> None:
         self.url = url
         self._cluster = cluster
+
+    def errors(self) -> list[str]:
+        """What it has logged as an error."""
+        log = server_log(self._cluster.parent).read_text()
+        return [line.partition("ERROR:")[2].strip() for line in log.splitlines() if "ERROR:" in line]
 
     def restart(self, mode: str) -> None:
         """Blocks until it answers again. `fast` ends all sessions in order, `immediate` is a crash."""

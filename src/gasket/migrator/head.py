@@ -47,7 +47,7 @@ async def _bring_to_head(config: MigratorConfig, outcome: Outcome) -> Plan:
     async with opening(config) as opened:
         revisions = configured_revisions(config.ini)
         async with looking(config, opened) as connection:
-            situation = await pass_gate(connection, config, revisions, request)
+            situation = await pass_gate(connection, config, revisions, request, tables_expected=True)
     if not situation.serves and config.migrate_on_startup:
         migrate: Callable[[MigratorConfig, Revisions, Outcome], Awaitable[None]] = pkgutil.resolve_name(_MIGRATE)
         await migrate(config, revisions, outcome)

@@ -45,6 +45,7 @@ from gasket.migrator.gate.plan import Plan, SchemaState
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.digest import digest
 from tests.migrator.project import BOOKS, CONCURRENTLY, Project, ledger, tables
+from tests.servers import OwnServer
 
 
 @pytest.fixture
@@ -83,6 +84,20 @@ async def test_everything_pending_is_applied_and_written_down(
     assert {r["release"] for r in rows} == {"1.0"}
     assert {r["role"] for r in rows} == {await observer.fetchval("SELECT current_user")}
     assert all(r["host"] and r["duration_ms"] >= 0 and r["started_at"] for r in rows)
+
+
+async def test_only_the_first_look_at_an_empty_database_is_an_error_to_the_server(
+    project: Project, restartable: OwnServer
+) -> None:
+    """A replica that waits looks twice a second."""
+    project.add()
+    follower = project.config(restartable.url, migrate_on_startup=False, lock_wait=1)
+    with pytest.raises(NotMigratedError):
+        await bring_to_head(follower)
+    await bring_to_head(project.config(restartable.url))
+    assert [error.partition(" at ")[0] for error in restartable.errors()] == 2 * [
+        'relation "public.alembic_version" does not exist'
+    ]
 
 
 async def test_at_head_the_lock_is_not_asked_for(
@@ -642,7 +657,7 @@ async def test_books_that_others_hold_are_waited_for_and_their_holder_is_named(
             with pytest.raises(LocksNotGrantedError) as refusal:
                 await bring_to_head(project.config(database_url, ddl_wait=1, database_wait=3))
             said = str(refusal.value)
-            if "nobody that this role may see" not in said:
+            if "Blocked by: " in said:
                 break
         assert re.search(f"pid {somebody.get_server_pid()} .*'somebody'", said)
         assert await tables(observer) == [*BOOKS, "t1"]

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from gasket.migrator.catalog.read import Catalog, Object, read_catalog
+from gasket.migrator.ledger.read import are_there
 from gasket.migrator.ledger.tables import CATALOG, LEDGER, qualified
 from gasket.postgres.errors import DRIVER_ERRORS, describe
 
@@ -94,13 +95,13 @@ async def expect_index(connection: asyncpg.Connection, schema: str, index: str) 
 
 async def read_record(connection: asyncpg.Connection, schema: str) -> _Record:
     """What is expected of the catalog at the ledger's newest row."""
+    row = None
     try:
-        row = await connection.fetchrow(
-            f"SELECT server_version, objects, ledger_row = ({_last(schema)}) AS current "
-            f"FROM {qualified(schema, CATALOG)} ORDER BY id DESC LIMIT 1"
-        )
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        row = None
+        if all(await are_there(connection, schema, LEDGER, CATALOG)):
+            row = await connection.fetchrow(
+                f"SELECT server_version, objects, ledger_row = ({_last(schema)}) AS current "
+                f"FROM {qualified(schema, CATALOG)} ORDER BY id DESC LIMIT 1"
+            )
     except asyncpg.InsufficientPrivilegeError as error:
         return _Record(None, f"the record of it cannot be read: {describe(error)}")
     version = connection.get_server_version().major
@@ -127,10 +128,8 @@ async def write_record(connection: asyncpg.Connection, schema: str, objects: Cat
 
 
 async def _last_ledger_row(connection: asyncpg.Connection, schema: str) -> int:
-    try:
-        number: int = await connection.fetchval(_last(schema))
-    except asyncpg.UndefinedTableError:
-        return 0
+    [there] = await are_there(connection, schema, LEDGER)
+    number: int = await connection.fetchval(_last(schema)) if there else 0
     return number
 
 

@@ -35,13 +35,16 @@ async def pass_gate(
     request: Request,
     *,
     migrating: bool = False,
+    tables_expected: bool = False,
 ) -> Situation:
     """Read the situation and run the checks. `migrating`: the connection is the migrating role's, for certain.
+
+    `tables_expected` is as for `read_state`.
 
     Raises:
         MigratorError: the first refusal.
     """
-    situation = await read_situation(connection, config.schema, revisions)
+    situation = await read_situation(connection, config.schema, revisions, tables_expected=tables_expected)
     if refusal := await find_refusal(connection, config, situation, request, migrating=migrating):
         raise refusal
     return situation

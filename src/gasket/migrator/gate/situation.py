@@ -83,13 +83,15 @@ class Case(msgspec.Struct, frozen=True):
         return self.migrating and bool(needed)
 
 
-async def read_situation(connection: asyncpg.Connection, schema: str, revisions: Revisions) -> Situation:
-    """Where no applied file's bytes differ and nothing was taken back, it is one SELECT.
+async def read_situation(
+    connection: asyncpg.Connection, schema: str, revisions: Revisions, *, tables_expected: bool = False
+) -> Situation:
+    """Where no applied file's bytes differ and nothing was taken back, it is `read_state` alone.
 
     Raises:
         RevisionFileError: a pending file stands on itself.
     """
-    database = await read_state(connection, schema)
+    database = await read_state(connection, schema, tables_expected=tables_expected)
     plan = make_plan(revisions, database)
     edits = await find_edits(connection, schema, changed=plan.changed, missing=plan.missing, ledger=database.ledger)
     return Situation(revisions, database, plan, edits, await _find_hold(connection, schema, revisions, plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -61,21 +62,19 @@ class DatabaseState(msgspec.Struct, frozen=True):
     half_taken_back: str | None = None
 
 
-async def read_state(connection: asyncpg.Connection, schema: str) -> DatabaseState:
+async def read_state(connection: asyncpg.Connection, schema: str, *, tables_expected: bool = False) -> DatabaseState:
     """The versions, and the last ledger row of every revision.
 
-    One SELECT where the tables are there, which is every start but the first, and the first of a later release.
+    `tables_expected`: one SELECT where the tables are there, which is every start but the first, and the first of a
+    later release. Else the server is asked first which are there, so that it logs no error for one that is not.
     """
-    try:
-        rows = await connection.fetch(_state_query(schema, versions=True, ledger=True, progress=True))
-        has_versions = has_ledger = True
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        [(has_versions, has_ledger, has_progress)] = await connection.fetch(
-            "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL, to_regclass($3) IS NOT NULL",
-            qualified(schema, VERSION_TABLE),
-            qualified(schema, LEDGER),
-            qualified(schema, PROGRESS),
-        )
+    rows: list[asyncpg.Record] | None = None
+    has_versions = has_ledger = True
+    if tables_expected:
+        with suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            rows = await connection.fetch(_state_query(schema, versions=True, ledger=True, progress=True))
+    if rows is None:
+        has_versions, has_ledger, has_progress = await are_there(connection, schema, VERSION_TABLE, LEDGER, PROGRESS)
         rows = await connection.fetch(
             _state_query(schema, versions=has_versions, ledger=has_ledger, progress=has_progress)
         )
@@ -109,24 +108,30 @@ async def read_versions(connection: asyncpg.Connection, schema: str) -> frozense
 
 async def is_whole_at(connection: asyncpg.Connection, schema: str, heads: Iterable[str]) -> bool:
     """Whether exactly these heads are applied, and no downgrade of them has begun."""
-    if await read_versions(connection, schema) != set(heads):
+    has_versions, has_progress = await are_there(connection, schema, VERSION_TABLE, PROGRESS)
+    if not has_versions or await read_versions(connection, schema) != set(heads):
         return False
     begun = f"SELECT EXISTS (SELECT FROM {qualified(schema, PROGRESS)} WHERE downgrade)"
-    try:
-        return not await connection.fetchval(begun)
-    except asyncpg.UndefinedTableError:  # a release that did not have the table has migrated last
-        return True
+    # Without the table a release that did not have it has migrated last.
+    return not (has_progress and await connection.fetchval(begun))
 
 
 async def newest_rows(connection: asyncpg.Connection, schema: str) -> tuple[int | None, ...]:
     """The newest id of the ledger, and of what unrecorded steps have committed; None for a table without rows."""
-    tables = [qualified(schema, table) for table in (LEDGER, PROGRESS)]
-    [there] = await connection.fetch("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL", *tables)
+    tables = (LEDGER, PROGRESS)
+    there = await are_there(connection, schema, *tables)
     found = [
-        await connection.fetchval(f"SELECT max(id) FROM {table}") if is_there else None
+        await connection.fetchval(f"SELECT max(id) FROM {qualified(schema, table)}") if is_there else None
         for table, is_there in zip(tables, there, strict=True)
     ]
     return tuple(found)
+
+
+async def are_there(connection: asyncpg.Connection, schema: str, *tables: str) -> list[bool]:
+    """Whether each table of the schema is there; neither that one nor the schema has to be."""
+    names = [qualified(schema, table) for table in tables]
+    query = "SELECT to_regclass(name) IS NOT NULL FROM unnest($1::text[]) WITH ORDINALITY AS t(name, n) ORDER BY n"
+    return [row[0] for row in await connection.fetch(query, names)]
 
 
 def _state_query(schema: str, *, versions: bool, ledger: bool, progress: bool) -> str:
