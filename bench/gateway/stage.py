@@ -102,7 +102,7 @@ def _cores() -> tuple[set[int], int]:
 
 @contextmanager
 def _ahead_of_the_database() -> Iterator[None]:
-    """Run this process, and what it starts from now on, as soon as they have something to do (SCHED_RR: sched(7)).
+    """Run this process, the upstream and the load as soon as they have something to do (SCHED_RR: sched(7)).
 
     PostgreSQL works 6 ms for a batch of usage records. If all had the usual priority, a load that wakes up meanwhile
     would wait for the scheduler's next tick, up to 4 ms. With one client that was p99.
@@ -179,6 +179,8 @@ async def _running(
         running = psutil.Process(process.pid)
         if core is not None:
             running.cpu_affinity([core])
+            # At a real-time priority a busy event loop would leave the thread that writes the log no turn at all.
+            os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
         await _listening(process, port, log_file)
         yield Target(f"http://127.0.0.1:{port}", running if core is not None else None)
     finally:
