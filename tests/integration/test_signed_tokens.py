@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +17,7 @@ from joserfc.jwk import OctKey
 from litestar import Litestar
 
 from gasket.access import provider
+from gasket.access.base64url import decode_json, encode
 from gasket.access.bearers import Bearers
 from gasket.proxy.plugin import GatewayPlugin
 from gasket.upstream.client import Timeouts
@@ -174,16 +174,22 @@ def profile(post: Post, backend: str) -> Make:
 def forged(token: str, header: dict[str, Any] | None = None, **claims: Any) -> str:
     """The token with other claims and another header under the old signature."""
     old_header, old_claims, signature = token.split(".")
-    new_header = json.loads(base64.urlsafe_b64decode(old_header + "==")) | (header or {})
-    new_claims = json.loads(base64.urlsafe_b64decode(old_claims + "==")) | claims
-    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (new_header, new_claims)]
-    return b".".join([*parts, signature.encode()]).decode()
+    new_header = decode_json(old_header, dict[str, Any]) | (header or {})
+    new_claims = decode_json(old_claims, dict[str, Any]) | claims
+    return ".".join([*(encode(json.dumps(part).encode()) for part in (new_header, new_claims)), signature])
+
+
+def deep(fields: dict[str, str]) -> str:
+    """A part of a token that takes more than Python's stack to read."""
+    inside = "[" * 5000 + "]" * 5000
+    return encode(f'{json.dumps(fields)[:-1]}, "x": {inside}}}'.encode())
 
 
 def hostile_tokens(issuer: IdentityProvider) -> dict[str, str]:
     """Tokens that must not count, each for one reason."""
     token, now = issuer.token(), int(time.time())
     public = json.dumps(KEY.as_dict(private=False))
+    header, body, signature = token.split(".")
     claims = {"iss": issuer.url, "aud": CLIENT_ID, "iat": now, "exp": now + 300} | issuer.person
     return {
         "another issuer": issuer.token(iss="https://login.example"),
@@ -213,7 +219,8 @@ def hostile_tokens(issuer: IdentityProvider) -> dict[str, str]:
         "two parts": token.rpartition(".")[0],
         "five parts": f"{token}.x.y",
         "no JSON": "eyJ" + "a" * 60 + ".eyJx.x",
-        "deep": "eyJ.".ljust(12_000, "W") + ".x",
+        "claims that are too deep": f"{header}.{deep({'iss': issuer.url})}.{signature}",
+        "a header that is too deep": f"{deep({'alg': 'RS256', 'kid': 'first'})}.{body}.{signature}",
         "huge": issuer.token(padding="x" * 20_000),
         "not ASCII": "eyJä.b.c",
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from gasket.access.base64url import decode_json
 from gasket.access.provider import Provider
 from gasket.errors import GasketError, IdentityProviderAwayError
 
@@ -120,9 +119,7 @@ def _issuer_of(token: str) -> str:
     parts = token.split(".", 3)
     if len(parts) != 3:
         raise TokenRefusedError("The token does not have three parts.")
-    payload = parts[1]
     try:
-        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        return msgspec.json.decode(decoded, type=_Payload).iss
-    except (ValueError, binascii.Error, RecursionError):
+        return decode_json(parts[1], _Payload).iss
+    except ValueError:
         raise TokenRefusedError("The token does not say who has issued it.") from None

@@ -5,8 +5,6 @@ Only what verifies a token imports this: joserfc takes some time to load.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +15,8 @@ from joserfc import errors, jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.jws import JWSRegistry
+
+from gasket.access.base64url import decode_json
 
 SKEW = 60
 """Seconds by which the provider's clock may differ from ours."""
@@ -143,10 +143,9 @@ def _header(token: str) -> dict[str, Any]:
     parts = token.split(".")
     if len(parts) != 3:
         raise InvalidTokenError("it does not have three parts")
-    text = parts[0]
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=dict[str, Any])
-    except (ValueError, binascii.Error, msgspec.DecodeError):
+        return decode_json(parts[0], dict[str, Any])
+    except ValueError:
         raise InvalidTokenError("its header is not JSON in base64url") from None
 
 

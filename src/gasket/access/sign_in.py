@@ -20,6 +20,7 @@ from litestar.datastructures import Cookie
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket import db
+from gasket.access import base64url
 from gasket.access.authentication import Authenticator
 from gasket.access.cookies import cookie_value, make_cookie, own_url, session_cookie
 from gasket.access.origins import origin_as
@@ -115,7 +116,7 @@ class SignIn:
             "scope": client.scopes,
             "state": begun.state,
             "nonce": begun.nonce,
-            "code_challenge": base64.urlsafe_b64encode(challenge).rstrip(b"=").decode(),
+            "code_challenge": base64url.encode(challenge),
             "code_challenge_method": "S256",
         }
         return Answer(
@@ -293,15 +294,15 @@ def _single(query: Mapping[str, list[str]], name: str) -> str | None:
 
 
 def _packed(begun: _Begun) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(begun)).rstrip(b"=").decode()
+    return base64url.encode(msgspec.json.encode(begun))
 
 
 def _unpacked(value: str | None) -> _Begun | None:
     if value is None:
         return None
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)), type=_Begun)
-    except (ValueError, msgspec.DecodeError):
+        return base64url.decode_json(value, _Begun)
+    except ValueError:
         return None
 
 
