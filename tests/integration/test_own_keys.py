@@ -201,6 +201,16 @@ class TestOwnKeys:
         detail = assert_problem(await ada.send("POST", f"/api/me/keys/{here['id']}/restore"), 409, "key-state")
         assert "was revoked by root" in detail
 
+    async def test_what_stands_for_one_s_signed_tokens_is_no_key(
+        self, person: People, team: int, database: asyncpg.Connection
+    ) -> None:
+        await database.execute(
+            "INSERT INTO api_keys (user_email, name, key_value, key_preview, profile_id, issuer) "
+            "VALUES ('augusta@example.com', 'tokens', 'digest', '', $1, 'https://login.example')",
+            team,
+        )
+        assert (await (await person()).get("/api/me/keys"))["total"] == 0
+
     @pytest.mark.parametrize(
         "field",
         [
