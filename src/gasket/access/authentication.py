@@ -187,9 +187,8 @@ class Authenticator:
     async def _of_signed(self, token: bytes, bearers: Bearers, scope: HTTPScope) -> Identity:
         """Who has this token of the identity provider; the role is what the groups in the token give."""
         key = f"signed {sha256(token).hexdigest()}"
-        known = self._known.get(key)
-        if known and self._clock() - known.at < _FRESH:
-            return known.identity
+        if known := self._recall(key):
+            return known
         try:
             signed = await bearers.check(token)
             if not signed.own:
@@ -237,10 +236,9 @@ class Authenticator:
     async def _remembered(
         self, key: str, look_up: Callable[[AsyncSession], Awaitable[Identity | None]]
     ) -> Identity | None:
-        now = self._clock()
-        known = self._known.get(key)
-        if known and now - known.at < _FRESH:
-            return known.identity
+        if fresh := self._recall(key):
+            return fresh
+        now, known = self._clock(), self._known.get(key)
         try:
             async with self._transaction() as session:
                 identity = await look_up(session)
@@ -255,6 +253,11 @@ class Authenticator:
             if len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
         return identity
+
+    def _recall(self, key: str) -> Identity | None:
+        """Who has this token or session, if that was found out a moment ago."""
+        known = self._known.get(key)
+        return known.identity if known and self._clock() - known.at < _FRESH else None
 
     def _forget(self, session: str | None) -> None:
         if session:

@@ -81,7 +81,7 @@ class SessionService(Service[BrowserSession]):
         query = (
             select(BrowserSession, unnoted)
             .outerjoin(AccessToken, AccessToken.id == BrowserSession.token_id)
-            .where(mine, is_live(), _has_token())
+            .where(mine, is_live(), _is_backed())
         )
         row = (await self.session.execute(query)).one_or_none()
         if row is None:
@@ -161,7 +161,7 @@ def visible_to(identity: Identity) -> ColumnElement[bool]:
     return false()
 
 
-def _has_token() -> ColumnElement[bool]:
+def _is_backed() -> ColumnElement[bool]:
     """What began the session is still good, as far as the database knows. A row with nothing behind it is not."""
     of_token = and_(
         AccessToken.id.is_not(None), or_(AccessToken.expires_at.is_(None), AccessToken.expires_at > func.now())
