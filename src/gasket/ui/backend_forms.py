@@ -13,7 +13,7 @@ import msgspec
 from gasket.backends.models import OpenAIBackend
 from gasket.backends.schemas import BackendCreate, BackendUpdate, ModelRow
 from gasket.errors import GasketError, InvalidInputError
-from gasket.ui.forms import Form, convert
+from gasket.ui.forms import Form, convert, lines
 
 MOST_ROWS = 50
 """Models that the form shows as rows. A backend with more of them is changed through `/api`."""
@@ -126,7 +126,7 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     if missing := [name for name in _NUMBERS[1:] if values[name] is None]:
         raise InvalidInputError("This must be a number of seconds.", field=missing[0])
     values["skip_tls_verify"] = texts.get("skip_tls_verify") == "true"
-    values["response_headers"] = _lines(texts.get("response_headers", ""))
+    values["response_headers"] = lines(texts.get("response_headers", ""))
     values |= {name: texts[name] for name in ("api_key", "proxy_url") if texts.get(name)}
     if certificate := texts.get("client_certificate"):
         values["client_certificate"] = certificate
@@ -142,16 +142,12 @@ def _headers(text: str) -> dict[str, str]:
         InvalidInputError: a line has no colon, or a name comes twice.
     """
     headers: dict[str, str] = {}
-    for line in _lines(text):
+    for line in lines(text):
         name, colon, value = line.partition(":")
         if not colon or name.strip() in headers:
             raise InvalidInputError("Each line is a name, a colon and a value; no name comes twice.", field="headers")
         headers[name.strip()] = value.strip()
     return headers
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _sent_rows(texts: Mapping[str, str]) -> list[dict[str, str]]:

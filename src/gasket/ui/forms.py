@@ -87,6 +87,11 @@ def convert(values: Mapping[str, Any], to: type[T]) -> T:
         raise InvalidInputError(_in_words(message), field=name) from None
 
 
+def lines(text: str) -> list[str]:
+    """The lines of a text field that are not empty, without blanks around them."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
 def moment(text: str) -> str | None:
     """What a field of the type `datetime-local` has sent, as UTC in RFC 3339; None: nothing."""
     if not text:

@@ -17,7 +17,7 @@ from gasket.db import MAX_ID
 from gasket.errors import GasketError, InvalidInputError
 from gasket.http import describe
 from gasket.limits.use import LimitUseService
-from gasket.ui.forms import REFUSED, Form, convert, read_form
+from gasket.ui.forms import REFUSED, Form, convert, lines, read_form
 from gasket.ui.limits import limit_texts, limit_values, limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
@@ -194,19 +194,15 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     values |= {name: texts[name] or None for name in _OPTIONAL if name in texts}
     values |= {name: texts[name] == "true" for name in _FLAGS if name in texts}
     if "allowed_models" in texts:
-        values["allowed_models"] = _lines(texts["allowed_models"])
+        values["allowed_models"] = lines(texts["allowed_models"])
     if "claim_rules" in texts:
         values["claim_rules"] = _rules(texts["claim_rules"])
     if "open_to_groups" in texts:
-        values["open_to_groups"] = _lines(texts["open_to_groups"]) or None
+        values["open_to_groups"] = lines(texts["open_to_groups"]) or None
     places = {name.removeprefix(_PLACE): text for name, text in texts.items() if name.startswith(_PLACE)}
     if places:
         values["backends"] = _in_order(places)
     return values
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _rules(text: str) -> list[dict[str, str]]:
@@ -215,12 +211,12 @@ def _rules(text: str) -> list[dict[str, str]]:
     Raises:
         InvalidInputError: a line has fewer parts.
     """
-    lines = [line.split(maxsplit=2) for line in _lines(text)]
-    if any(len(parts) < len(_RULE) for parts in lines):
+    rules = [line.split(maxsplit=2) for line in lines(text)]
+    if any(len(parts) < len(_RULE) for parts in rules):
         raise InvalidInputError(
             "Each line is an issuer, a claim and a pattern, with spaces between.", field="claim_rules"
         )
-    return [dict(zip(_RULE, (part.strip() for part in parts), strict=True)) for parts in lines]
+    return [dict(zip(_RULE, (part.strip() for part in parts), strict=True)) for parts in rules]
 
 
 def _in_order(places: Mapping[str, str]) -> list[int]:
