@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,6 +10,7 @@ import msgspec
 from advanced_alchemy.filters import LimitOffset, OrderBy, SearchFilter, StatementFilter
 from litestar import Request
 from litestar.datastructures import State
+from litestar.di import Provide
 from litestar.params import QueryParameter
 
 from gasket.errors import InvalidInputError
@@ -90,9 +90,7 @@ class StrictRequest(Request[Any, Any, State]):
             raise InvalidInputError(f"The body is not JSON: {error}") from None
 
 
-def list_filters(
-    *sortable: str, search: frozenset[str], more: frozenset[str] = frozenset()
-) -> Callable[..., list[StatementFilter]]:
+def list_filters(*sortable: str, search: frozenset[str], more: frozenset[str] = frozenset()) -> Provide:
     """A dependency: the page, the order and the search of a list, as Advanced Alchemy's filters.
 
     The parameters have the names of Advanced Alchemy's own dependencies. Those have no largest page, sort by any
@@ -126,7 +124,7 @@ def list_filters(
     filters.__annotations__["order_by"] = Annotated[
         Literal[sortable], QueryParameter(name="orderBy", description="What to sort by")
     ]
-    return filters
+    return Provide(filters, sync_to_thread=False)
 
 
 def check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -> None:
@@ -143,7 +141,19 @@ def check_query(request: Request[Any, Any, State], parameters: frozenset[str]) -
             raise InvalidInputError(f"{name} must not contain control characters.", field=name)
 
 
-def read_moment(name: str, text: str | None) -> datetime | None:
+def read_range(start: str | None, end: str | None) -> tuple[datetime | None, datetime | None]:
+    """The query parameters `from` and `to`, as `_read_moment` reads each.
+
+    Raises:
+        InvalidInputError: one is no time, or `to` is not after `from`.
+    """
+    first, last = _read_moment("from", start), _read_moment("to", end)
+    if first is not None and last is not None and last <= first:
+        raise InvalidInputError("to must be later than from.", field="to")
+    return first, last
+
+
+def _read_moment(name: str, text: str | None) -> datetime | None:
     """The query parameter of this name as a time in UTC; None where it is not given.
 
     Raises:

@@ -45,17 +45,14 @@ async def me(request: Request[Any, Any, State]) -> Me:
 
 _DEPENDENCIES = {
     "tokens": Provide(provide_tokens, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters(
-            "id",
-            "name",
-            "role",
-            "created_at",
-            "expires_at",
-            "last_used_at",
-            search=frozenset({"name", "preview", "created_by"}),
-        ),
-        sync_to_thread=False,
+    "list_filters": list_filters(
+        "id",
+        "name",
+        "role",
+        "created_at",
+        "expires_at",
+        "last_used_at",
+        search=frozenset({"name", "preview", "created_by"}),
     ),
 }
 
@@ -99,16 +96,13 @@ def _issued(row: AccessToken, token: str) -> TokenIssued:
 
 _SESSION_DEPENDENCIES = {
     "sessions": Provide(provide_sessions, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters(
-            "id",
-            "name",
-            "role",
-            "created_at",
-            "last_seen_at",
-            search=frozenset({"name", "email", "address"}),
-        ),
-        sync_to_thread=False,
+    "list_filters": list_filters(
+        "id",
+        "name",
+        "role",
+        "created_at",
+        "last_seen_at",
+        search=frozenset({"name", "email", "address"}),
     ),
 }
 

@@ -12,9 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.audit.schemas import AuditPage, AuditQuery
 from gasket.audit.service import AuditService
-from gasket.errors import InvalidInputError
 from gasket.http import problems
-from gasket.inputs import PageSize, check_query, read_moment
+from gasket.inputs import PageSize, check_query, read_range
 
 _PARAMETERS = frozenset({"who", "object", "object_id", "action", "from", "to", "cursor", "pageSize"})
 _LARGEST_ID = 2**63 - 1
@@ -51,9 +50,7 @@ def provide_query(
 ) -> AuditQuery:
     """The query's parameters, checked."""
     check_query(request, _PARAMETERS)
-    start, end = read_moment("from", from_), read_moment("to", to)
-    if start is not None and end is not None and end <= start:
-        raise InvalidInputError("to must be later than from.", field="to")
+    start, end = read_range(from_, to)
     return AuditQuery(
         who=who,
         object_kind=object_,

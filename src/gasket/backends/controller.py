@@ -48,16 +48,11 @@ def provide_profiles(db_session: NamedDependency[SkipValidation[AsyncSession]]) 
 
 _BACKEND_DEPENDENCIES = {
     "backends": Provide(provide_backends, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters("id", "name", "base_url", "created_at", search=frozenset({"name", "base_url"})),
-        sync_to_thread=False,
-    ),
+    "list_filters": list_filters("id", "name", "base_url", "created_at", search=frozenset({"name", "base_url"})),
 }
 _PROFILE_DEPENDENCIES = {
     "profiles": Provide(provide_profiles, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters("id", "name", "created_at", search=frozenset({"name", "description"})), sync_to_thread=False
-    ),
+    "list_filters": list_filters("id", "name", "created_at", search=frozenset({"name", "description"})),
 }
 
 

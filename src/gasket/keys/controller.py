@@ -59,19 +59,16 @@ def provide_key_filters(
 _DEPENDENCIES = {
     "keys": Provide(provide_keys, sync_to_thread=False),
     "key_filters": Provide(provide_key_filters, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters(
-            "id",
-            "name",
-            "user_email",
-            "created_at",
-            "expires_at",
-            "revoked_at",
-            "orphaned_at",
-            search=frozenset({"name", "user_email", "key_preview"}),
-            more=frozenset({"user", "profile", "state", "orphaned"}),
-        ),
-        sync_to_thread=False,
+    "list_filters": list_filters(
+        "id",
+        "name",
+        "user_email",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        "orphaned_at",
+        search=frozenset({"name", "user_email", "key_preview"}),
+        more=frozenset({"user", "profile", "state", "orphaned"}),
     ),
 }
 

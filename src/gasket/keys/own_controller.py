@@ -33,16 +33,13 @@ def provide_own_keys(
 
 _DEPENDENCIES = {
     "own_keys": Provide(provide_own_keys, sync_to_thread=False),
-    "list_filters": Provide(
-        list_filters(
-            "id",
-            "name",
-            "created_at",
-            "expires_at",
-            "revoked_at",
-            search=frozenset({"name", "key_preview"}),
-        ),
-        sync_to_thread=False,
+    "list_filters": list_filters(
+        "id",
+        "name",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        search=frozenset({"name", "key_preview"}),
     ),
 }
 
@@ -109,9 +106,7 @@ class OwnKeyController(Controller):
     responses=problems(),
     dependencies={
         "own_keys": Provide(provide_own_keys, sync_to_thread=False),
-        "list_filters": Provide(
-            list_filters("id", "name", search=frozenset({"name", "description"})), sync_to_thread=False
-        ),
+        "list_filters": list_filters("id", "name", search=frozenset({"name", "description"})),
     },
 )
 async def list_open_profiles(

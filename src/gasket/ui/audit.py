@@ -15,7 +15,7 @@ from gasket.access.roles import ROUTES
 from gasket.audit.schemas import AuditEntryOut, AuditPage, AuditQuery
 from gasket.audit.service import AuditService
 from gasket.errors import InvalidInputError
-from gasket.inputs import read_moment
+from gasket.inputs import read_range
 from gasket.ui.forms import Form, moment
 from gasket.ui.lists import clean, whole_number
 from gasket.ui.pages import PageRequest, Session, page
@@ -78,10 +78,7 @@ def _options(values: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _query(given: Mapping[str, str], cursor: str) -> AuditQuery:
-    start = read_moment("from", moment(given["from"]))
-    end = read_moment("to", moment(given["to"]))
-    if start is not None and end is not None and end <= start:
-        raise InvalidInputError("to must be later than from.", field="to")
+    start, end = read_range(moment(given["from"]), moment(given["to"]))
     return AuditQuery(
         who=given["who"] or None,
         object_kind=given["object"] or None,

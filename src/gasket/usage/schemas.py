@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gasket.errors import InvalidInputError
-from gasket.inputs import read_moment
+from gasket.inputs import read_range
 
 Group = Literal["key", "user", "profile", "model", "backend", "end_user", "hour", "day", "month"]
 
@@ -62,9 +62,7 @@ def whole_hours(start: str | None, end: str | None) -> tuple[datetime | None, da
     Raises:
         InvalidInputError: what is given is no timestamp (RFC 3339), or the end is not after the start.
     """
-    first, last = read_moment("from", start), read_moment("to", end)
-    if first is not None and last is not None and last <= first:
-        raise InvalidInputError("to must be later than from.", field="to")
+    first, last = read_range(start, end)
     try:
         return _floor(first), _ceiling(last)
     except OverflowError:
