@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from advanced_alchemy.config.asyncio import AlembicAsyncConfig
-from advanced_alchemy.extensions.litestar import SQLAlchemyInitPlugin, SQLAlchemySerializationPlugin
 from litestar import Litestar, Router, get
 from litestar.datastructures import CacheControlHeader, State
 from litestar.datastructures.secret_values import SecretBytes
@@ -89,8 +88,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
     breakers = Breakers(notify=installation.notify)
     figures = BackendFigures()
     registry = make_registry()
-    sqlalchemy = SQLAlchemyInitPlugin(db.sqlalchemy_config(engine, sessions, alembic_settings_or_exit(config.ini)))
-    migrator = MigratorPlugin(config, lambda: list(sqlalchemy.config), recorded)
+    alchemy = db.alchemy_config(engine, sessions, alembic_settings_or_exit(config.ini))
+    migrator = MigratorPlugin(config, lambda: [alchemy], recorded)
     provider = Provider(settings.oidc_issuer) if settings.oidc_issuer and settings.oidc_client_id else None
     bearers = _bearers(settings, provider)
     refused = RefusedSignIns()
@@ -162,10 +161,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
             "upstream": Provide(lambda: upstream, sync_to_thread=False),
             "sign_in": Provide(lambda: sign_in, sync_to_thread=False),
         },
+        lifespan=[db.closing(engine)],
         on_shutdown=[upstream.close, sign_in.close, *([bearers.close] if bearers else []), deliver_notices],
         plugins=[
-            sqlalchemy,
-            SQLAlchemySerializationPlugin(),
             BackendsCLI(engine, startup.database, lambda: _show_target(config)),
             UsersCLI(engine, settings.database_schema, key_ring.sign, startup.database, lambda: _show_target(config)),
             migrator,

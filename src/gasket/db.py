@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
-from advanced_alchemy.config.asyncio import AlembicAsyncConfig
+from advanced_alchemy.config.asyncio import AlembicAsyncConfig, SQLAlchemyAsyncConfig
 from advanced_alchemy.exceptions import NotFoundError as RepositoryNotFoundError
 from advanced_alchemy.exceptions import RepositoryError
-from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
 from sqlalchemy import (
@@ -238,19 +237,26 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
         raise DisconnectionError
 
 
-def sqlalchemy_config(
+def alchemy_config(
     engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], alembic: AlembicAsyncConfig
 ) -> SQLAlchemyAsyncConfig:
-    """The configuration of Advanced Alchemy's plugin, which closes the engine and adds `litestar database ...`."""
+    """What Advanced Alchemy's commands need."""
     return SQLAlchemyAsyncConfig(
-        engine_instance=engine,
-        session_maker=sessions,
-        metadata=Base.metadata,
-        # Advanced Alchemy's own dependency. No handler uses it, because nothing would commit such a session.
-        session_dependency_key="uncommitted_session",
-        set_default_exception_handler=False,
-        alembic_config=alembic,
+        engine_instance=engine, session_maker=sessions, metadata=Base.metadata, alembic_config=alembic
     )
+
+
+def closing(engine: AsyncEngine) -> Callable[[object], AbstractAsyncContextManager[None]]:
+    """A part of an application's lifespan, at whose end the connections of the engine's pool are closed."""
+
+    @asynccontextmanager
+    async def open_until_the_end(_app: object) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await engine.dispose()
+
+    return open_until_the_end
 
 
 class _TellingSession(Session):

@@ -10,13 +10,14 @@ from gasket.migrator.commands.cli import DatabaseCommands
 from gasket.recorded_commands import recorded
 
 _APPLICATION = "gasket.app:create_app"
-_SQLALCHEMY_PLUGIN = "advanced_alchemy.extensions.litestar:SQLAlchemyInitPlugin"
+_PLUGIN = "gasket.migrator.plugin:MigratorPlugin"
 
 
 def _read_alembic_configs() -> list[Any]:
     """Those of the application: Advanced Alchemy's commands need one."""
     app = pkgutil.resolve_name(_APPLICATION)()
-    return list(app.plugins.get(pkgutil.resolve_name(_SQLALCHEMY_PLUGIN)).config)
+    configs: list[Any] = app.plugins.get(pkgutil.resolve_name(_PLUGIN)).read_alembic_configs()
+    return configs
 
 
 database = DatabaseCommands(migrator_config, _read_alembic_configs, recorded)

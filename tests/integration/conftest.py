@@ -13,7 +13,6 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
-from advanced_alchemy.extensions.litestar import SQLAlchemyInitPlugin
 from alembic import command
 from alembic.config import Config
 from cryptography.fernet import Fernet
@@ -27,6 +26,7 @@ from gasket import db
 from gasket.access.authentication import Authenticator, is_known
 from gasket.app import create_app
 from gasket.backends.models import key_ring
+from gasket.migrator.plugin import MigratorPlugin
 from gasket.peers import Peers
 from gasket.settings import read_settings
 from tests.clock import Clock
@@ -81,7 +81,7 @@ def api_at() -> ApiAt:
             async with client_of(app, token=tokens.partition(",")[0]) as client:
                 yield client
         finally:
-            engine = app.plugins.get(SQLAlchemyInitPlugin).config[0].get_engine()
+            engine = app.plugins.get(MigratorPlugin).read_alembic_configs()[0].get_engine()
             assert isinstance(engine, AsyncEngine)
             await engine.dispose()
             await dependency_of(app, "upstream").close()

@@ -40,7 +40,7 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         decorate: Decorate = undecorated,
     ) -> None:
         self._config = config
-        self._read_alembic_configs = read_alembic_configs
+        self.read_alembic_configs = read_alembic_configs
         self._decorate = decorate
         self.monitor = SchemaMonitor(config)
         self.operations = SchemaOperations(config, self.monitor)
@@ -65,8 +65,8 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         return app_config
 
     def on_cli_init(self, cli: Group) -> None:
-        """Take the place of Advanced Alchemy's group, whose plugin has to come before this one."""
-        cli.add_command(DatabaseCommands(lambda: self._config, self._read_alembic_configs, self._decorate))
+        """Offer the group `database`, which has Advanced Alchemy's commands, too."""
+        cli.add_command(DatabaseCommands(lambda: self._config, self.read_alembic_configs, self._decorate))
 
     async def _bring_to_head(self, _app: Litestar) -> None:
         started = time.monotonic()
