@@ -85,6 +85,7 @@ async def set_stage() -> AsyncIterator[Stage]:
             GASKET: await start([script("gasket"), "run", "--port", str(gasket)], gasket, True, **settings),
         }
         await _ready(gasket)
+        await _audit_is_logged(url)
         stage = _stage(folder, targets, keys)
         for target in targets.values():
             _check(target, stage.plain, PLAIN_ANSWER)
@@ -212,6 +213,19 @@ async def _ready(port: int) -> None:
             if b" 200 " in status:
                 return
             await asyncio.sleep(0.05)
+
+
+async def _audit_is_logged(url: str) -> None:
+    """Each key has left an entry of the audit, and until the replica has logged them all its requests have to share."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        async with asyncio.timeout(_START_LIMIT):
+            while True:
+                if not await connection.fetchval("SELECT EXISTS (SELECT FROM audit_outbox)"):
+                    return
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close(timeout=10)
 
 
 def _early_end(log_file: Path) -> RuntimeError:

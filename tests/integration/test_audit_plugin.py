@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from typing import Any
 
 import asyncpg
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from gasket import db
 from gasket.access.sessions import SessionService
+from gasket.audit.outbox import LOGGED_AT_ONCE, MOST_AT_ONCE
 from gasket.audit.plugin import AuditPlugin
 from gasket.audit.refusals import MOST_ADDRESSES, RefusedSignIns
 from gasket.audit.retention import delete_old
@@ -111,6 +113,25 @@ class TestLogLines:
         await plugin.work()
         logged = [line["entry"] for line in lines(caplog)]
         assert len(logged) == len(set(logged)) == 1200
+
+    async def test_requests_get_their_turns_while_many_are_logged(
+        self, plugin: AuditPlugin, database: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "gasket.audit")
+        many = 2 * MOST_AT_ONCE + 1
+        await database.execute(
+            "INSERT INTO audit_log (actor, actor_kind, how, action) "
+            "SELECT 'many', 'role', 'sql', 'create' FROM generate_series(1, $1::int)",
+            many,
+        )
+        working = asyncio.create_task(plugin.work())
+        seen = [0]
+        while not working.done():
+            await asyncio.sleep(0)
+            seen.append(sum(record.name == "gasket.audit" for record in caplog.records))
+        await working
+        assert seen[-1] == many
+        assert max(after - before for before, after in pairwise(seen)) <= LOGGED_AT_ONCE
 
     async def test_an_entry_whose_logging_was_rolled_back_is_logged_again(
         self, sessions: Sessions, plugin: AuditPlugin, post: Post, caplog: pytest.LogCaptureFixture
