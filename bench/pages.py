@@ -22,7 +22,7 @@ from bench.harness import database, open_folder, program, server, verdict
 from bench.migrated import at_head
 from bench.project import REPOSITORY, write_revisions
 from gasket.app import create_app
-from gasket.migrator.revisions.configuration import script_directory
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.settings import read_settings
 
 TITLE = "Pages of an installation with 10,000 keys, 10 million usage records and a chain of 1,000 revisions"

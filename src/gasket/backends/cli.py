@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import click
-from alembic.util import CommandError
 from litestar.plugins import CLIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,6 +15,7 @@ from gasket.backends.models import key_ring
 from gasket.backends.service import BackendService
 from gasket.db import create_sessions
 from gasket.errors import GasketError, SettingsError
+from gasket.migrator.errors import MigratorError
 from gasket.origin import acting, origin_of_command
 from gasket.postgres.errors import describe
 
@@ -49,7 +49,7 @@ class BackendsCLI(CLIPlugin):
                 if not key_ring.loaded:
                     raise SettingsError("GASKET_SECRET_KEY is not set; without its keys no credential can be opened.")
                 rewritten, unreadable = asyncio.run(_reencrypt(self._engine))
-        except (GasketError, CommandError) as error:  # the latter of the migrator, which looks at the database first
+        except (GasketError, MigratorError) as error:  # the latter looks at the database first
             raise click.ClickException(str(error)) from None
         except SQLAlchemyError as error:
             driver = getattr(error, "orig", None) or error

@@ -15,7 +15,6 @@ from threading import Lock
 from typing import Any, Literal
 
 import asyncpg
-from alembic.script import ScriptDirectory
 
 from gasket.migrator.archive.entries import Archive
 from gasket.migrator.archive.look import ArchivedRows, read_archived_rows
@@ -28,7 +27,6 @@ from gasket.migrator.errors import MigratorError, NotThereError
 from gasket.migrator.ledger.background import Work
 from gasket.migrator.ledger.read import StoredRevision, read_stored
 from gasket.migrator.monitor import SchemaMonitor
-from gasket.migrator.revisions.loading import load_scripts, naming_the_file
 
 _DATABASE_WAIT = 3.0
 _CHANGE_LIMIT = 10.0
@@ -39,6 +37,8 @@ _MOST_RUNS = 50
 _FORECAST = "gasket.migrator.commands.forecast:forecast_pending"
 _RENDER = "gasket.migrator.sql.render:render"
 _FROM_JSON = "gasket.migrator.sql.render:from_json"
+_LOAD_SCRIPTS = "gasket.migrator.revisions.loading:load_scripts"
+_NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _CHANGE_WORK = "gasket.migrator.commands.background:change_work"
 
 # Alembic's `op` is one for the process: only one thread at a time may call revisions. A thread outlives a request that
@@ -169,7 +169,7 @@ class SchemaOperations:
 
     def _render(self, revision: str) -> tuple[Sql, Sql]:
         with self._alone():
-            with naming_the_file():
+            with pkgutil.resolve_name(_NAMING_THE_FILE)():
                 module = self._scripts.get_revision(revision).module
             render = pkgutil.resolve_name(_RENDER)
             both = [render(function, metadata=self._config.metadata) for function in (module.upgrade, module.downgrade)]
@@ -177,6 +177,6 @@ class SchemaOperations:
         return upgrade, downgrade
 
     @cached_property
-    def _scripts(self) -> ScriptDirectory:
-        """The files do not change under a process."""
-        return load_scripts(self._config.ini)
+    def _scripts(self) -> Any:
+        """Alembic's ScriptDirectory. The files do not change under a process."""
+        return pkgutil.resolve_name(_LOAD_SCRIPTS)(self._config.ini)

@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from gasket.migrator.alembic_command import (
@@ -34,7 +35,7 @@ from gasket.migrator.apply.steps import StepOptions, StepRecorder
 from gasket.migrator.catalog.models import compared_with_models
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect, looking
-from gasket.migrator.errors import LockLostError
+from gasket.migrator.errors import LockLostError, MigratorError
 from gasket.migrator.facts import tell
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
@@ -43,10 +44,11 @@ from gasket.migrator.gate.targets import missing_target
 from gasket.migrator.ledger.progress import forget_all_progress
 from gasket.migrator.ledger.read import StoredRevision, is_whole_at, read_stored
 from gasket.migrator.ledger.tables import VERSION_TABLE
-from gasket.migrator.revisions.configuration import PYPROJECT, alembic_config, configured_revisions, require_same_files
+from gasket.migrator.revisions.configuration import PYPROJECT, configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.loading import naming_the_file
 from gasket.migrator.revisions.rules.check import find_advice
+from gasket.migrator.revisions.scripts import alembic_config, require_same_files
 from gasket.migrator.signals import exiting_on_signals, until_signalled
 from gasket.migrator.sql.script import DIALECT, print_rendered
 from gasket.migrator.synchronous import run_sync
@@ -72,7 +74,7 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
     `read_config` is asked by a command line only: an application that starts has brought its own.
 
     Raises:
-        MigratorError: any of its kinds; Alembic's command line prints it as one line.
+        MigratorError: any of its kinds. Alembic's command line gets a CommandError of it, which it prints as one line.
     """
     in_process: tuple[MigrationSession, Connection] | None = context.config.attributes.get(_IN_PROCESS)
     if in_process is not None:
@@ -80,8 +82,13 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
         _run_migrations(context, session.config, connection, session.steps)
         return
     print_tracebacks_without_values()
-    with exiting_on_signals():
-        _run_command(context, read_config())
+    try:
+        with exiting_on_signals():
+            _run_command(context, read_config())
+    except MigratorError as refusal:
+        if context.config.cmd_opts is None:  # not of Alembic's command line
+            raise
+        raise CommandError(str(refusal)) from refusal
 
 
 def _run_command(context: Any, config: MigratorConfig) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import click
-from alembic.util import CommandError
 from litestar.plugins import CLIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gasket.db import create_sessions
 from gasket.errors import GasketError, SettingsError
+from gasket.migrator.errors import MigratorError
 from gasket.origin import acting, origin_of_command
 from gasket.postgres.errors import describe
 from gasket.users.addresses import Sign
@@ -60,7 +60,7 @@ class UsersCLI(CLIPlugin):
                 if not self._sign(""):
                     raise SettingsError("GASKET_SECRET_KEY is not set; the pseudonym is derived from its keys.")
                 erased = asyncio.run(self._run(email))
-        except (GasketError, CommandError) as error:  # the latter of the migrator, which looks at the database first
+        except (GasketError, MigratorError) as error:  # the latter looks at the database first
             raise click.ClickException(str(error)) from None
         except SQLAlchemyError as error:
             raise click.ClickException(

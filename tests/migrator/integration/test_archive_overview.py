@@ -19,7 +19,7 @@ from gasket.migrator.archive.trial import TrialStep
 from gasket.migrator.commands.archive import _drop_from_archive
 from gasket.migrator.errors import ReadOnlyServerError, TargetError
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.sql.render import Rendering, Statement
 from tests.migrator.archive_project import ArchiveProject, Run
 from tests.migrator.project import Project

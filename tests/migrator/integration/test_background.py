@@ -42,7 +42,8 @@ from gasket.migrator.errors import (
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.ledger.background import State, Work, change_state, format_work, read_works
 from gasket.migrator.monitor import SchemaMonitor
-from gasket.migrator.revisions.configuration import alembic_config, configured_revisions
+from gasket.migrator.revisions.configuration import configured_revisions
+from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.scratch.adopt import compare_with_revision
 from tests.acceptance.processes import until
 from tests.migrator.project import CONCURRENTLY, Project, is_true

@@ -11,13 +11,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from gasket.migrator.errors import AlembicConfigurationError, RevisionFileError
-from gasket.migrator.revisions.configuration import (
-    Locations,
-    configured_revisions,
-    read_locations,
-    require_same_files,
-    script_directory,
-)
+from gasket.migrator.revisions.configuration import Locations, configured_revisions, read_locations
+from gasket.migrator.revisions.scripts import require_same_files, script_directory
 
 REVISION = '"""one"""\nrevision = {revision!r}\ndown_revision = {down!r}\n'
 

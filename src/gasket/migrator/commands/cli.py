@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from alembic.util import CommandError
 
 from gasket.migrator.command_line import called_as
 from gasket.migrator.commands.others import in_our_words
 from gasket.migrator.commands.show_values import add_show_values, values_shown
 from gasket.migrator.config import MigratorConfig
+from gasket.migrator.errors import MigratorError
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.revisions.loading import naming_the_file
 from gasket.migrator.signals import exiting_on_signals
 from gasket.postgres.tracebacks import print_tracebacks_without_values
 
@@ -40,6 +39,7 @@ _OWN = {
 """Where each command is made, of a MigratorConfig; they take the place of Advanced Alchemy's of the same name."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _OTHERS = "advanced_alchemy.extensions.litestar.cli:database_group"
 
 
@@ -94,11 +94,14 @@ class DatabaseCommands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a refusal is one line and exit code 1."""
+        from alembic.util import CommandError  # a server offers this group, and does without Alembic
+
+        naming_the_file = pkgutil.resolve_name(_NAMING_THE_FILE)
         print_tracebacks_without_values()
         try:
             with values_shown(), exiting_on_signals(), called_as(ctx.command_path), naming_the_file():
                 return self._invoke(ctx)
-        except CommandError as refusal:
+        except (CommandError, MigratorError) as refusal:
             click.echo(f"Error: {refusal}", err=True)
             sys.exit(1)
 

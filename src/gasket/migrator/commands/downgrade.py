@@ -10,7 +10,7 @@ from gasket.migrator.commands.confirm import confirm, confirmations
 from gasket.migrator.commands.preview import preview_downgrade
 from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.runner import OPTIONS
 
 

@@ -15,11 +15,12 @@ from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.revisions.configuration import configured_revisions, script_directory
+from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import RevisionFile, Revisions
 from gasket.migrator.revisions.loading import load_scripts
 from gasket.migrator.revisions.rules.check import Finding, allowed_findings, check_revision, verdict_on
 from gasket.migrator.revisions.rules.rulebook import SQL_RULES
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement, TableLock
 from gasket.migrator.scratch.estimate import ToldRequirements, estimate

@@ -6,7 +6,7 @@ import alembic.command
 import click
 
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.revisions.scripts import alembic_config
 
 
 def merge_command(config: MigratorConfig) -> click.Command:

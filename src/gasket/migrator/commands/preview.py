@@ -25,8 +25,9 @@ from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.targets import rollback_goal
 from gasket.migrator.ledger.read import StoredRevision, read_stored
-from gasket.migrator.revisions.configuration import configured_revisions, script_directory
+from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.loading import where
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.sql.render import from_json, render
 from gasket.migrator.synchronous import run_sync
 from gasket.postgres.blockers import Blocker, BlockerWatch

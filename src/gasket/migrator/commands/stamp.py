@@ -12,7 +12,8 @@ from gasket.migrator.commands.running import look, show_target
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.revisions.configuration import alembic_config, configured_revisions
+from gasket.migrator.revisions.configuration import configured_revisions
+from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.runner import OPTIONS
 
 

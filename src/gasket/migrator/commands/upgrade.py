@@ -12,7 +12,7 @@ from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.running import run, show_target
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.revisions.configuration import alembic_config
+from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.runner import OPTIONS
 
 

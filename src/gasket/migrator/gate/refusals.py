@@ -29,11 +29,11 @@ from gasket.migrator.ledger.background import STOPPED, has_background_table, rea
 from gasket.migrator.ledger.progress import read_progress
 from gasket.migrator.ledger.read import read_stored
 from gasket.migrator.revisions.edits import file_digest
-from gasket.migrator.revisions.loading import load_scripts
 from gasket.migrator.sql.lexer import shortened
 
 _RULES = "gasket.migrator.revisions.rules.check"
 _UNFINISHED = "gasket.migrator.background.needed:unfinished"
+_LOAD_SCRIPTS = "gasket.migrator.revisions.loading:load_scripts"
 _FROM_JSON = "gasket.migrator.sql.render:from_json"
 
 
@@ -213,7 +213,7 @@ async def needed_work_goes_on(case: Case) -> MigratorError | None:
 
 async def loadable(case: Case) -> MigratorError | None:
     if case.situation.plan.pending:
-        load_scripts(case.config.ini)
+        pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini)
     return None
 
 

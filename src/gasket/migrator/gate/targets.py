@@ -6,20 +6,19 @@ The checks of the revision that was named are here: why a caller may not pass, o
 from __future__ import annotations
 
 import difflib
+import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from alembic.util import CommandError
 
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import AdoptionError, MigratorError, TargetError
 from gasket.migrator.gate.callers import Caller
 from gasket.migrator.gate.situation import Case, Situation
-from gasket.migrator.revisions.configuration import script_directory
 from gasket.migrator.revisions.files import SYMBOLS, Revisions
 
 _STEPS = re.compile(r"(?:(?P<branch>.+)@)?(?P<revision>\w+)?(?P<steps>[+-]\d+)")
+_HAS_BRANCH = "gasket.migrator.revisions.scripts:has_branch"
 _SHORTEST = 4
 """Alembic takes that many of a revision's first characters for it."""
 
@@ -151,11 +150,8 @@ def missing_target(target: str, revisions: Revisions, known: Iterable[str], ini:
 
 
 def _is_branch(ini: Path, name: str) -> bool:
-    try:
-        script_directory(ini).get_revision(name)
-    except CommandError:
-        return False
-    return True
+    has_branch: Callable[[Path, str], bool] = pkgutil.resolve_name(_HAS_BRANCH)
+    return has_branch(ini, name)
 
 
 def _unknown_target(name: str, revisions: Revisions, known: Iterable[str]) -> TargetError:

@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 
 from gasket.migrator.errors import MigratorError, RevisionFileError
-from gasket.migrator.revisions.configuration import script_directory
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.postgres.errors import describe
 from gasket.postgres.messages import withhold
 
@@ -50,7 +50,7 @@ def naming_the_file() -> Iterator[None]:
     """
     try:
         yield
-    except CommandError:
+    except (CommandError, MigratorError):
         raise
     except Exception as error:
         if refusal := not_loaded(error):
