@@ -129,6 +129,7 @@ async def client(replica: httpx.AsyncClient, database: asyncpg.Connection) -> As
     await database.execute(
         "DELETE FROM api_keys; DELETE FROM profile_backends; DELETE FROM backend_profiles; "
         "DELETE FROM openai_backends; DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots; "
+        "DELETE FROM usage_days; "
         "DELETE FROM access_tokens; "
         "DELETE FROM browser_sessions; DELETE FROM people"
     )

@@ -34,6 +34,7 @@ Fill = Callable[[float, int], Awaitable[None]]
 async def usage(database: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     yield database
     await database.execute("DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots")
+    await database.execute("DELETE FROM usage_days")
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ async def usage(database: asyncpg.Connection) -> AsyncIterator[asyncpg.Connectio
     """A look at the session's database, whose tables of usage are empty."""
     yield database
     await database.execute(
-        "DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots; DELETE FROM api_keys"
+        "DELETE FROM usage_records; DELETE FROM usage_totals; DELETE FROM usage_slots; DELETE FROM usage_days; "
+        "DELETE FROM api_keys"
     )
     await database.execute("DELETE FROM backend_profiles")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,9 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
+from gasket.usage.store import BEGIN
+from gasket.usage.summing import DaySums
+from tests.acceptance.processes import until
 from tests.integration.conftest import SECRET_KEY, ApiAt, Post, assert_problem
 
 EMAIL = "Zoë.O'Neil+x@Example.org"
@@ -182,6 +186,7 @@ async def test_an_export_has_what_is_kept_and_no_secret(client: httpx.AsyncClien
         "access_tokens": 1,
         "browser_sessions": 1,
         "people": 1,
+        "usage_days": 0,
         "usage_totals": 2,
         "usage_records": 3,
         "archives": 2,
@@ -205,6 +210,53 @@ async def test_an_export_of_many_rows_is_whole(
         await use(database, kept["key"], EMAIL)
     assert len((await client.get(f"{PATH}/export")).json()["usage_records"]) == 8
     assert (await client.delete(PATH)).json()["changed"]["usage_records"] == 8
+
+
+async def sum_days(database: asyncpg.Connection) -> None:
+    sums = DaySums("public", first=(0.0, 0.0))
+    async with asyncio.timeout(60):  # other tests' transactions on the same server have to end
+        while sums.due():
+            await sums.step(database)
+
+
+async def test_sums_of_days_are_shown_and_erased(
+    client: httpx.AsyncClient, database: asyncpg.Connection, kept: dict[str, Any]
+) -> None:
+    await sum_days(database)
+    [row, *_] = (await client.get(f"{PATH}/export")).json()["usage_days"]
+    assert (row["by"], row["name"], row["day"], row["requests"]) == ("user", EMAIL.lower(), "2026-11-01", 2)
+    erased = (await client.delete(PATH)).json()
+    assert erased["changed"]["usage_days"] > 0
+    of_days = "SELECT count(*) FROM usage_days WHERE name = $1"
+    assert await database.fetchval(of_days, EMAIL.lower()) == 0
+    await sum_days(database)
+    assert await database.fetchval(of_days, EMAIL.lower()) == 0
+    assert await database.fetchval(of_days, erased["pseudonym"]) > 0
+
+
+async def test_a_sum_that_has_begun_does_not_bring_an_address_back(
+    client: httpx.AsyncClient, database: asyncpg.Connection, kept: dict[str, Any], api_database_url: str
+) -> None:
+    other = await asyncpg.connect(api_database_url, timeout=30)
+    try:
+        sums, block = DaySums("public", first=(0.0, 0.0)), None
+        async with asyncio.timeout(60):
+            while block is None or block.day != HOUR.date():
+                await other.execute(f"COMMIT; {BEGIN}")
+                block = await sums._step(other)
+        erasing = asyncio.create_task(client.delete(PATH))
+
+        async def waits() -> bool:
+            return bool(
+                await database.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            )
+
+        await until(waits, 60, "the erasure to wait for the sum")
+        await other.execute("COMMIT")
+        assert (await erasing).is_success
+        assert await database.fetchval("SELECT count(*) FROM usage_days WHERE name = $1", EMAIL.lower()) == 0
+    finally:
+        await other.close(timeout=10)
 
 
 @pytest.mark.parametrize("address", ["nobody", "a%20b@example.org", "@example.org", "a@", f"{'a' * 250}@example.org"])

@@ -29,6 +29,7 @@ from gasket.proxy.usage_recorder import UsageRecorder
 from gasket.settings import Settings
 from gasket.upstream.client import UpstreamClient
 from gasket.usage.retention import Retention
+from gasket.usage.summing import DaySums
 from gasket.usage.writer import UsageWriter
 
 _BACKGROUND_AFTER = 60.0
@@ -87,6 +88,7 @@ class GatewayPlugin(InitPlugin):
             schema=settings.database_schema,
             application_name=name("gasket-usage"),
             retention=Retention(settings.database_schema, days=settings.usage_retention_days),
+            day_sums=DaySums(settings.database_schema),
         )
         self._access_log = AccessLog(settings.log_format)
         self._background: asyncio.TimerHandle | None = None

@@ -1,11 +1,11 @@
-"""Usage as it is stored: a record for each request, for some time; and its totals by the hour, for ever.
+"""Usage as it is stored: a record for each request, for some time; and its totals by the hour and by the day, for ever.
 
 Ids are plain numbers: usage outlives the keys, profiles and backends that it tells of.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from sqlalchemy import REAL, BigInteger, Index, SmallInteger, text
@@ -65,6 +65,38 @@ class UsageTotal(Base):
     cached_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_PROMPT)
     reasoning_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_COMPLETION)
     audio_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"), comment=OF_BOTH)
+
+
+class UsageDay(Base):
+    """The sums of one day of UTC, or of several, for one key, one user and so on: of the totals alone, by `DaySums`.
+
+    Four days that follow each other have sums of their own, and so have 16 and 64. Such a block begins with a day whose
+    number, counted from the year 1 on, is a multiple of its length.
+
+    The sums of a block are good if it has a row of `all`, which has the oid of the very table that it is in, and none
+    of its days has one of `changed`. Who changes totals of a day that is over adds a row of `changed`: triggers do
+    that. Rows that an archive or a dump has put back have the oid of another table: while they were away, the totals
+    may have changed without the triggers.
+    """
+
+    __tablename__ = "usage_days"
+
+    by: Mapped[str] = mapped_column(
+        primary_key=True, comment="all, key, user, profile, model or backend; changed: the day has to be summed again"
+    )
+    days: Mapped[int] = mapped_column(
+        primary_key=True, autoincrement=False, comment="How many there are: 1, 4, 16 or 64"
+    )
+    day: Mapped[date] = mapped_column(primary_key=True, comment="The first one, of UTC")
+    name: Mapped[str] = mapped_column(
+        primary_key=True, comment="An id, an address in lower case, or a model; of all, the oid of this table"
+    )
+    requests: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
+    completion_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
+    cached_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
+    audio_tokens: Mapped[int] = mapped_column(BigInteger(), server_default=text("0"))
 
 
 class UsageSlot(Base):

@@ -1,5 +1,5 @@
-"""Sums of usage: from the totals, for records are many, and old ones are deleted; by end user from the records, since
-totals have none.
+"""Sums of usage: from those of whole days, as far as they can tell; else from the totals, for records are many, and old
+ones are deleted; by end user from the records, since totals have none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Date,
     FromClause,
     Row,
     Select,
@@ -21,19 +20,15 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.db import is_any_of
+from gasket.usage.days import fits, grouped_by_days
+from gasket.usage.groups import EMPTY, SUMMED, TOKENS, UTC, group_of, sums_of
 from gasket.usage.models import UsageRecord, UsageTotal
-from gasket.usage.schemas import Group, UsageQuery, UsageSum
-
-# Literals and no parameters: to PostgreSQL the same expression with another parameter is another expression, and what
-# is selected would not be what is grouped by.
-_EMPTY: ColumnElement[str] = literal_column("''")
-_UTC: ColumnElement[str] = literal_column("'UTC'")
-_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
-_SUMMED = ("requests", *_TOKENS)
+from gasket.usage.schemas import UsageQuery, UsageSum
 
 
 class Largest(msgspec.Struct, frozen=True):
@@ -70,18 +65,20 @@ class UsageService:
 
     async def largest(self, query: UsageQuery, *, limit: int) -> Largest:
         """The groups with the most tokens, the largest first; and what all groups have together."""
-        groups, _ = _grouped(query)
-        inner = groups.subquery()
-        tokens = inner.c.prompt_tokens + inner.c.completion_tokens
+        groups = _grouped(query)[0].cte("groups")
+        sums = [cast(func.sum(groups.c[name]), BigInteger()).label(f"all_{name}") for name in SUMMED]
+        overall = select(func.count().label("total"), *sums).select_from(groups).subquery("overall")
+        tokens = groups.c.prompt_tokens + groups.c.completion_tokens
         page = (
-            select(inner, func.count().over().label("total"), *[_overall(inner, name) for name in _SUMMED])
-            .order_by(tokens.desc(), inner.c.requests.desc(), *[inner.c[group] for group in query.groups])
+            select(groups, overall)
+            .join_from(groups, overall, true())
+            .order_by(tokens.desc(), groups.c.requests.desc(), *[groups.c[group] for group in query.groups])
             .limit(limit)
         )
         rows = (await self._session.execute(page)).all()
         if not rows:
-            return Largest([], 0, _total(dict.fromkeys(_SUMMED, 0)))
-        total = _total({name: getattr(rows[0], f"all_{name}") for name in _SUMMED})
+            return Largest([], 0, _total(dict.fromkeys(SUMMED, 0)))
+        total = _total({name: getattr(rows[0], f"all_{name}") for name in SUMMED})
         return Largest([_sum(row) for row in rows], rows[0].total, total)
 
 
@@ -89,18 +86,15 @@ def _total(sums: dict[str, Any]) -> UsageSum:
     return UsageSum(**sums, total_tokens=sums["prompt_tokens"] + sums["completion_tokens"])
 
 
-def _overall(groups: Subquery, name: str) -> ColumnElement[int]:
-    return cast(func.sum(groups.c[name]).over(), BigInteger()).label(f"all_{name}")
-
-
 def _grouped(query: UsageQuery) -> tuple[Select[Any], list[ColumnElement[Any]]]:
     """The groups with their sums, and what they are grouped by."""
+    if fits(query):
+        return grouped_by_days(query)
     by_end_user = "end_user" in query.groups or query.end_user is not None
     source = _records(query) if by_end_user else UsageTotal.__table__
-    columns = [_group(source, group) for group in query.groups]
+    columns = [group_of(source, group) for group in query.groups]
     named = [column.label(group) for group, column in zip(query.groups, columns, strict=True)]
-    sums = [cast(func.sum(source.c[name]), BigInteger()).label(name) for name in _SUMMED]
-    return select(*named, *sums).where(*_conditions(source, query)).group_by(*columns), columns
+    return select(*named, *sums_of(source)).where(*_conditions(source, query)).group_by(*columns), columns
 
 
 def _records(query: UsageQuery) -> Subquery:
@@ -108,38 +102,21 @@ def _records(query: UsageQuery) -> Subquery:
     record = UsageRecord
     answered = or_(record.status < literal_column("400"), record.completion_tokens > literal_column("0"))
     rows = select(
-        func.date_trunc(literal_column("'hour'"), record.started_at, _UTC).label("hour"),
+        func.date_trunc(literal_column("'hour'"), record.started_at, UTC).label("hour"),
         record.key_id,
         record.profile_id,
         func.coalesce(record.backend_id, literal_column("0")).label("backend_id"),
-        case((answered, func.coalesce(record.model, _EMPTY)), else_=_EMPTY).label("model"),
+        case((answered, func.coalesce(record.model, EMPTY)), else_=EMPTY).label("model"),
         record.user_email,
-        func.coalesce(record.end_user, _EMPTY).label("end_user"),
+        func.coalesce(record.end_user, EMPTY).label("end_user"),
         literal_column("1").label("requests"),
-        *[getattr(record, name) for name in _TOKENS],
+        *[getattr(record, name) for name in TOKENS],
     )
     if query.start is not None:
         rows = rows.where(record.started_at >= query.start)
     if query.end is not None:
         rows = rows.where(record.started_at < query.end)
     return rows.subquery()
-
-
-def _group(source: FromClause, group: Group) -> ColumnElement[Any]:
-    columns = source.c
-    match group:
-        case "key" | "profile":
-            return columns[f"{group}_id"].expression
-        case "user":
-            return func.lower(columns.user_email)
-        case "model" | "end_user":
-            return func.nullif(columns[group], _EMPTY)
-        case "backend":
-            return func.nullif(columns.backend_id, literal_column("0"))
-        case "hour":
-            return columns.hour.expression
-    utc = columns.hour.op("AT TIME ZONE")(_UTC)
-    return cast(utc if group == "day" else func.date_trunc(literal_column("'month'"), utc), Date())
 
 
 def _conditions(source: FromClause, query: UsageQuery) -> list[ColumnElement[bool]]:

@@ -14,11 +14,12 @@ from gasket.usage.entry import UsageEntry, storable
 
 # Each setting ends with the transaction, so a pooler hands nothing of it on. A server that loses sight of us between
 # two statements must not keep the rows of the totals locked, for which every other replica then waits.
-_BEGIN = """
+BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '10s';
 SET LOCAL statement_timeout = '20s'
 """
+"""Statements that begin a transaction of the writer's."""
 
 _TYPES = {
     "request_id": "uuid",
@@ -123,7 +124,7 @@ class UsageStore:
         After any error the connection must be closed: its transaction has not ended.
         """
         given = await _as_json(entries)
-        await connection.execute(_BEGIN)
+        await connection.execute(BEGIN)
         await connection.execute(self._add, given)
         for touch, kind in ((self._touch, int), (self._touch_previous, str)):
             if keys := [key for key in used if isinstance(key, kind)]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
+from typing import Any
 
 import asyncpg
 
@@ -16,6 +18,7 @@ from gasket.postgres.errors import describe
 from gasket.usage.entry import UsageEntry
 from gasket.usage.retention import Retention
 from gasket.usage.store import UsageStore
+from gasket.usage.summing import DaySums
 
 log = logging.getLogger("gasket.usage")
 
@@ -50,7 +53,13 @@ class UsageWriter:
     """
 
     def __init__(
-        self, database_url: str, *, schema: str, application_name: str, retention: Retention | None = None
+        self,
+        database_url: str,
+        *,
+        schema: str,
+        application_name: str,
+        retention: Retention | None = None,
+        day_sums: DaySums | None = None,
     ) -> None:
         self.dropped = 0
         """Entries that were lost: the queue was full, the database refused the very entry, or the end came first."""
@@ -60,6 +69,7 @@ class UsageWriter:
         self._application_name = application_name
         self._store = UsageStore(schema)
         self._retention = retention
+        self._day_sums = day_sums
         self._queue: deque[UsageEntry] = deque()
         self._enough = asyncio.Event()
         self._closing = asyncio.Event()
@@ -127,6 +137,7 @@ class UsageWriter:
                 await self._is_away(error)
             else:
                 await self._delete_old()
+                await self._sum_day()
 
     async def _until_due(self) -> None:
         if len(self._queue) < BATCH and not self._closing.is_set():
@@ -180,14 +191,39 @@ class UsageWriter:
 
     async def _delete_old(self) -> None:
         """One batch of old records between two of new ones: a long clean-up holds nothing up."""
-        if self._retention is None or not self._retention.due() or self._closing.is_set():
+        if self._retention is not None:
+            await self._between_batches(self._retention, "old usage records stay for another hour")
+
+    async def _sum_day(self) -> None:
+        """One day, unless a whole batch of records waits: that comes first, for a day can take longer than a batch."""
+        if self._day_sums is not None and len(self._queue) < BATCH:
+            failure = "days of usage are not summed up for another hour (the page Usage takes longer, and stays right)"
+            await self._between_batches(self._day_sums, failure)
+
+    async def _between_batches(self, work: Retention | DaySums, failure: str) -> None:
+        if not work.due() or self._closing.is_set():
             return
         try:
-            await self._retention.step(await self._connected())
-        except Exception as error:  # the new ones go on; the old ones can wait
+            connection = await self._connected()
+            await self._unless_closing(work.step(connection))
+        except Exception as error:  # the new ones go on; this can wait
             self._disconnect()
-            self._retention.postpone()
-            log.warning("old usage records stay for another hour: %s", describe(error))
+            work.postpone()
+            log.warning("%s: %s", failure, describe(error))
+
+    async def _unless_closing(self, step: Coroutine[Any, Any, object]) -> None:
+        """Give the step up when the end comes: what waits has only so long to be written."""
+        running, closing = asyncio.create_task(step), asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait((running, closing), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            else:
+                self._disconnect()
+        finally:
+            running.cancel()
+            closing.cancel()
+            await asyncio.gather(running, closing, return_exceptions=True)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

@@ -15,6 +15,7 @@ from gasket.audit.service import AuditService
 from gasket.db import Transactions
 from gasket.migrator.archive.schema import stored
 from gasket.origin import Origin
+from gasket.usage.summing import LOCK_KEY
 from gasket.users.addresses import Person, Sign, check_address, person
 from gasket.users.schemas import Erased
 from gasket.users.tables import (
@@ -64,6 +65,7 @@ UPDATE {table} SET user_email = CASE WHEN lower(user_email) = $1 THEN $2 ELSE us
 WHERE {within} AND (lower(user_email) = $1 OR lower(end_user) = $1)
 """
 _TOTALS = "UPDATE {table} SET user_email = $2 WHERE {within} AND lower(user_email) = $1"
+_DAYS = "DELETE FROM {table} WHERE by = 'user' AND name = $1"
 
 
 class Eraser:
@@ -151,6 +153,12 @@ class Eraser:
             async for session, after, end in windows(self._transaction, self._schema, large):
                 done = await run(session, statement, found.address, pseudonym, after, end)
                 self._changed[large.table] += done.rowcount
+        # The change of the totals has marked these days, and they will be summed again. A sum that has begun before it
+        # may still bring the address: it is waited for.
+        async with self._transaction() as session:
+            await run(session, f"SELECT pg_advisory_xact_lock({LOCK_KEY})", self._schema)
+            done = await run(session, _DAYS.format(table=qualified(self._schema, "usage_days")), found.address)
+            self._changed["usage_days"] += done.rowcount
 
     async def _change_archives(self, found: Person, pseudonym: str) -> list[str]:
         """Returns the tables that this role may not change."""

@@ -32,6 +32,7 @@ _SMALL = {
     "access_tokens": "lower(name) = $1 OR lower(created_by) = $1",
     "people": OF_PERSON,
     "browser_sessions": "lower(email) = $1 OR lower(name) = $1",
+    "usage_days": "by = 'user' AND name = $1",
 }
 _LARGE = {
     TOTALS: "lower(user_email) = $1",

@@ -78,6 +78,10 @@ SEEDS = {
         "INSERT INTO usage_records SELECT md5(n::text)::uuid, '2029-01-01T00:00:00Z', n, 'ann@example.org', 1, NULL, "
         "'m', '/v1/embeddings', 200, 'ok', NULL, 1.5, 1, 2, 3, 4, false, 0 FROM generate_series(1, 3) AS n"
     ),
+    "usage_days": (
+        "INSERT INTO usage_days SELECT by, 1, '2029-01-01', 'ann@example.org', 3, 9, 12 "
+        "FROM unnest('{all,user,changed}'::text[]) AS by"
+    ),
     "usage_slots": "INSERT INTO usage_slots SELECT '2029-01-01T00:00:00Z', n, 1, 0, 7 FROM generate_series(1, 3) AS n",
     "usage_totals": (
         "INSERT INTO usage_totals SELECT '2029-01-01T00:00:00Z', n, 1, 0, 'm', 'ann@example.org', 1, 3, 4 "
