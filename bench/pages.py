@@ -4,6 +4,7 @@ a start.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
@@ -24,6 +25,7 @@ from bench.project import REPOSITORY, write_revisions
 from gasket.app import create_app
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.settings import read_settings
+from gasket.usage.summing import DaySums
 
 TITLE = "Pages of an installation with 10,000 keys, 10 million usage records and a chain of 1,000 revisions"
 REPEATS = 15
@@ -74,13 +76,13 @@ FROM (
     FROM generate_series(1, {RECORDS}) AS n
 ) AS requests
 """
-# As the writer of usage sums them.
+# As the writer of usage sums them: the rows of an hour are beside each other.
 _SUMS = """
 INSERT INTO usage_totals (hour, key_id, profile_id, backend_id, model, user_email, requests, prompt_tokens,
     completion_tokens)
 SELECT date_trunc('hour', started_at, 'UTC'), key_id, profile_id, backend_id,
     CASE WHEN status < 400 THEN model ELSE '' END, min(user_email), count(*), sum(prompt_tokens), sum(completion_tokens)
-FROM usage_records GROUP BY 1, 2, 3, 4, 5;
+FROM usage_records GROUP BY 1, 2, 3, 4, 5 ORDER BY 1;
 INSERT INTO usage_slots (slot, bucket, requests, failed, tokens)
 SELECT date_bin('5 minutes', started_at, '2000-01-01Z'), floor(8 * ln(duration_ms) / ln(2))::smallint, count(*),
     count(*) FILTER (WHERE status >= 400), sum(prompt_tokens + completion_tokens)
@@ -172,9 +174,18 @@ async def fill(url: str, ini: Path) -> None:
     try:
         for statements in (_OBJECTS, _RECORDS, _SUMS):
             await connection.execute(statements, timeout=_FILL_LIMIT)
+        await sum_days(connection)
         await connection.execute("VACUUM ANALYZE", timeout=_FILL_LIMIT)
     finally:
         await connection.close()
+
+
+async def sum_days(connection: asyncpg.Connection) -> None:
+    """As the writer does it in the background, until nothing is left to do."""
+    sums = DaySums("public", first=(0.0, 0.0))
+    async with asyncio.timeout(_FILL_LIMIT):
+        while sums.due():
+            await sums.step(connection)
 
 
 def client_of(url: str, ini: Path) -> httpx.AsyncClient:
