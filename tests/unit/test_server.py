@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from weakref import ref
 
 import pytest
 from uvicorn.config import Config
@@ -225,6 +227,20 @@ async def test_a_wish_to_upgrade_is_ignored_and_a_body_stays_a_body(
     names = [name for name, _ in application.scopes[0]["headers"]]
     assert b"upgrade" not in names
     assert names.count(b"connection") == names.count(b"x-mine") == names.count(b"host") == 1
+
+
+async def test_a_connection_that_is_gone_does_not_wait_for_the_garbage_collector() -> None:
+    """A replica's collector runs after thousands of connections, and each keeps some 10 kB until then."""
+    async with serving(Application()) as served:
+        gc.disable()
+        try:
+            async with served.connect() as client:
+                await client.send(ask("POST /v1/x HTTP/1.1", [("Content-Length", "2")], b"{}"))
+                await client.answer()
+                [connection] = map(ref, served.connections.open)
+            await until(lambda: connection() is None)
+        finally:
+            gc.enable()
 
 
 async def test_a_tunnel_is_not_opened() -> None:

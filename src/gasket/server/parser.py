@@ -157,8 +157,9 @@ class RequestParser:
         return _GATEWAY.match(self.url) is not None
 
     def forget(self) -> None:
-        """The connection is gone: break the reference cycle of parser and receiver."""
+        """The connection is gone: break the reference cycles, so that no garbage collection is waited for."""
         self._parser = None
+        del self._receiver
 
     def on_message_begin(self) -> None:
         if self._receiver.busy:

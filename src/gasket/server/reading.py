@@ -44,9 +44,10 @@ class Reading:
                 self._transport.pause_reading()
 
     def forget(self) -> None:
-        """The connection is gone."""
+        """The connection is gone: break the reference cycle, so that no garbage collection is waited for."""
         if self._next_turn is not None:
             self._next_turn.cancel()
+        del self._at_next_turn
 
     def _go_on(self) -> None:
         self._next_turn = None
