@@ -79,10 +79,11 @@ async def set_stage() -> AsyncIterator[Stage]:
 
         uvicorn = [sys.executable, "-m", "uvicorn", "bench.gateway.ceiling:app", "--port", str(ceiling)]
         plainly = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+        command = os.environ.get("BENCH_GASKET") or script("gasket")
         targets = {
             DIRECT: await start([sys.executable, "-m", "bench.gateway.upstream", str(upstream)], upstream, False),
             CEILING: await start([*uvicorn, *plainly], ceiling, True, UPSTREAM_URL=upstream_url),
-            GASKET: await start([script("gasket"), "run", "--port", str(gasket)], gasket, True, **settings),
+            GASKET: await start([command, "run", "--port", str(gasket)], gasket, True, **settings),
         }
         await _ready(gasket)
         await _audit_is_logged(url)
