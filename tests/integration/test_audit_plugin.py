@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from gasket import db
@@ -63,6 +65,22 @@ async def make_old(database: asyncpg.Connection, days: int, number: int) -> None
 async def entries(database: asyncpg.Connection, action: str) -> list[dict[str, Any]]:
     rows = await database.fetch("SELECT * FROM audit_log WHERE action = $1 ORDER BY id", action)
     return [{**row, "after": json.loads(row["after"])} for row in rows]
+
+
+@contextmanager
+def sent_values(sessions: Sessions) -> Iterator[list[int]]:
+    """How many values each statement sends."""
+    sent = list[int]()
+
+    def note(_connection: object, _cursor: object, _statement: str, values: Sequence[object], *_rest: object) -> None:
+        sent.append(len(values))
+
+    engine = sessions.kw["bind"].sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -269,6 +287,13 @@ class TestRetention:
                 more.append(await delete_old(session, days=399, at_once=2))
         assert more == [True, True, False]
 
+    async def test_no_ids_leave_the_database(self, sessions: Sessions, database: asyncpg.Connection) -> None:
+        await make_old(database, 400, 50)
+        async with sessions.begin() as session:
+            with sent_values(sessions) as sent:
+                assert await delete_old(session, days=399, at_once=50)
+        assert max(sent) < 10
+
     async def test_zero_days_are_for_ever(self, sessions: Sessions, database: asyncpg.Connection) -> None:
         await make_old(database, 10_000, 1)
         plugin = AuditPlugin(sessions.begin, RefusedSignIns(), retention_days=0)
@@ -318,3 +343,12 @@ class TestSessions:
             async with sessions.begin() as session:
                 more.append(await SessionService(session).delete_over(at_once=2))
         assert more == [True, True, False]
+
+    async def test_no_ids_leave_the_database(
+        self, sessions: Sessions, client: httpx.AsyncClient, database: asyncpg.Connection
+    ) -> None:
+        await self.make(database, "idle", seen="9 h", begun="9 h", number=50)
+        async with sessions.begin() as session:
+            with sent_values(sessions) as sent:
+                assert await SessionService(session).delete_over(at_once=50)
+        assert max(sent) < 10

@@ -7,10 +7,11 @@ import secrets
 from collections.abc import Iterable
 from datetime import timedelta
 from hashlib import sha256
+from typing import Any, cast
 
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from litestar.datastructures.secret_values import SecretBytes
-from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, false, func, or_, select, true, update
 
 from gasket.access.csrf import csrf_token_of
 from gasket.access.models import AccessToken, BrowserSession
@@ -137,9 +138,11 @@ class SessionService(Service[BrowserSession]):
         Replicas that do so at the same time take different ones.
         """
         batch = select(BrowserSession.id).where(~is_live()).order_by(BrowserSession.id).limit(at_once)
-        ids = (await self.session.scalars(batch.with_for_update(skip_locked=True))).all()
-        await self.session.execute(delete(BrowserSession).where(BrowserSession.id.in_(ids)))
-        return len(ids) == at_once
+        over = batch.with_for_update(skip_locked=True).cte("over_sessions")
+        # The ids stay in the database: to have thousands of them here holds requests up for 20 ms and more.
+        statement = delete(BrowserSession).where(BrowserSession.id == over.c.id)
+        deleted = await self.session.execute(statement.execution_options(synchronize_session=False))
+        return cast(CursorResult[Any], deleted).rowcount == at_once
 
 
 def is_live() -> ColumnElement[bool]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import CursorResult, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gasket.audit.models import AuditEntry
@@ -20,8 +21,9 @@ async def delete_old(session: AsyncSession, *, days: int, at_once: int = MOST_AT
     """
     too_old = AuditEntry.at < func.date_trunc("day", func.now()) - timedelta(days=days)
     batch = select(AuditEntry.id).where(too_old).order_by(AuditEntry.id).limit(at_once)
-    ids = (await session.scalars(batch.with_for_update(skip_locked=True))).all()
-    if ids:
-        await session.execute(select(func.set_config("gasket.audit_exception", "retention", True)))
-        await session.execute(delete(AuditEntry).where(AuditEntry.id.in_(ids)))
-    return len(ids) == at_once
+    old = batch.with_for_update(skip_locked=True).cte("old")
+    await session.execute(select(func.set_config("gasket.audit_exception", "retention", True)))
+    # The ids stay in the database: to have thousands of them here holds requests up for 20 ms and more.
+    statement = delete(AuditEntry).where(AuditEntry.id == old.c.id).execution_options(synchronize_session=False)
+    deleted = cast(CursorResult[Any], await session.execute(statement))
+    return deleted.rowcount == at_once
