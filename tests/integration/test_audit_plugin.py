@@ -83,6 +83,11 @@ def sent_values(sessions: Sessions) -> Iterator[list[int]]:
         event.remove(engine, "before_cursor_execute", note)
 
 
+async def is_waiting_for_a_lock(database: asyncpg.Connection) -> bool:
+    query = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'audit_outbox'::regclass"
+    return bool(await database.fetchval(query))
+
+
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """The audit's log lines as the log has them."""
     json_lines = formatter("json")
@@ -198,6 +203,19 @@ class TestLogLines:
         await plugin.stop()
         assert (await entries(database, "refused_sign_in"))[-1]["source"] == "203.0.113.77"
         assert await database.fetchval(left) == 0
+
+    async def test_what_comes_while_it_works_is_done_at_the_end(
+        self, plugin: AuditPlugin, database: asyncpg.Connection, refused: RefusedSignIns
+    ) -> None:
+        async with database.transaction():
+            await database.execute("LOCK TABLE audit_outbox")
+            plugin.start()
+            await until(lambda: is_waiting_for_a_lock(database), 30, "work that is under way")
+            stopping = asyncio.create_task(plugin.stop())
+            await asyncio.sleep(0)
+            refused.count("203.0.113.78")
+        await stopping
+        assert (await entries(database, "refused_sign_in"))[-1]["source"] == "203.0.113.78"
 
     async def test_a_database_without_the_table_is_told_of_once(
         self, database_url: str, caplog: pytest.LogCaptureFixture

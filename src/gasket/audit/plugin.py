@@ -91,10 +91,12 @@ class AuditPlugin(InitPlugin):
                 await self._task
 
     async def _run(self) -> None:
-        while not self._closing.is_set():
+        last = False
+        while not last:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
                     await self._closing.wait()
+            last = self._closing.is_set()  # what comes while it works is due once more
             try:
                 await self.work()
                 self._away = False
