@@ -374,6 +374,13 @@ class TestGateway:
         assert access is not None
         assert access.expires_at is not None
         assert 500 < access.expires_at - time.monotonic() <= 1000 + 60  # clocks may differ by a minute
+        await database.execute("UPDATE api_keys SET expires_at = now() + interval '500 s'")
+
+        async def kept_for_less() -> bool:
+            access = tokens.recall(token.encode()) if await kept(gasket, token) else None
+            return access is not None and (access.expires_at or 0) - time.monotonic() <= 500
+
+        await until(kept_for_less, 20, "it is kept for no longer than its row")
         await database.execute("UPDATE api_keys SET expires_at = now()")
         await until(lambda: answers(gasket, token, 401, "expired_api_key"), 20, "the row has expired")
 

@@ -24,6 +24,8 @@ OTHER_CASE = "zoë.o'neil+X@eXAMPLE.ORG"
 LONGER = f"x{EMAIL}"
 OTHERS = (LONGER, f"{EMAIL}.uk")
 PATH = "/api/users/zo%C3%AB.o'neil%2Bx@example.org"
+SOURCE = "203.0.113.99"
+"""From where the person has acted."""
 HOUR = datetime(2026, 11, 1, tzinfo=UTC)
 ARCHIVE = """
 CREATE SCHEMA IF NOT EXISTS gasket_archive;
@@ -97,6 +99,14 @@ async def kept(client: httpx.AsyncClient, post: Post, database: asyncpg.Connecti
     await database.execute(
         "INSERT INTO people (issuer, subject, name, email) VALUES ('https://login.example', '1', $1, $1)", OTHER_CASE
     )
+    await database.execute(
+        "INSERT INTO people (issuer, subject, name) VALUES ('https://other.example', $1, 'known by another name')",
+        OTHER_CASE,
+    )
+    await database.execute(
+        "INSERT INTO audit_log (actor, actor_kind, how, source, action) VALUES ($1, 'person', 'page', $2, 'create')",
+        *(OTHER_CASE, SOURCE),
+    )
     await use(database, key["id"], EMAIL)
     await use(database, second["id"], OTHER_CASE)
     await use(database, other["id"], LONGER, end_user=EMAIL)
@@ -106,7 +116,9 @@ async def kept(client: httpx.AsyncClient, post: Post, database: asyncpg.Connecti
 async def test_an_erased_address_is_nowhere_any_more(
     client: httpx.AsyncClient, database: asyncpg.Connection, kept: dict[str, Any]
 ) -> None:
-    assert EMAIL.lower() in await everything(database)
+    before = await everything(database)
+    assert EMAIL.lower() in before
+    assert SOURCE in before
     response = await client.delete(PATH)
     assert response.status_code == 200, response.text
     erased = response.json()
@@ -120,7 +132,7 @@ async def test_an_erased_address_is_nowhere_any_more(
         "archive a_2": 1,
         "audit_log": erased["changed"]["audit_log"],
         "browser_sessions": 1,
-        "people": 1,
+        "people": 2,
         "usage_records": 3,
         "usage_totals": 2,
     }
@@ -129,6 +141,7 @@ async def test_an_erased_address_is_nowhere_any_more(
         assert other.lower() in text
         text = text.replace(other.lower(), "")
     assert EMAIL.lower() not in text
+    assert SOURCE not in text
     assert text.count(pseudonym) > 10
     rows = await database.fetch("SELECT id, user_email, revoked_at, revoked_by FROM api_keys ORDER BY id")
     by_id = {row["id"]: row for row in rows}
@@ -185,7 +198,7 @@ async def test_an_export_has_what_is_kept_and_no_secret(client: httpx.AsyncClien
         "api_keys": 2,
         "access_tokens": 1,
         "browser_sessions": 1,
-        "people": 1,
+        "people": 2,
         "usage_days": 0,
         "usage_totals": 2,
         "usage_records": 3,
