@@ -35,6 +35,8 @@ log = logging.getLogger("gasket.migrator")
 _SHORTEST_TRY = 2.0  # a server that answers at all has this long, also where GASKET_DATABASE_WAIT is 0
 _RETRY_PAUSE = 0.25
 _LONG_LOOK = 0.3  # then something may be in the way
+_TURNS_TO_CONNECT = 4
+"""Of the event loop, until the server knows who connects, where the socket connects at once: from then on it works."""
 
 
 async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connection:
@@ -88,7 +90,8 @@ async def opening(config: MigratorConfig) -> AsyncIterator[asyncio.Task[asyncpg.
     """A connection of the application's role, for `looking`: the server makes a process for it during the block."""
     connecting = asyncio.create_task(connect(config, migrating=False))
     try:
-        await asyncio.sleep(0)  # it asks the server
+        for _turn in range(_TURNS_TO_CONNECT):
+            await asyncio.sleep(0)
         yield connecting
     finally:
         connecting.cancel()

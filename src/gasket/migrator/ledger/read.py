@@ -139,10 +139,11 @@ def _state_query(schema: str, *, versions: bool, ledger: bool, progress: bool) -
 
     The server neither sorts nor groups nor casts nor makes arrays or JSON: its process is as new as the connection, and
     would have to look each operator and function up in the catalog first, which costs it more than the query itself.
+    Even LIMIT has its number in quotes: without them it is an integer, to be cast to bigint.
     """
     no_version = "(SELECT NULL::text AS version_num)"
     no_ledger = f"(SELECT NULL::bigint AS id, {', '.join(f'NULL::text AS {name}' for name in _ENTRY_COLUMNS)})"
-    downgrade = f"(SELECT revision FROM {qualified(schema, PROGRESS)} WHERE downgrade LIMIT 1)"
+    downgrade = f"(SELECT revision FROM {qualified(schema, PROGRESS)} WHERE downgrade LIMIT '1')"
     return (
         f"SELECT v.version_num, l.id, {', '.join(f'l.{name}' for name in _ENTRY_COLUMNS)}, "
         f"{downgrade if progress else 'NULL::text'} AS half_taken_back FROM (SELECT) AS s "
