@@ -87,7 +87,10 @@ async def connected(config: MigratorConfig, *, migrating: bool) -> AsyncIterator
 
 @asynccontextmanager
 async def opening(config: MigratorConfig) -> AsyncIterator[asyncio.Task[asyncpg.Connection]]:
-    """A connection of the application's role, for `looking`: the server makes a process for it during the block."""
+    """A connection of the application's role, for `looking`: the server makes a process for it during the block.
+
+    It is closed at the end of the block.
+    """
     connecting = asyncio.create_task(connect(config, migrating=False))
     try:
         for _turn in range(_TURNS_TO_CONNECT):
@@ -110,7 +113,8 @@ async def looking(
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the application's role, or the migrating one, to look at the books: every wait has its limit.
 
-    `opened` is from `opening`. `schema` is where those books are that are looked at, if not in the configuration's.
+    `opened` is from `opening`, which closes it. `schema` is where those books are that are looked at, if not in the
+    configuration's.
 
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError: as `connect`; also when it goes away or hangs under way.
@@ -164,7 +168,8 @@ async def looking(
         raise DatabaseUnavailableError(address=address, waited=waited, reason=describe(error)) from None
     finally:
         watch.close()
-        await close_connection(connection)
+        if opened is None:
+            await close_connection(connection)
 
 
 async def _role_and_limit(connection: asyncpg.Connection) -> tuple[str, str]:

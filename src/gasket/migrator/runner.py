@@ -40,6 +40,7 @@ from gasket.migrator.facts import tell
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.plan import Plan, SchemaState
+from gasket.migrator.gate.situation import Situation
 from gasket.migrator.gate.targets import missing_target
 from gasket.migrator.ledger.progress import forget_all_progress
 from gasket.migrator.ledger.read import StoredRevision, is_whole_at, read_stored
@@ -104,9 +105,19 @@ def _run_command(context: Any, config: MigratorConfig) -> None:
         asyncio.run(until_signalled(work, pass_on=False))
 
 
-async def migrate(config: MigratorConfig, revisions: Revisions, outcome: Outcome) -> None:
-    """What a start does where something is pending: take the lock, look again, and bring the schema to head."""
+async def migrate(
+    config: MigratorConfig, revisions: Revisions, outcome: Outcome, opened: asyncpg.Connection | None = None
+) -> Situation | None:
+    """What a start does where something is pending: take the lock, look again, and bring the schema to head.
+
+    `opened` leads to DATABASE_URL. Where no other URL does, it is what migrates, and what looks last: at the situation
+    that is returned. It is None where another session has done the work, or another URL leads to the database: then
+    nobody has seen yet what DATABASE_URL shows.
+    """
+    if opened and config.migration_database_url:
+        await close_connection(opened)
     application = await _application(config)
+    situation: Situation | None = None
 
     async def at_head(connection: asyncpg.Connection) -> bool:
         try:
@@ -115,7 +126,10 @@ async def migrate(config: MigratorConfig, revisions: Revisions, outcome: Outcome
             return False
 
     async def once() -> None:
-        async with migration_session(config, revisions, application=application, not_needed=at_head) as session:
+        nonlocal situation
+        async with migration_session(
+            config, revisions, application=application, not_needed=at_head, opened=opened
+        ) as session:
             if session is None:
                 return
             plan = (await session.pass_gate(Request(Caller.WAITER))).plan
@@ -128,8 +142,11 @@ async def migrate(config: MigratorConfig, revisions: Revisions, outcome: Outcome
             await session.prepare()
             with outcome.following(session.steps):
                 await session.run(lambda connection: upgrade_in_process(session, connection, "head"))
+            if application is None:
+                situation = await session.pass_gate(Request(Caller.START))
 
     await with_fresh_tries(once)
+    return situation
 
 
 def _warn_of(plan: Plan) -> None:

@@ -117,17 +117,18 @@ async def insist(work: Callable[[], Awaitable[T]]) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-async def prepare_session(connection: asyncpg.Connection, schema: str, *, idle_limit: str = "0") -> None:
-    """Pin the session's settings and its `search_path`, whatever the role or the database set.
+async def prepare_session(connection: asyncpg.Connection, schema: str, *, idle_limit: str = "0", **others: str) -> str:
+    """Pin the session's settings and its `search_path`, whatever the role or the database set; returns the role.
 
-    `idle_limit`: the server ends the session when the client sends nothing for that long.
+    `idle_limit`: the server ends the session when the client sends nothing for that long. `others` are set as well.
     """
     await insist(lambda: connection.execute("SET statement_timeout = 0"))
     idle = dict.fromkeys(("idle_session_timeout", "idle_in_transaction_session_timeout"), idle_limit)
-    settings = {**_SESSION_SETTINGS, **idle, "search_path": quote_identifier(schema)}
-    await connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS wanted(name, value) "
-        "WHERE current_setting(name, true) IS NOT NULL",
+    settings = {**_SESSION_SETTINGS, **idle, "search_path": quote_identifier(schema), **others}
+    rows = await connection.fetch(
+        "SELECT current_user::text, set_config(name, value, false) "
+        "FROM unnest($1::text[], $2::text[]) AS wanted(name, value) WHERE current_setting(name, true) IS NOT NULL",
         list(settings),
         list(settings.values()),
     )
+    return str(rows[0][0])

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import alembic.command
@@ -313,6 +314,34 @@ async def test_after_a_lost_connection_only_a_named_target_is_tried_afresh(
     with contextlib.nullcontext() if target == "r2" else pytest.raises(LockLostError, match="r4"):
         await asyncio.to_thread(alembic.command.downgrade, command, target)
     assert [row[0] for row in await observer.fetch("SELECT version_num FROM alembic_version")] == [left]
+
+
+@pytest.mark.parametrize(("own_url", "sessions"), [(False, 1), (True, 4)], ids=["one URL", "two URLs"])
+async def test_a_start_goes_on_over_the_connection_of_its_look(
+    project: Project,
+    database_url: str,
+    observer: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    own_url: bool,
+    sessions: int,
+) -> None:
+    """With two URLs: the look, whom DATABASE_URL leads to, the migration, the last look."""
+    opened: list[str] = []
+    connect = asyncpg.connect
+
+    async def counted(**options: Any) -> asyncpg.Connection:
+        opened.append(options["server_settings"]["application_name"].split()[0])
+        connection: asyncpg.Connection = await connect(**options)
+        return connection
+
+    project.add("op.execute('CREATE TABLE ran AS SELECT * FROM pg_stat_activity WHERE pid = pg_backend_pid()')")
+    monkeypatch.setattr(asyncpg, "connect", counted)
+    plan = await bring_to_head(project.config(database_url, migration_database_url=database_url if own_url else None))
+    assert plan.state is SchemaState.AT_HEAD
+    assert len(opened) == sessions, opened
+    assert opened[0] == opened[-1] == "gasket-status"
+    assert (await observer.fetchval("SELECT application_name FROM ran")).startswith("gasket-migrate 1.0 ")
 
 
 async def test_a_newer_schema_is_refused_or_served_on_as_recorded(

@@ -28,7 +28,7 @@ from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost
 from gasket.postgres.identity import database_identity
 from gasket.postgres.poolers import leads_through_pooler
-from gasket.postgres.sessions import insist, prepare_session
+from gasket.postgres.sessions import MIGRATING, insist, prepare_session
 
 log = logging.getLogger("gasket.migrator")
 
@@ -47,15 +47,19 @@ async def connection_with_lock(
     config: MigratorConfig,
     application: Application | None,
     not_needed: Callable[[asyncpg.Connection], Awaitable[bool]] | None,
+    opened: asyncpg.Connection | None,
 ) -> tuple[asyncpg.Connection, str | None]:
     """A prepared connection that holds the lock, and its role; no role once the work is not needed any more.
 
-    A connection that is lost meanwhile is opened again: all tries together take as long as one that waits.
+    `opened` is used while it is open. A connection that is lost meanwhile is opened again: all tries together take as
+    long as one that waits.
     """
     watch = HolderWatch(config.schema)
     left, database_wait = config.lock_wait, config.database_wait
     while True:
-        connection = await connect(replace(config, database_wait=database_wait), migrating=True)
+        if opened is None or opened.is_closed():
+            opened = await connect(replace(config, database_wait=database_wait), migrating=True)
+        connection = opened
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 role = await _prepare_connection(connection, config, application)
@@ -87,13 +91,17 @@ async def _prepare_connection(
     """Refuse what cannot hold the lock, pin the session's settings; returns the role."""
     if await insist(lambda: leads_through_pooler(connection)):
         raise TransactionPoolerError(setting=config.migration_setting)
-    await prepare_session(connection, config.schema, idle_limit=SILENCE_LIMIT)
+    role = await prepare_session(
+        connection,
+        config.schema,
+        idle_limit=SILENCE_LIMIT,
+        lock_timeout=f"{TRY_LOCK_TIMEOUT_MS}ms",
+        application_name=config.application_name(MIGRATING),
+    )
     if application:
         identities = {application.database, await database_identity(connection)}
         if len(identities) == 2 and None not in identities:
             raise DatabasesDifferError(setting=config.migration_setting)
-    await connection.execute(f"SET lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
-    role: str = await connection.fetchval("SELECT current_user::text")
     return role
 
 

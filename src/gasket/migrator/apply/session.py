@@ -215,17 +215,19 @@ async def migration_session(
     *,
     application: Application | None,
     not_needed: Callable[[asyncpg.Connection], Awaitable[bool]] | None = None,
+    opened: asyncpg.Connection | None = None,
 ) -> AsyncIterator[MigrationSession | None]:
     """Connect, refuse a pooler, wait for the lock; None once `not_needed` says that the work is done.
 
-    `application` is what DATABASE_URL leads to, where that is another URL.
+    `application` is what DATABASE_URL leads to, where that is another URL. `opened` is a connection of the migrating
+    role's, as `open_connection` opens it: it is used while it is open.
 
     Raises:
         DatabaseUnavailableError, DatabaseRefusedError, TransactionPoolerError, LockTimeoutError: as they say.
         DatabasesDifferError: the application serves from another database.
         LockLostError: the connection ended; it may be tried afresh.
     """
-    connection, role = await connection_with_lock(config, application, not_needed)
+    connection, role = await connection_with_lock(config, application, not_needed, opened)
     if role is None:
         await close_connection(connection)
         yield None
