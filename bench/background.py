@@ -17,7 +17,7 @@ from gasket.migrator.background import BACKFILL
 from gasket.migrator.background.worker import prepare_worker
 from gasket.migrator.background.working import work_on
 from gasket.migrator.ledger.background import read_works
-from gasket.migrator.ledger.tables import ensure_tables
+from gasket.migrator.ledger.tables import missing_tables
 
 TITLE = "A backfill of 200,000 rows while 4 readers and 4 writers go on"
 REPEATS = 3
@@ -122,7 +122,7 @@ async def _loop(connection: asyncpg.Connection) -> None:
 
 
 async def _backfill(connection: asyncpg.Connection, share: float) -> None:
-    await ensure_tables(connection, "public")
+    await connection.execute(await missing_tables(connection, "public"))
     await connection.execute(
         "INSERT INTO migration_background (revision, number, kind, table_name, statement, condition) "
         "VALUES ('r', 1, $1, 'items', 'tier = ''standard''', 'tier IS NULL')",

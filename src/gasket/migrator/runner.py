@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import asyncpg
-from alembic import command
 from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
@@ -31,7 +32,7 @@ from gasket.migrator.apply.graft import graft, never_seen
 from gasket.migrator.apply.holding import Application
 from gasket.migrator.apply.progress import log_plainly, progress_shown
 from gasket.migrator.apply.session import MigrationSession, migration_session
-from gasket.migrator.apply.steps import StepOptions, StepRecorder
+from gasket.migrator.apply.steps import StepOptions, StepRecorder, upgrade_steps
 from gasket.migrator.catalog.models import compared_with_models
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect, looking
@@ -176,8 +177,18 @@ async def with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> Non
 
 
 def upgrade_in_process(session: MigrationSession, connection: Connection, revision: str) -> None:
-    """Alembic's upgrade to `revision`, inside of `session.run`, over the connection that holds the lock."""
-    command.upgrade(in_process_config(session, connection), revision)
+    """Alembic's upgrade to `revision`, inside of `session.run`, over the connection that holds the lock.
+
+    `alembic.command.upgrade` does the same, and imports all files once more.
+    """
+
+    def upgrade(heads: tuple[str, ...], _context: MigrationContext) -> list[RevisionStep]:
+        return upgrade_steps(session.scripts, revision, heads)
+
+    with EnvironmentContext(
+        in_process_config(session, connection), session.scripts, fn=upgrade, destination_rev=revision
+    ):
+        session.scripts.run_env()
 
 
 def in_process_config(session: MigrationSession, connection: Connection) -> Config:

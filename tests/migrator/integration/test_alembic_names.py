@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 
-from gasket.migrator.apply.steps import downgrade_steps, judge_quickly
+from gasket.migrator.apply.steps import downgrade_steps, judge_quickly, upgrade_steps
 
 ENV = """
 from alembic import context
@@ -52,8 +53,11 @@ def test_a_context_has_what_a_recorder_attaches_to() -> None:
     assert callable(context.autocommit_block)
 
 
-def test_the_steps_of_a_downgrade_can_be_asked_for(project: Config) -> None:
-    assert downgrade_steps(ScriptDirectory.from_config(project), "base", ()) == []
+@pytest.mark.parametrize(("steps", "target"), [(upgrade_steps, "heads"), (downgrade_steps, "base")])
+def test_the_steps_to_a_target_can_be_asked_for(
+    project: Config, steps: Callable[[ScriptDirectory, str, tuple[str, ...]], list[RevisionStep]], target: str
+) -> None:
+    assert steps(ScriptDirectory.from_config(project), target, ()) == []
 
 
 @pytest.mark.parametrize(

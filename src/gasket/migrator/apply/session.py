@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeVar
 
 import asyncpg
-from alembic.script import Script
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -38,9 +39,10 @@ from gasket.migrator.gate.callers import Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.situation import Situation
 from gasket.migrator.ledger.read import StoredRevision, read_stored
-from gasket.migrator.ledger.tables import ensure_tables
+from gasket.migrator.ledger.tables import missing_tables
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.loading import where
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.synchronous import run_sync
 from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost
@@ -70,6 +72,11 @@ class MigrationSession:
         self._revisions = revisions
         self._application_role = application_role
         self.steps = StepRecorder(config, revisions, connection, application_role=application_role)
+
+    @cached_property
+    def scripts(self) -> ScriptDirectory:
+        """The files as Alembic sees them. It imports all of them once."""
+        return script_directory(self.config.ini)
 
     async def pass_gate(self, request: Request) -> Situation:
         """Every check, and the situation that they passed: nobody changes it until this session ends.
@@ -146,8 +153,10 @@ class MigrationSession:
             await self.steps.recording.begin()
 
         async def make_tables() -> None:
-            async with connection.transaction():
-                await ensure_tables(connection, config.schema)
+            async with connection.transaction() if self._application_role else nullcontext():
+                if script := await missing_tables(connection, config.schema):
+                    asyncio.get_running_loop().call_soon(self._load_scripts)
+                    await connection.execute(script)  # a transaction of its own, where none is open
                 if self._application_role:
                     await grant_to_application(connection, config.schema, self._application_role)
 
@@ -189,6 +198,11 @@ class MigrationSession:
                 raise
             raise refusal from error
         await self.steps.finish()
+
+    def _load_scripts(self) -> None:
+        """While the server makes the tables: both take about as long."""
+        with suppress(Exception):  # Alembic comes to it once more, where it is told
+            list(self.scripts.walk_revisions())
 
     async def _record_failure(self, error: str) -> None:
         """Write down that the step under way failed; where its connection went with it, over another."""

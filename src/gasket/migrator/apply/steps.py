@@ -1,8 +1,8 @@
 """Alembic's run, step by step: what is recorded of each revision, and which one failed.
 
-Names of Alembic's that are not public (`_migrations_fn`, `_downgrade_revs`, `should_delete_branch`) are used here
-alone, in `alembic_command` and in `render`; `tests/migrator/integration/test_alembic_names.py` fails when Alembic
-changes them.
+Names of Alembic's that are not public (`_migrations_fn`, `_upgrade_revs`, `_downgrade_revs`, `should_delete_branch`)
+are used here alone, in `alembic_command` and in `render`; `tests/migrator/integration/test_alembic_names.py` fails when
+Alembic changes them.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ def downgrade_steps(directory: ScriptDirectory, target: str, heads: tuple[str, .
         CommandError: there is no such revision.
     """
     steps: list[RevisionStep] = directory._downgrade_revs(target, heads)  # type: ignore[arg-type]  # as Alembic's command
+    return steps
+
+
+def upgrade_steps(directory: ScriptDirectory, target: str, heads: tuple[str, ...]) -> list[RevisionStep]:
+    """The steps that Alembic would take from `heads` up to `target`.
+
+    Raises:
+        CommandError: there is no such revision.
+    """
+    steps: list[RevisionStep] = directory._upgrade_revs(target, heads)  # type: ignore[arg-type]  # as Alembic's command
     return steps
 
 

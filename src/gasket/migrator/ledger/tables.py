@@ -102,8 +102,11 @@ _TABLES = {
 }
 
 
-async def ensure_tables(connection: asyncpg.Connection, schema: str) -> None:
-    """Make the migrator's tables, or add the columns that an older release did not know. Only under the lock."""
+async def missing_tables(connection: asyncpg.Connection, schema: str) -> str:
+    """The script that makes the migrator's tables, or adds the columns that an older release did not know.
+
+    Empty where all is there. Only under the lock.
+    """
     tables = {qualified(schema, name): columns for name, columns in _TABLES.items()}
     present: dict[str, set[str]] = {}
     for table, column in await connection.fetch(_COLUMNS_OF, list(tables)):
@@ -118,8 +121,7 @@ async def ensure_tables(connection: asyncpg.Connection, schema: str) -> None:
             statements.append(
                 f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {definitions})"
             )
-    if statements:
-        await connection.execute(";\n".join(statements))
+    return ";\n".join(statements)
 
 
 def qualified(schema: str, table: str) -> str:
