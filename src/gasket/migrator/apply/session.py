@@ -192,7 +192,7 @@ class MigrationSession:
                 await self._record_failure(
                     where(error, cause) if isinstance(refusal, MigrationFailedError) else str(refusal)
                 )
-            if self.steps.applied and not self._connection.is_closed():
+            if not self._connection.is_closed():
                 await self.steps.finish()
             if refusal is error:
                 raise
@@ -202,7 +202,7 @@ class MigrationSession:
     def _load_scripts(self) -> None:
         """While the server makes the tables: both take about as long."""
         with suppress(Exception):  # Alembic comes to it once more, where it is told
-            list(self.scripts.walk_revisions())
+            self.scripts.get_heads()
 
     async def _record_failure(self, error: str) -> None:
         """Write down that the step under way failed; where its connection went with it, over another."""

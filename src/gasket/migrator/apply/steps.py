@@ -38,8 +38,8 @@ from gasket.migrator.catalog.recorded import Recording
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import NO_REVISION, LockGivenAwayError, LockLostError
-from gasket.migrator.ledger.background import read_works, record_works, void_works
-from gasket.migrator.ledger.progress import begun_revisions, forget_progress
+from gasket.migrator.ledger.background import record_works, void_works
+from gasket.migrator.ledger.progress import forget_progress, unfinished_revisions
 from gasket.migrator.ledger.read import StoredRevision
 from gasket.migrator.ledger.write import lock_statement
 from gasket.migrator.revisions.files import Revisions
@@ -145,8 +145,7 @@ class StepRecorder:
             self._before = self._revisions.with_ancestors(heads)
             pending = self._revisions.keys() - self._before
             self._rows.find_waiting(ctx.connection, map(self._revisions.__getitem__, pending))
-            self._begun = await_only(begun_revisions(self._connection, self._config.schema))
-            self._with_works = {work.revision for work in await_only(read_works(self._connection, self._config.schema))}
+            self._begun, self._with_works = await_only(unfinished_revisions(self._connection, self._config.schema))
             self._statements.command = self.options.command
             yield from self._follow(ctx, list(find_steps(heads, ctx)))
 
@@ -258,7 +257,7 @@ class StepRecorder:
 
     async def finish(self) -> None:
         """Record what the catalog is after the run, if anything was applied."""
-        if self.recording:
+        if self.recording and self.applied:
             with suppress(*DRIVER_ERRORS):
                 await self._pin_again()
             await self.recording.finish(anew=self.direction == "stamp")

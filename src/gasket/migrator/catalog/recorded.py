@@ -6,7 +6,6 @@ the next revision is applied. The record counts as long as the ledger's newest r
 
 from __future__ import annotations
 
-import json
 import logging
 
 import asyncpg
@@ -28,7 +27,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Recording:
-    """One run: `begin` before its first step, `finish` when it has ended, with or without an error.
+    """One run: `begin` before its first step; `finish` when it has ended and changed something, also with an error.
 
     The ledger may not be there yet when it begins.
     """
@@ -38,14 +37,12 @@ class Recording:
         self._schema = schema
         self._before: Catalog | None = None
         self._expected: Catalog | None = None
-        self._ledger_row = 0
 
     async def begin(self) -> None:
         """Remember what is there. Without it `finish` does nothing."""
         if self._before is not None:
             return
         try:
-            self._ledger_row = await _last_ledger_row(self._connection, self._schema)
             self._expected = (await read_record(self._connection, self._schema)).objects
             self._before = await read_catalog(self._connection, self._schema)
         except asyncpg.PostgresError as error:
@@ -60,8 +57,6 @@ class Recording:
             return
         before, self._before = self._before, None
         try:
-            if await _last_ledger_row(self._connection, self._schema) == self._ledger_row:
-                return
             after = await read_catalog(self._connection, self._schema)
             known = None if anew else self._expected
             expected = _expected_after(known, before, after, schema=self._schema)
@@ -111,26 +106,19 @@ async def read_record(connection: asyncpg.Connection, schema: str) -> _Record:
         return _Record(None, "a release that records nothing has changed the schema last")
     if row["server_version"] != version:
         return _Record(None, f"the record was taken on PostgreSQL {row['server_version']}, and this is {version}")
-    return _Record({(kind, name): Object(*rest) for kind, name, *rest in json.loads(row["objects"])})
+    return _Record({(kind, name): Object(*rest) for kind, name, *rest in msgspec.json.decode(row["objects"])})
 
 
 async def write_record(connection: asyncpg.Connection, schema: str, objects: Catalog) -> None:
     """Under the lock only. It replaces the record that is there."""
-    rows = json.dumps([(*key, *found) for key, found in objects.items()], separators=(",", ":"))
-    async with connection.transaction():
-        await connection.execute(f"DELETE FROM {qualified(schema, CATALOG)}")
-        await connection.execute(
-            f"INSERT INTO {qualified(schema, CATALOG)} (ledger_row, server_version, objects) VALUES ($1, $2, $3)",
-            await _last_ledger_row(connection, schema),
-            connection.get_server_version().major,
-            rows,
-        )
-
-
-async def _last_ledger_row(connection: asyncpg.Connection, schema: str) -> int:
-    [there] = await are_there(connection, schema, LEDGER)
-    number: int = await connection.fetchval(_last(schema)) if there else 0
-    return number
+    rows = msgspec.json.encode([(*key, *found) for key, found in objects.items()]).decode()
+    await connection.execute(
+        f"WITH replaced AS (DELETE FROM {qualified(schema, CATALOG)}) "
+        f"INSERT INTO {qualified(schema, CATALOG)} (ledger_row, server_version, objects) "
+        f"VALUES (({_last(schema)}), $1, $2)",
+        connection.get_server_version().major,
+        rows,
+    )
 
 
 def _last(schema: str) -> str:

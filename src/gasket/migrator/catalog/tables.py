@@ -76,10 +76,11 @@ _SEQUENCES = """
     FROM relations AS r JOIN pg_sequence AS s ON s.seqrelid = r.oid
     LEFT JOIN LATERAL (
         SELECT d.refobjid::regclass::text AS table_id,
-            d.refobjid::regclass || '.' || quote_ident(a.attname) AS column_id
-        FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+            d.refobjid::regclass || '.' || (SELECT quote_ident(a.attname) FROM pg_attribute AS a
+                WHERE a.attrelid = d.refobjid AND a.attnum = d.refobjsubid) AS column_id
+        FROM pg_depend AS d
         WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
-          AND d.deptype IN ('a', 'i')) AS o ON true"""
+          AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')) AS o ON true"""
 
 # Storage, planner's statistics and the like: what changes how fast something is, and nothing else.
 _TUNING_OF_TABLES = """

@@ -15,6 +15,11 @@ from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 from gasket.migrator.revisions.files import Revisions
 
 _NAMES_MADE = "gasket.migrator.revisions.names_made:names_made"
+# Whatever is in a schema depends on it.
+_ANYTHING = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::regclass
+               AND refobjid = to_regnamespace(quote_ident($1)))
+"""
 _NAMES = """
 SELECT c.relname::text AS name FROM pg_catalog.pg_class AS c
 WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c', 'S')
@@ -45,8 +50,10 @@ async def collisions_with_revisions(
 ) -> list[str]:
     """The names that revisions make and that are there already: for a database without a version table.
 
-    In an empty schema it is one SELECT; only where something is there are the revisions rendered.
+    In an empty schema it is one short SELECT; only where something is there are the revisions rendered.
     """
+    if not await connection.fetchval(_ANYTHING, config.schema):
+        return []
     rows = await connection.fetch(_NAMES, config.schema, VERSION_TABLE, OWN_TABLES_PREFIX)
     present = {row["name"] for row in rows}
     if not present:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import asyncpg
 import msgspec
 
-from gasket.migrator.ledger.tables import PROGRESS, qualified
+from gasket.migrator.ledger.tables import BACKGROUND, PROGRESS, qualified
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -64,10 +64,13 @@ async def read_progress(
     )
 
 
-async def begun_revisions(connection: asyncpg.Connection, schema: str) -> set[str]:
-    """The revisions of which a step has committed something and is not recorded."""
-    rows = await connection.fetch(f"SELECT DISTINCT revision FROM {qualified(schema, PROGRESS)}")
-    return {row["revision"] for row in rows}
+async def unfinished_revisions(connection: asyncpg.Connection, schema: str) -> tuple[set[str], set[str]]:
+    """The revisions of which a step has committed something and is not recorded, and those with background work."""
+    rows = await connection.fetch(
+        f"SELECT revision, false AS works FROM {qualified(schema, PROGRESS)} "
+        f"UNION ALL SELECT revision, true FROM {qualified(schema, BACKGROUND)}"
+    )
+    return {revision for revision, works in rows if not works}, {revision for revision, works in rows if works}
 
 
 async def forget_progress(connection: asyncpg.Connection, schema: str, revision: str) -> None:
