@@ -121,17 +121,12 @@ async def until_granted(
 
 
 class Attempts:
-    """Runs steps of one Alembic context on one connection."""
+    """Runs steps of one Alembic context on one connection, whose `lock_timeout` is TRY_LOCK_TIMEOUT_MS."""
 
     def __init__(self, config: MigratorConfig, connection: asyncpg.Connection) -> None:
         self._config = config
         self._connection = connection
-        self._lock_timeout = 0
-
-    async def start(self) -> None:
-        """Limit what every step waits for a lock from here on. No transaction is open; the session is prepared."""
-        self._lock_timeout = 0
-        await self._set_lock_timeout(TRY_LOCK_TIMEOUT_MS)
+        self._lock_timeout = TRY_LOCK_TIMEOUT_MS
 
     @property
     def patient(self) -> bool:

@@ -85,19 +85,24 @@ async def connection_with_lock(
         database_wait = min(config.database_wait, left)
 
 
-async def _prepare_connection(
-    connection: asyncpg.Connection, config: MigratorConfig, application: Application | None
-) -> str:
-    """Refuse what cannot hold the lock, pin the session's settings; returns the role."""
-    if await insist(lambda: leads_through_pooler(connection)):
-        raise TransactionPoolerError(setting=config.migration_setting)
-    role = await prepare_session(
+async def pin_settings(connection: asyncpg.Connection, config: MigratorConfig) -> str:
+    """Those of a session that migrates, whatever was set in it; returns its role."""
+    return await prepare_session(
         connection,
         config.schema,
         idle_limit=SILENCE_LIMIT,
         lock_timeout=f"{TRY_LOCK_TIMEOUT_MS}ms",
         application_name=config.application_name(MIGRATING),
     )
+
+
+async def _prepare_connection(
+    connection: asyncpg.Connection, config: MigratorConfig, application: Application | None
+) -> str:
+    """Refuse what cannot hold the lock, pin the session's settings; returns the role."""
+    if await insist(lambda: leads_through_pooler(connection)):
+        raise TransactionPoolerError(setting=config.migration_setting)
+    role = await pin_settings(connection, config)
     if application:
         identities = {application.database, await database_identity(connection)}
         if len(identities) == 2 and None not in identities:

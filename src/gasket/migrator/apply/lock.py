@@ -90,9 +90,9 @@ async def take_lock(
 
 async def give_back(connection: asyncpg.Connection, schema: str) -> None:
     """By a statement while the connection is well; otherwise the lock ends with the session."""
-    unlock = "SELECT pg_advisory_unlock($1, $2)"
+    one, other = _signed_keys(schema)  # in the text, so that it need not be prepared first
     try:
-        await connection.execute(unlock, *_signed_keys(schema), timeout=_UNLOCK_TIMEOUT)
+        await connection.execute(f"SELECT pg_advisory_unlock({one}, {other})", timeout=_UNLOCK_TIMEOUT)
     except DRIVER_ERRORS:
         log.warning("the migration lock is free once the server has noticed that this session is gone")
 

@@ -25,10 +25,10 @@ from gasket.migrator.apply.attempts import Attempts
 from gasket.migrator.apply.earlier_try import EarlierTry, find_earlier_try
 from gasket.migrator.apply.events import Step, step_begun, step_done
 from gasket.migrator.apply.grants import grant_to_application
+from gasket.migrator.apply.holding import pin_settings
 from gasket.migrator.apply.kept_rows import Copies, KeptRows
 from gasket.migrator.apply.ledger_rows import LedgerRows
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
-from gasket.migrator.apply.lock import SILENCE_LIMIT
 from gasket.migrator.apply.statements import Statements, TransactionControlError
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.background.declared import check_backfills, declared_works, needed_revisions
@@ -47,7 +47,7 @@ from gasket.migrator.revisions.rules.check import verdict_on
 from gasket.migrator.sql.render import from_json, render
 from gasket.postgres.driver import fetch
 from gasket.postgres.errors import DRIVER_ERRORS
-from gasket.postgres.sessions import PINNED, prepare_session
+from gasket.postgres.sessions import PINNED
 
 log = logging.getLogger("gasket.migrator")
 
@@ -131,8 +131,7 @@ class StepRecorder:
         self._pinned_after_step = ""
 
     async def start(self) -> None:
-        """What has to be set on the connection before Alembic gets it."""
-        await self._attempts.start()
+        """What has to be known of the connection before Alembic gets it."""
         self._pinned = self._pinned_after_step = await self._connection.fetchval(f"SELECT {PINNED}")
 
     def attach(self, context: MigrationContext) -> None:
@@ -272,7 +271,7 @@ class StepRecorder:
         if self._pinned_after_step != self._pinned:
             log.warning("revision %s changed settings of the session; they are put back", self.applied[-1])
             await self._connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
-            await prepare_session(self._connection, self._config.schema, idle_limit=SILENCE_LIMIT)
+            await pin_settings(self._connection, self._config)
             await self.start()
 
     def _look_for_earlier_try(self, name: str) -> None:
