@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from gasket.migrator.commands.forecast import Forecast, RevisionForecast
 from gasket.migrator.commands.plan_markdown import plan_in_markdown
 from gasket.migrator.commands.plan_sarif import plan_in_sarif
+from gasket.migrator.commands.plan_text import facts
 from gasket.migrator.revisions.rules.check import Finding
 from gasket.migrator.revisions.rules.rulebook import SQL_RULES
 from gasket.migrator.scratch.effects import Statement, TableLock
@@ -136,6 +137,14 @@ def test_a_revision_that_fails_on_the_scratch_database_is_an_error(plan: Forecas
     assert (result["ruleId"], result["level"]) == ("fails", "error")
     assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 1
     assert failed.fails
+
+
+@pytest.mark.parametrize("statement", ["ALTER TABLE t ADD n int", "CREATE INDEX CONCURRENTLY i ON t (n)"])
+def test_only_concurrently_waits_for_older_transactions(plan: Forecast, statement: str) -> None:
+    [revision] = plan.revisions
+    left = replace(revision, concurrently=True, statements=(Statement(statement, autocommit=True),))
+    [line] = [line for line in facts(left) if line.startswith("leaves its transaction")]
+    assert ("waits for every older transaction" in line) is ("CONCURRENTLY" in statement)
 
 
 @pytest.mark.parametrize("certain", [True, False])

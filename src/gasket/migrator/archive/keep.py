@@ -32,6 +32,7 @@ from gasket.migrator.archive.inventory import (
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.trial import TrialStep, Tried, connection_of, touches_only_indexes, try_out
 from gasket.migrator.archive.versions import carry_on, mark_changed
+from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.sql.render import Rendering
 from gasket.postgres.driver import fetch
@@ -136,7 +137,10 @@ def archive_before_downgrade(
     [tried] = try_out(context, schema, [TrialStep(revision, rendering, run_downgrade)], known.counted)
     losses = tried.losses
     if tried.refusal:
-        mend = "Put what stands in the autocommit block into a revision of its own."
+        mend = (
+            "Write its downgrade() without the autocommit block, run: "
+            f"{database_command(f'accept {revision}')}, and downgrade again."
+        )
         raise NotArchivedError(revision=revision, reason=tried.refusal, mend=mend)
     entries = _entries_of_written(connection, schema, tried, known)
     if not losses.found and not tried.not_copied and not entries:

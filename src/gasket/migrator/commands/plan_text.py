@@ -10,6 +10,7 @@ from gasket.migrator.commands.forecast import Forecast, RevisionForecast
 from gasket.migrator.revisions.rules.check import Finding
 from gasket.migrator.scratch.effects import TableLock
 from gasket.migrator.scratch.live_rows import Write
+from gasket.migrator.sql.lexer import tokens
 from gasket.migrator.sql.locks import LockMode
 
 _WORTH_A_LINE = 100
@@ -76,7 +77,8 @@ def facts(revision: RevisionForecast) -> list[str]:
     """What else it does, a line for each, without the findings of the rules."""
     lines = []
     if revision.concurrently:
-        lines.append("leaves its transaction: it waits for every older transaction, and can stop half done")
+        waits = ": it waits for every older transaction" if _builds_concurrently(revision) else ""
+        lines.append(f"leaves its transaction{waits}, and can stop half done")
     lines += [f"rewrites {table}, with all its indexes" for table in revision.rewrites]
     lines += [f"reads all of {table}" for table in revision.scans if table not in revision.rewrites]
     lines += [
@@ -93,6 +95,12 @@ def facts(revision: RevisionForecast) -> list[str]:
     lines += revision.unknown
     lines += [f"needs the background work of {needed} to be complete" for needed in revision.needs_background]
     return lines + [f"leaves for after the start: {_format_work(work)}" for work in revision.background]
+
+
+def _builds_concurrently(revision: RevisionForecast) -> bool:
+    """Whether it says CONCURRENTLY, and not only leaves its transaction."""
+    statements = [statement.sql for statement in revision.statements if statement.autocommit]
+    return any(token.is_word("concurrently") for sql in statements for token in tokens(sql))
 
 
 def _format_revision(revision: RevisionForecast, place: str, *, sql: bool) -> list[str]:
