@@ -28,7 +28,7 @@ from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import AWAY, REFUSED, describe
 from gasket.postgres.quoting import quote_identifier
 from gasket.postgres.sessions import LOOKING, MIGRATING, insist
-from gasket.postgres.urls import unreadable_tls_file
+from gasket.postgres.urls import demands_tls, unreadable_tls_file
 
 log = logging.getLogger("gasket.migrator")
 
@@ -59,9 +59,7 @@ async def connect(config: MigratorConfig, *, migrating: bool) -> asyncpg.Connect
             raise DatabaseRefusedError(address=address, setting=setting, reason=describe(error)) from None
         except AWAY as error:
             address = config.address(migrating=migrating)
-            if isinstance(error, OSError) and (
-                reason := _no_tls(error) or unreadable_tls_file(config.url(migrating=migrating))
-            ):
+            if isinstance(error, OSError) and (reason := _tls_problem(error, config.url(migrating=migrating))):
                 raise DatabaseRefusedError(address=address, setting=setting, reason=reason) from None
             waited = time.monotonic() - started
             if waited >= config.database_wait:
@@ -188,6 +186,11 @@ async def open_connection(
     return await connections.open_connection(config.url(migrating=migrating), application_name=name)
 
 
-def _no_tls(error: OSError) -> str | None:
-    """The driver has no kind of error for a server without TLS, which waiting would not bring."""
-    return f"{error} (sslmode asks for TLS, and it has none)" if "rejected SSL upgrade" in str(error) else None
+def _tls_problem(error: OSError, url: str) -> str | None:
+    """What waiting would not change. The driver has no kind of error for a server without TLS.
+
+    It says the same of a stream that is out of order, which the next connection need not be.
+    """
+    if demands_tls(url) and "rejected SSL upgrade" in str(error):
+        return f"{error} (sslmode asks for TLS, and it has none)"
+    return unreadable_tls_file(url)

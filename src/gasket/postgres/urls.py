@@ -12,6 +12,7 @@ import msgspec
 CONNECT_TIMEOUT = 10.0
 """Seconds for each host, where the URL has no `connect_timeout`."""
 
+_TLS_MODES = ("require", "verify-ca", "verify-full")
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 LIVENESS = (
     "connect_timeout",
@@ -99,6 +100,12 @@ def address_of(url: str, *, hosts: Sequence[tuple[str, int | None]] | None = Non
     default_port = os.environ.get("PGPORT") or "5432"
     shown = (f"{f'[{host}]' if set(':/') & set(host) else host}:{port or default_port}" for host, port in hosts)
     return f"{role}@{','.join(shown)}/{database}"
+
+
+def demands_tls(url: str) -> bool:
+    """Whether the URL, or libpq's variable, does without the server rather than without TLS."""
+    given = dict(parse_qsl(urlsplit(url).query))
+    return (given.get("sslmode") or os.environ.get("PGSSLMODE", "")) in _TLS_MODES
 
 
 def unreadable_tls_file(url: str) -> str | None:

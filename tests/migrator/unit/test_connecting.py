@@ -46,6 +46,22 @@ async def test_a_server_that_is_away_is_named(closed_port: int) -> None:
     assert "Connection refused" in message
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [("", "could not be reached"), ("?sslmode=prefer", "could not be reached"), ("?sslmode=require", "asks for TLS")],
+)
+async def test_only_a_url_that_demands_tls_is_at_fault_for_an_answer_out_of_order(query: str, says: str) -> None:
+    async def upset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)  # the question for TLS
+        writer.write(b"T\0\0")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(upset, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert says in await told(f"postgresql://app@127.0.0.1:{port}/gasket{query}")
+
+
 async def test_a_file_that_cannot_be_read_is_told_at_once_though_the_server_is_away(
     tmp_path: Path, closed_port: int
 ) -> None:
