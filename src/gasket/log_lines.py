@@ -50,7 +50,7 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         keep_traceback(record)
-        return super().format(record)
+        return super().format(record).rstrip("\n")  # Python's warnings end with their line
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         shown = logging.makeLogRecord({**record.__dict__, "name": _NAMES.get(record.name, record.name)})
@@ -66,7 +66,7 @@ class _JsonFormatter(logging.Formatter):
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": _NAMES.get(record.name, record.name),
-            "message": record.getMessage(),
+            "message": record.getMessage().rstrip("\n"),
         }
         for name, value in record.__dict__.items():
             if name not in _OF_EVERY_RECORD and name not in _REPEATED:

@@ -127,11 +127,12 @@ _lines = formatter("text")
 def configure(log_format: str | None) -> bool:
     """Write every log line to standard error in one format, uvicorn's included; let no line hold anything up.
 
-    `log_format` is `json`, `text` or None, as for `formatter`. Where logging is configured already, the formats stay;
-    then it returns False.
+    So with Python's warnings, which would be written there directly. `log_format` is `json`, `text` or None, as for
+    `formatter`. Where logging is configured already, the formats stay; then it returns False.
     """
     root, ours, server = (logging.getLogger(name) for name in ("", "gasket", "uvicorn"))
     unblock(root, ours, server)
+    logging.captureWarnings(bool(root.handlers or not ours.handlers))
     if root.handlers or ours.handlers:
         return False
     handler = line_handler("stderr", log_format)

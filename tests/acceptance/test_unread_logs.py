@@ -21,6 +21,8 @@ from tests.acceptance.processes import Replica, environment, free_port, until
 SMALLEST_PIPE = 4096
 MANY = 40
 """Revisions whose log lines fill such a pipe several times over."""
+WARNS = 'for number in range(100):\n    __import__("warnings").warn(f"{number} " + 100 * "x")'
+"""A revision that gives rise to warnings of Python's, as SQLAlchemy does, while it holds the lock."""
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ async def test_a_replica_migrates_serves_and_ends(
 ) -> None:
     for number in range(MANY):
         installation.project.add_table(f"step_{number}")
+    installation.project.add_revision("warns", WARNS)
     async with serving(installation, tmp_path, unread[1]) as replica:
         await until(lambda: waiting_in(unread[0]) > SMALLEST_PIPE - 400, 30, "a full pipe")
         await installation.assert_migrated_once()
@@ -97,6 +100,7 @@ async def test_a_command_migrates_and_ends(
 ) -> None:
     for number in range(MANY):
         installation.project.add_table(f"step_{number}")
+    installation.project.add_revision("warns", WARNS)
     if command[0] == "alembic.config":
         command = [command[0], "-c", str(installation.project.ini), *command[1:]]
     process = start(installation, command, tmp_path, unread[1])

@@ -56,6 +56,7 @@ def progress_shown(log_format: str | None) -> Iterator[None]:
     handler = logs.OutletHandler(outlet)
     root.addHandler(handler)
     ours.setLevel(logging.INFO)
+    logging.captureWarnings(True)
     try:
         with Live(
             get_renderable=display.render, console=console, transient=True, refresh_per_second=_REFRESHED_PER_SECOND
@@ -66,6 +67,7 @@ def progress_shown(log_format: str | None) -> Iterator[None]:
                 outlet.flush()
         console.print(display.summary(), highlight=False)
     finally:
+        logging.captureWarnings(False)
         ours.setLevel(before)
         root.removeHandler(handler)
 
@@ -129,7 +131,7 @@ class _Display(logging.Handler):
             self._works += 1
             self._print(record.getMessage())
         elif event is None:
-            self._print(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "")
+            self._print(record.getMessage().rstrip("\n"), style="yellow" if record.levelno >= logging.WARNING else "")
 
     def _print(self, line: str, style: str = "") -> None:
         self._console.print(line, style=style, markup=False, highlight=False)
