@@ -18,12 +18,12 @@ from gasket.migrator.commands.status import StatusReport, report_on
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.gate.plan import Plan, SchemaState
-from gasket.migrator.gate.situation import read_situation
+from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.background import OPEN, UNFINISHED, Work, has_background_table, read_works
 from gasket.migrator.ledger.read import read_history, read_versions
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
-from gasket.postgres.errors import DRIVER_ERRORS
+from gasket.postgres.errors import AWAY, DRIVER_ERRORS, describe
 from gasket.postgres.sessions import READINESS, Replica, serving_replicas
 
 log = logging.getLogger("gasket.migrator")
@@ -40,6 +40,7 @@ _GRACE = 30.0
 _FIRST_WATCH_AFTER = 2.0
 _WATCH_EVERY = 5.0
 _ROWS_OF_ONE_CHANGE = 20
+_NO_ANSWER = "The database does not answer."
 _DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "stamped", "accept": "accepted the file of"}
 
 
@@ -79,6 +80,7 @@ class SchemaMonitor:
         self._last_good: Readiness | None = None
         self._good_at = 0.0
         self._leaving = False
+        self._told_away = False
         self._watching: asyncio.Task[None] | None = None
         self._has_background_table = False
         self.works: list[Work] = []
@@ -194,8 +196,18 @@ class SchemaMonitor:
                 except BaseException:
                     self._drop_connection()
                     raise
-        except DRIVER_ERRORS:
-            return self._away()
+        except DRIVER_ERRORS as error:
+            if not self._told_away:
+                self._told_away = True
+                log.warning(
+                    "the state of the schema cannot be read (%s); if that lasts for %.0f s, this replica is not ready",
+                    describe(error),
+                    _GRACE,
+                )
+            return self._away(error)
+        if self._told_away:
+            self._told_away = False
+            log.info("the state of the schema can be read again")
         self._last_good, self._good_at = answer, time.monotonic()
         return answer
 
@@ -207,31 +219,35 @@ class SchemaMonitor:
             self._planned_for = versions
             self._detail = _why_not_ready(self._plan, versions) or "; ".join(map(str, situation.edits)) or None
             if before is None or before.serves is not self._plan.serves:
-                await self._tell_of_change(connection, first=before is None)
+                await self._tell_of_change(connection, situation, first=before is None)
         plan, revision = self._plan, ", ".join(sorted(versions)) or None
         return Readiness(plan.serves, plan.state.value, revision, plan.head, self._detail)
 
-    async def _tell_of_change(self, connection: asyncpg.Connection, *, first: bool) -> None:
+    async def _tell_of_change(self, connection: asyncpg.Connection, situation: Situation, *, first: bool) -> None:
         """One log line when this replica stops being ready, with what the ledger says of it, and one when it is again.
 
         A replica that starts has just been told that the schema is right: `first` it is silent about that.
         """
-        assert self._plan is not None
-        if self._plan.serves:
+        plan = situation.plan
+        if plan.serves:
             if not first:
                 log.info("this release can run on the schema again: this replica is ready")
             return
-        history = await read_history(connection, self._config.schema, _ROWS_OF_ONE_CHANGE)
+        history: list[dict[str, Any]] = []
+        if situation.database.has_ledger:
+            history = await read_history(connection, self._config.schema, _ROWS_OF_ONE_CHANGE)
         log.warning(
             "the schema was changed while this replica was serving; it is no longer ready. %s %s",
-            _last_change(history, self._plan),
+            _last_change(history, plan),
             self._detail,
         )
 
-    def _away(self) -> Readiness:
+    def _away(self, error: Exception) -> Readiness:
         last, age = self._last_good, time.monotonic() - self._good_at
         ready = last is not None and last.ready and age < _GRACE
-        return self._as_of_last(ready=ready, state=DATABASE_AWAY, detail="The database does not answer.")
+        refused = isinstance(error, asyncpg.PostgresError) and not isinstance(error, AWAY)
+        detail = "The database does not let this replica read the state of the schema." if refused else _NO_ANSWER
+        return self._as_of_last(ready=ready, state=DATABASE_AWAY, detail=detail)
 
     def _not_for_long(self) -> Readiness:
         return self._as_of_last(ready=False, state=LEAVING, detail="This replica is being stopped.")

@@ -94,6 +94,34 @@ async def test_a_newer_release_that_this_one_cannot_run_beside_is_told(
     assert "applied r4." in caplog.text
 
 
+async def test_a_schema_that_is_dropped_with_its_ledger_is_told(
+    monitor: SchemaMonitor, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    await observer.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    answer = await monitor.readiness()
+    assert (answer.ready, answer.state, answer.revision) == (False, "behind", None)
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "it is no longer ready. The ledger does not say who changed it." in said
+
+
+async def test_a_database_that_refuses_is_not_said_to_be_silent(
+    monitor: SchemaMonitor, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For everybody it says no more than that; the log says why, once."""
+    caplog.set_level("INFO", "gasket.migrator")
+    await observer.execute("ALTER TABLE alembic_version RENAME version_num TO number")
+    for _ in range(3):
+        answer = await monitor.readiness()
+    assert (answer.ready, answer.state) == (True, "database_away")
+    assert answer.detail == "The database does not let this replica read the state of the schema."
+    await observer.execute("ALTER TABLE alembic_version RENAME number TO version_num")
+    assert (await monitor.readiness()).state == "at_head"
+    first, second = [record.getMessage() for record in caplog.records if "of the schema can" in record.getMessage()]
+    assert 'column "version_num" does not exist' in first
+    assert "not ready" in first
+    assert second == "the state of the schema can be read again"
+
+
 @pytest.mark.parametrize(
     ("done", "said"),
     [
