@@ -49,7 +49,7 @@ from gasket.errors import (
 )
 from gasket.origin import current_origin
 from gasket.postgres.connections import open_connection
-from gasket.postgres.errors import DRIVER_ERRORS, is_lost, lacks_object
+from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost, lacks_object
 from gasket.postgres.sessions import application_name
 
 MAX_ID = 2**31 - 1
@@ -311,6 +311,13 @@ def refusing(violations: Mapping[str, GasketError]) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+def told_by_command(error: SQLAlchemyError) -> str:
+    """What a command says of a failed statement, without the full stop."""
+    if lacks_object(error):
+        return "The schema lacks what this release needs; to see what is applied run: gasket database status"
+    return describe(error)
 
 
 def explain(error: Exception, *, changes: bool = True) -> GasketError | None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gasket import errors
+from gasket.db import told_by_command
 from gasket.http import describe, log_response, respond
 from gasket.postgres.sessions import application_name
 
@@ -152,3 +153,8 @@ def test_a_sessions_name_fits_and_keeps_the_pid(release: str) -> None:
     assert len(name.encode()) <= 63
     assert name.isascii()
     assert name.endswith(f":{os.getpid()}")
+
+
+def test_a_command_says_of_a_schema_that_is_behind_what_to_look_at() -> None:
+    assert "gasket database status" in told_by_command(failed(ProgrammingError, "42P01"))
+    assert told_by_command(LOST) == "secret words of the driver"

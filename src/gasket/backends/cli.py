@@ -13,11 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gasket.backends.models import key_ring
 from gasket.backends.service import BackendService
-from gasket.db import create_sessions
+from gasket.db import create_sessions, told_by_command
 from gasket.errors import GasketError, SettingsError
 from gasket.migrator.errors import MigratorError
 from gasket.origin import acting, origin_of_command
-from gasket.postgres.errors import describe
 
 
 class BackendsCLI(CLIPlugin):
@@ -52,10 +51,7 @@ class BackendsCLI(CLIPlugin):
         except (GasketError, MigratorError) as error:  # the latter looks at the database first
             raise click.ClickException(str(error)) from None
         except SQLAlchemyError as error:
-            driver = getattr(error, "orig", None) or error
-            raise click.ClickException(
-                f"{describe(driver.__cause__ or driver)}; no credential was rewritten."
-            ) from None
+            raise click.ClickException(f"{told_by_command(error)}. No credential was rewritten.") from None
         click.echo(f"{rewritten} credentials are now encrypted with the first key of GASKET_SECRET_KEY.")
         if unreadable:
             click.echo(f"{len(unreadable)} could be opened with none of the keys, and stay as they are:", err=True)

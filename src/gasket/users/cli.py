@@ -12,11 +12,10 @@ from litestar.plugins import CLIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gasket.db import create_sessions
+from gasket.db import create_sessions, told_by_command
 from gasket.errors import GasketError, SettingsError
 from gasket.migrator.errors import MigratorError
 from gasket.origin import acting, origin_of_command
-from gasket.postgres.errors import describe
 from gasket.users.addresses import Sign
 from gasket.users.erasure import Eraser
 from gasket.users.schemas import Erased
@@ -64,7 +63,7 @@ class UsersCLI(CLIPlugin):
             raise click.ClickException(str(error)) from None
         except SQLAlchemyError as error:
             raise click.ClickException(
-                f"{describe(error)}; what was changed before stays. Mend the cause and run the command again."
+                f"{told_by_command(error)}. What was changed before stays. Mend the cause and run the command again."
             ) from None
         click.echo("\n".join(_told(erased)))
         if erased.left:
