@@ -102,6 +102,16 @@ async def test_the_database_s_url_may_come_from_a_file(
     assert both.line == "gasket: DATABASE_URL and DATABASE_URL_FILE are both set; set one of them."
 
 
+async def test_a_mistyped_revision_is_answered_with_the_nearest_by_commands_that_read_files_alone(
+    installation: Installation,
+) -> None:
+    head = installation.project.shipped[-1]
+    typo = f"{head[:-1]}x"
+    for command in (("show", typo), ("edit", typo), ("merge", typo, head), ("history", "--rev-range", f"{typo}:")):
+        refused = await _refused(installation, *GASKET, *command)
+        assert f"There is no revision {typo}; nothing was changed. Nearest: {head}" in refused.line, command
+
+
 async def test_looking_takes_no_lock_and_changes_nothing(installation: Installation) -> None:
     """While somebody holds the lock, too."""
     head = installation.project.shipped[-1]

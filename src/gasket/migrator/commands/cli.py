@@ -39,6 +39,7 @@ _OWN = {
 """Where each command is made, of a MigratorConfig; they take the place of Advanced Alchemy's of the same name."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_MISSING_TARGET = "gasket.migrator.gate.targets:missing_target"
 _NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _OTHERS = "advanced_alchemy.extensions.litestar.cli:database_group"
 
@@ -106,12 +107,28 @@ class DatabaseCommands(click.Group):
             sys.exit(1)
 
     def _invoke(self, ctx: click.Context) -> Any:
-        """Alembic's errors of files that cannot be read do not say which; to read them ourselves does."""
+        """Alembic's errors of files that cannot be read do not say which; to read them ourselves does.
+
+        And of a revision that is not there they do not say which is the nearest.
+        """
+        from alembic.script.revision import ResolutionError  # as above
+        from alembic.util import CommandError
+
         try:
             return super().invoke(ctx)
         except (OSError, ImportError):
             configured_revisions(self._read_config().ini)
             raise
+        except CommandError as error:
+            if isinstance(error.__cause__, ResolutionError) and (refusal := self._not_there(error.__cause__.argument)):
+                raise refusal from error
+            raise
+
+    def _not_there(self, named: str) -> MigratorError | None:
+        missing_target: Callable[..., MigratorError | None] = pkgutil.resolve_name(_MISSING_TARGET)
+        ini = self._read_config().ini
+        revisions = configured_revisions(ini)
+        return missing_target(named, revisions, revisions, ini)
 
 
 def _others() -> click.Group:
