@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,27 @@ def test_batches_grow_to_a_tenth_of_a_second_and_shrink_when_they_take_longer() 
     assert pace.size == first // 2
     pace.after_batch(0.01, 1, in_the_way=False)
     assert pace.size == first // 2, "a batch that was not full says nothing"
+
+
+@pytest.mark.parametrize("fixed", [0.5, 3.0])
+@pytest.mark.parametrize("empty", [0, 3])
+def test_a_time_that_every_batch_takes_makes_no_batch_smaller(fixed: float, empty: int) -> None:
+    """As with a subquery that reads the whole table, in ranges without a row that matches, too."""
+    pace = Pace(1)
+    noise = itertools.cycle([1.0, 1.1, 0.9, 1.05, 0.95, 1.2, 0.85])
+    for number in range(40):
+        rows = 0 if number < empty else pace.size
+        pace.after_batch((fixed + rows * 0.00002) * next(noise), rows, in_the_way=False)
+    assert pace.size > 1000
+
+
+@pytest.mark.parametrize("a_row", [0.0005, 0.01, 0.05])
+def test_a_range_that_took_long_without_a_row_does_not_make_batches_long(a_row: float) -> None:
+    pace = Pace(1)
+    for number in range(40):
+        rows = 0 if number < 3 else pace.size
+        pace.after_batch(rows * a_row or 2.0, rows, in_the_way=False)
+    assert pace.size * a_row < 0.5
 
 
 def test_the_pause_leaves_the_others_their_share() -> None:
