@@ -917,3 +917,17 @@ async def test_a_plan_shows_the_work_with_live_rows(
     text = format_plan(await forecast_pending(config))
     assert "leaves for after the start: backfill of items, about 4,000 rows, about 0:00:00 (h:mm:ss)" in text
     assert "needs the background work of r2 to be complete" in text
+
+
+async def test_a_plan_does_not_say_that_rows_are_in_the_way_which_a_needed_backfill_changes_first(
+    project: Project, config: MigratorConfig, observer: asyncpg.Connection
+) -> None:
+    project.add(TABLE)
+    await bring_to_head(config)
+    await fill(observer)
+    declare(project, BACKFILL)
+    need(project, "['r2']", upgrade='op.execute("ALTER TABLE items ALTER tier SET NOT NULL")')
+    plan = await forecast_pending(config)
+    [found] = plan.revisions[1].row_findings
+    assert "statement 1 may fail on more than 1,000 rows of items: tier is NULL; what runs before it" in found.sentence
+    assert not plan.fails

@@ -145,7 +145,7 @@ async def test_rows_that_the_revision_mends_are_not_certain_to_fail(project: Pro
     [found] = revision.row_findings
     assert (found.certain, found.rows) == (False, 2)
     assert found.sentence == (
-        "statement 2 may fail on 2 rows of t: c is NULL; an earlier statement writes to t, so it may be mended by then"
+        "statement 2 may fail on 2 rows of t: c is NULL; what runs before it writes to t, so it may be mended by then"
     )
     await bring_to_head(config)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 import asyncpg
 import msgspec
 
+from gasket.migrator.background import Backfill
 from gasket.migrator.background.declared import declared_works
 from gasket.migrator.background.planned import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
@@ -15,6 +16,7 @@ from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
+from gasket.migrator.ledger.background import UNFINISHED, has_background_table, read_works
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import RevisionFile, Revisions
 from gasket.migrator.revisions.loading import load_scripts
@@ -150,7 +152,7 @@ async def forecast(
     left = [file for file in pending if file.revision not in observation.effects]
     async with connected(config, migrating=True) as live:
         effects = observation.effects | (await _estimate(config, live, left) if left else {})
-        rows = await _look_at_rows(live, config.schema, effects)
+        rows = await _look_at_rows(live, config.schema, effects, await _changed_before(live, config, pending))
         works = await _plan_works(live, config, pending)
         sizes = await _sizes(live, config.schema, {lock.table for e in effects.values() for lock in e.locks})
         if sizes is None:
@@ -221,14 +223,48 @@ async def _estimate(
 
 
 async def _look_at_rows(
-    live: asyncpg.Connection, schema: str, effects: Mapping[str, Effects]
+    live: asyncpg.Connection, schema: str, effects: Mapping[str, Effects], changed: Mapping[str, Set[str]]
 ) -> dict[str, tuple[list[RowFinding], list[Write]]]:
-    """By revision: what is in the way, and what is written. A lost connection ends the plan, and nothing else does."""
+    """By revision: what is in the way, and what is written. A lost connection ends the plan, and nothing else does.
+
+    `changed` is as `_changed_before` has it.
+    """
     rows = LiveRows(live, schema)
-    return {
-        revision: (await rows.findings(found.requirements, found.statements), await rows.writes(found))
-        for revision, found in effects.items()
-    }
+    looks = {}
+    for revision, found in effects.items():
+        requirements = [
+            msgspec.structs.replace(
+                one, after_writes=one.after_writes or _plain(one.table, schema) in changed[revision]
+            )
+            for one in found.requirements
+        ]
+        looks[revision] = (await rows.findings(requirements, found.statements), await rows.writes(found))
+    return looks
+
+
+async def _changed_before(
+    live: asyncpg.Connection, config: MigratorConfig, pending: Sequence[RevisionFile]
+) -> dict[str, frozenset[str]]:
+    """By revision: the tables with rows that background work has yet to change before the revision is applied."""
+    directory = script_directory(config.ini)
+    tables: dict[str, set[str]] = {}
+    if await has_background_table(live, config.schema):
+        for work in await read_works(live, config.schema, states=UNFINISHED):
+            tables.setdefault(work.revision, set()).add(_plain(work.table_name, config.schema))
+    for file in pending:
+        declared = declared_works(directory.get_revision(file.revision).module)
+        tables[file.revision] = {_plain(one.table, config.schema) for one in declared if isinstance(one, Backfill)}
+    changed: set[str] = set()
+    found = {}
+    for file in pending:
+        changed.update(*(tables.get(needed, ()) for needed in verdict_on(file).needs_background))
+        found[file.revision] = frozenset(changed)
+    return found
+
+
+def _plain(table: str, schema: str) -> str:
+    """A table's name without quotes, and without the schema if that is ours."""
+    return table.replace('"', "").removeprefix(f"{schema}.")
 
 
 async def _sizes(

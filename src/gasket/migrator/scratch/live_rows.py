@@ -203,7 +203,7 @@ def _finding(requirement: Requirement, problem: str, count: int | None) -> RowFi
     table = shown(requirement.table)
     told = problem.format(table=table, number=number, rows=f"{number} row{'' if count == 1 else 's'}")
     if requirement.after_writes:
-        sentence = f"may fail {told}; an earlier statement writes to {table}, so it may be mended by then"
+        sentence = f"may fail {told}; what runs before it writes to {table}, so it may be mended by then"
     else:
         sentence = f"would fail {told}"
     sentence = f"statement {requirement.statement} {sentence}"
