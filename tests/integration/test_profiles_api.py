@@ -159,6 +159,17 @@ async def test_the_model_at_fault_is_named(client: httpx.AsyncClient, models: li
     assert_problem(response, 400, "invalid-input", field="allowed_models[1]")
 
 
+async def test_rules_that_another_program_has_written_wrongly_hide_no_profile(
+    client: httpx.AsyncClient, post: Post, database: asyncpg.Connection
+) -> None:
+    made = await post("/api/profiles", name="team")
+    for wrong in ('[{"issuer": "https://example.com"}]', '["x"]', '{"issuer": 1}', "null"):
+        await database.execute("UPDATE backend_profiles SET claim_rules = $1", wrong)
+        [shown] = (await client.get("/api/profiles")).json()["items"]
+        assert shown["claim_rules"] == [], wrong
+        assert (await client.get(f"/ui/profiles/{made['id']}")).status_code == 200, wrong
+
+
 async def test_backends_have_to_exist_and_be_named_once(
     client: httpx.AsyncClient, post: Post, backends: list[int]
 ) -> None:

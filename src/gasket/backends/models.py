@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     false,
     text,
@@ -220,6 +221,21 @@ class BackendModel(Base):
     priority: Mapped[int] = mapped_column(comment="A lower one is asked first")
 
 
+class _ClaimRules(TypeDecorator[list[dict[str, str]]]):
+    """None at all where another program has written what are no rules, as to the gateway, whose log tells of them."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> list[dict[str, str]]:
+        return value if isinstance(value, list) and all(map(_is_rule, value)) else []
+
+
+def _is_rule(value: object) -> bool:
+    parts = ("issuer", "claim", "pattern")
+    return isinstance(value, dict) and all(isinstance(value.get(part), str) for part in parts)
+
+
 class BackendProfile(Entity):
     """What keys of one kind may use: backends in order of preference, models, and limits."""
 
@@ -245,7 +261,7 @@ class BackendProfile(Entity):
     routing: Mapped[Routing] = mapped_column(Text(), server_default=text("'ordered'"))
     user_header: Mapped[str | None] = mapped_column(comment="The header that names the end user")
     claim_rules: Mapped[list[dict[str, str]]] = mapped_column(
-        JSONB(),
+        _ClaimRules(),
         server_default=text("'[]'"),
         comment="Whose signed tokens it takes: a list of objects with issuer, claim and pattern",
     )
