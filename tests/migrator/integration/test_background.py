@@ -555,13 +555,14 @@ async def test_a_replica_does_what_is_open_and_leaves_at_once(
 ) -> None:
     await work()
     monkeypatch.setattr("gasket.migrator.background.worker._FIRST_LOOK_AFTER", 0.0)
+    monkeypatch.setattr("gasket.migrator.background.worker._LOOK_EVERY", 600.0)  # it leaves in this pause
     told: list[str] = []
     monitor = SchemaMonitor(config)
     worker = BackgroundWorker(replace(config, notify=lambda kind, *_: told.append(kind)), monitor.open_work)
     worker.start()
     await is_true(observer, "SELECT state = 'complete' FROM migration_background")
     await until(lambda: told == ["background.completed"], 30, "the message")
-    await asyncio.wait_for(worker.stop(), timeout=2)
+    await asyncio.wait_for(worker.stop(), timeout=60)
     await monitor.close()
     assert await observer.fetchval(EACH_ONCE)
 
