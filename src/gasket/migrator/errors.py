@@ -449,7 +449,7 @@ class MigrationFailedError(MigratorError):
         if committed:
             state = "it has committed by itself: what it did before that stays, the rest was rolled back"
         elif partly:
-            state = "its statements up to its last autocommit block are committed, the rest was rolled back"
+            state = "what it did before its autocommit block and in it is committed, the rest was rolled back"
         elif applied:
             state = f"it was rolled back whole, {_stays(applied)}; the schema is at {still_at}"
         else:

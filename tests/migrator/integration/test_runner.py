@@ -201,7 +201,7 @@ async def test_a_failure_behind_an_autocommit_block_says_what_is_committed(
         '        op.execute("CREATE INDEX CONCURRENTLY kept_id ON kept (id)")\n'
         '    op.execute("SELECT 1/0")'
     )
-    with pytest.raises(MigrationFailedError, match="up to its last autocommit block are committed"):
+    with pytest.raises(MigrationFailedError, match="before its autocommit block and in it is committed"):
         await bring_to_head(project.config(database_url))
     assert "kept" in await tables(observer)
     assert await ledger(observer) == []
