@@ -125,6 +125,7 @@ async def database(api_database_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 async def client(replica: httpx.AsyncClient, database: asyncpg.Connection) -> AsyncIterator[httpx.AsyncClient]:
     """An administrator of an empty installation."""
+    key_ring.load([SECRET_KEY])  # the process's: another file may have left one of its own
     yield replica
     await database.execute(
         "DELETE FROM api_keys; DELETE FROM profile_backends; DELETE FROM backend_profiles; "
