@@ -175,7 +175,7 @@ class TestReencrypt:
         [
             ((), None, "GASKET_SECRET_KEY"),
             ((NEW_KEY,), "postgresql://u:hunter2@127.0.0.1:1/x", "cannot be reached"),
-            ((NEW_KEY,), "empty", "openai_backends"),
+            ((NEW_KEY,), "empty", "gasket database status"),
         ],
     )
     async def test_a_failure_is_one_sentence(
