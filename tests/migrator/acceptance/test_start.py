@@ -82,7 +82,7 @@ async def test_starters_wait_out_a_concurrent_index(installation: Installation) 
     await installation.migrate()
     look = await installation.look()
     await look.execute(
-        "INSERT INTO backend_profiles (name) SELECT 'profile ' || n FROM generate_series(1, 200000) AS n", timeout=60
+        "INSERT INTO backend_profiles (name) SELECT 'profile ' || n FROM generate_series(1, 200000) AS n", timeout=180
     )
     installation.project.add_pause("until_all_wait")
     await installation.pause(90)
