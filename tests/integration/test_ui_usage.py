@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
+import re
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import httpx
@@ -77,6 +79,25 @@ async def test_what_was_deleted_keeps_its_number(used: httpx.AsyncClient) -> Non
     page = (await used.get("/ui/usage", params={"by": "key", **DAYS})).text
     assert "key 901" in page
     assert "deleted" in page
+
+
+@pytest.mark.parametrize("days", [1, 2, 3, 60, 200])
+async def test_the_bars_add_up_to_what_the_table_has(
+    client: httpx.AsyncClient, database: asyncpg.Connection, days: int
+) -> None:
+    """Of hours, days and months. The range ends today, on which something is used in this hour and the day's first."""
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    expected: Counter[str] = Counter()
+    slot = "%b %d, %H:%M" if days <= 2 else "%b %d" if days < 100 else "%Y-%m"
+    for hour in {now, now.replace(hour=0), *(now - timedelta(days=ago) for ago in range(1, days))}:
+        await database.execute(TOTAL, hour, 7, 1, 0, "m", "ada@example.com", 3, 1, 1)
+        expected[f"{hour:{slot}}"] += 3
+    first, last = now.date() - timedelta(days=days - 1), now.date()
+    page = (await client.get("/ui/usage", params={"by": "key", "from": str(first), "to": str(last)})).text
+    if now.date() != datetime.now(UTC).date():
+        pytest.skip("midnight was in between")
+    bars = re.findall(r"<g><title>([^<]*): (\d+)</title>", page.partition("Tokens by")[0])
+    assert {name: int(number) for name, number in bars if number != "0"} == expected
 
 
 @pytest.mark.parametrize("query", [{"by": "nothing"}, {"from": "x"}, {"to": "1999-01-01"}, {"from": "9999-12-31"}])

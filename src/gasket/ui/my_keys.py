@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from advanced_alchemy.filters import LimitOffset, OrderBy
@@ -26,13 +26,12 @@ from gasket.ui.limits import limits_of
 from gasket.ui.lists import listing, whole_number
 from gasket.ui.pages import PageRequest, Session, Transaction, page, to
 from gasket.ui.usage import PLAIN_RANGE, RANGES, Range, charts, last_days
-from gasket.usage.schemas import Group, UsageSum
+from gasket.usage.schemas import NUMBERS, Group, UsageSum
 from gasket.usage.service import UsageService
 
 _MOST_PROFILES = 100
 _MOST_SUMS = 100_000
 _MODELS = 10
-_NUMBERS = [name for name in UsageSum.__struct_fields__ if name not in get_args(Group)]
 
 
 class MyKeyPages(Controller):
@@ -150,7 +149,7 @@ def _by(sums: Iterable[UsageSum], group: Group) -> list[UsageSum]:
 
 def _added(sums: Collection[UsageSum], **group: Any) -> UsageSum:
     """All of them together."""
-    return UsageSum(**group, **{name: sum(getattr(entry, name) for entry in sums) for name in _NUMBERS})
+    return UsageSum(**group, **{name: sum(getattr(entry, name) for entry in sums) for name in NUMBERS})
 
 
 async def _new(request: PageRequest, session: AsyncSession, form: Form, status: int = 200) -> Template:

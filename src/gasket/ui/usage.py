@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from gasket.ui.charts import Chart, Point, bar_chart
 from gasket.ui.csv_files import csv_file
 from gasket.ui.forms import Form
 from gasket.ui.pages import PageRequest, Session, page
-from gasket.usage.schemas import Group, UsageQuery, UsageSum
+from gasket.usage.schemas import NUMBERS, Group, UsageQuery, UsageSum
 from gasket.usage.service import UsageService
 
 GROUPS: dict[Group, str] = {"key": "Key", "user": "User", "profile": "Profile", "model": "Model", "backend": "Backend"}
@@ -89,7 +90,7 @@ async def usage(request: PageRequest, db_session: Session) -> Response[Any]:
         return page(request, "usage.html", status=400, form=form.refused(error), groups=GROUPS, chosen=None, ranges=[])
     service = UsageService(db_session)
     largest = await service.largest(chosen.query(chosen.by), limit=_SHOWN)
-    slots, _ = await service.sums(chosen.query(chosen.unit), order="asc", limit=_MOST_IN_FILE, offset=0)
+    bars = await _bars(service, chosen, today, largest.total)
     return page(
         request,
         "usage.html",
@@ -99,7 +100,7 @@ async def usage(request: PageRequest, db_session: Session) -> Response[Any]:
         ranges=_ranges(chosen, today),
         largest=largest,
         lines=await _lines(db_session, chosen.by, largest.rows),
-        charts=charts(chosen, slots),
+        charts=charts(chosen, bars),
         csv=chosen.address("/ui/usage.csv"),
     )
 
@@ -159,6 +160,26 @@ def _ranges(chosen: Range, today: date) -> list[tuple[str, str, bool]]:
     return found
 
 
+async def _bars(service: UsageService, chosen: Range, today: date, total: UsageSum) -> list[UsageSum]:
+    """The sums of each hour, day or month of the range, whose sums together are `total`.
+
+    Today's are what the days before it leave of the total: a day that is not over has no sums of its own yet, and to
+    add its totals up once more would take as long as all the other days.
+    """
+    query = chosen.query(chosen.unit)
+    if chosen.unit == "hour" or not chosen.first < today <= chosen.last:
+        return await _in_order(service, query)
+    before = await _in_order(service, msgspec.structs.replace(query, end=datetime.combine(today, time(), UTC)))
+    # Late records may come in between the two questions.
+    left = {name: max(0, getattr(total, name) - sum(getattr(bar, name) for bar in before)) for name in NUMBERS}
+    return [*before, UsageSum(day=today, month=f"{today:%Y-%m}", **left)]
+
+
+async def _in_order(service: UsageService, query: UsageQuery) -> list[UsageSum]:
+    sums, _ = await service.sums(query, order="asc", limit=_MOST_IN_FILE, offset=0)
+    return sums
+
+
 async def _lines(session: AsyncSession, by: Group, sums: Collection[UsageSum]) -> list[Line]:
     ids = [getattr(entry, by) for entry in sums]
     names = await _names(session, by, [found for found in ids if isinstance(found, int)])
@@ -190,16 +211,17 @@ def _row(line: Line, by: Group) -> list[Any]:
     return [getattr(line.sums, by), line.name, line.more, *(getattr(line.sums, name) for name in _SUMS)]
 
 
-def charts(chosen: Range, sums: list[UsageSum]) -> list[Chart]:
+def charts(chosen: Range, sums: Collection[UsageSum]) -> list[Chart]:
     """Requests and tokens over the range, a bar for each hour, day or month, also where nothing was used."""
     unit = chosen.unit
-    found = {_slot_name(unit, getattr(entry, unit)): entry for entry in sums}
     slots = list(_slots(chosen))
     begin, end = slots[0], slots[-1]
 
     def chart(title: str, field: str) -> Chart:
-        points = [Point(slot, getattr(found[slot], field) if slot in found else 0) for slot in slots]
-        return bar_chart(title, points, begin=begin, end=end)
+        found: Counter[str] = Counter()
+        for entry in sums:
+            found[_slot_name(unit, getattr(entry, unit))] += getattr(entry, field)
+        return bar_chart(title, [Point(slot, found[slot]) for slot in slots], begin=begin, end=end)
 
     return [chart(f"Requests by {unit}", "requests"), chart(f"Tokens by {unit}", "total_tokens")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -39,6 +39,10 @@ class UsageSum(msgspec.Struct, kw_only=True):
     reasoning_tokens: Annotated[int, Meta(description="Part of `completion_tokens`")]
     audio_tokens: Annotated[int, Meta(description="Part of `prompt_tokens` and `completion_tokens`")]
     total_tokens: int
+
+
+NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in get_args(Group))
+"""The fields of a sum that can be added up."""
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
