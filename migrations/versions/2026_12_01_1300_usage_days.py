@@ -26,10 +26,11 @@ SUMS = (
     "audio_tokens",
 )
 
-# Who changes totals of a day that is over leaves a mark: the sums of that day are of no use until they are made again.
+# A change to the totals of a day that is over leaves a mark: the sums of that day are void until they are made again.
 # A mark is a row more and no change of a row: a transaction adds it whatever its isolation level lets it see, and two
 # transactions never wait for each other's. It is the clock's day, not that in which the transaction began: a
-# transaction that goes on over midnight writes into a day that is over.
+# transaction that goes on over midnight writes into a day that is over. With TRUNCATE all sums go, by TRUNCATE as well:
+# a DELETE would miss those that its snapshot lacks.
 FUNCTION = """
 CREATE FUNCTION mark_usage_days() RETURNS trigger LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
@@ -46,7 +47,7 @@ BEGIN
         WHEN 'DELETE' THEN
             changed := ARRAY(SELECT DISTINCT hour FROM old_rows WHERE hour < today);
         ELSE
-            EXECUTE format('DELETE FROM %I.usage_days', TG_TABLE_SCHEMA);
+            EXECUTE format('TRUNCATE %I.usage_days', TG_TABLE_SCHEMA);
     END CASE;
     IF cardinality(changed) > 0 THEN
         EXECUTE format(

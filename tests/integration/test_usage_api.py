@@ -229,6 +229,7 @@ async def test_by_end_user_the_records_count(client: httpx.AsyncClient, api_data
     one_hour = {"from": "2026-11-25T19:00:00Z", "to": "2026-11-25T20:00:00Z"}
     assert await asked(client, "end_user", "model", **one_hour) == [("eve", "gpt-x", 1), (None, None, 1)]
     assert await asked(client, "key", "backend", end_user="eve") == [(4, None, 1)]
+    assert await asked(client, "key", end_user="eve") == [(4, 1)]
     assert await asked(client, "hour", end_user="") == [("2026-11-25T19:00:00Z", 1)]
     every = ["key", "user", "profile", "model", "backend", "hour", "day", "month"]
     by_all = [*(await asked(client, *every, end_user="bob")), *(await asked(client, *every, end_user="eve"))]

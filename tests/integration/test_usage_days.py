@@ -229,7 +229,7 @@ class TestReading:
         assert first.requests == (2 if query.groups == ("hour",) else 1)
 
     def test_every_filter_is_known(self) -> None:
-        """A new one has to be in `fits`, and in the test before."""
+        """A new one has to be in `fits`, and in the test before (`end_user`: in `test_usage_api.py`)."""
         filters = {"key", "keys", "user", "profile", "model", "backend", "end_user"}
         assert set(UsageQuery.__struct_fields__) == {"groups", "start", "end"} | filters
         assert set(get_args(Group)) == {*GROUPS, "hour", "end_user"}
@@ -359,6 +359,19 @@ class TestLateChanges:
         await sum_all(usage)
         assert await of_service(session, query) == expected
         assert await usage.fetchval("SELECT count(*) FROM usage_days WHERE by = 'changed'") == 0
+
+    @pytest.mark.parametrize("statement", ["DELETE FROM usage_totals", "TRUNCATE usage_totals"])
+    async def test_also_sums_that_the_transaction_cannot_see(
+        self, usage: asyncpg.Connection, other: asyncpg.Connection, statement: str
+    ) -> None:
+        await add(usage, 0)
+        async with other.transaction(isolation="repeatable_read"):
+            assert await other.fetchval("SELECT count(*) FROM usage_days WHERE by = 'all'") == 0
+            # As summing leaves it, which waits for this transaction if that has written anything.
+            assert 0 in [(day - FIRST.date()).days for day in await sum_all(usage)]
+            assert 0 in await good_days(usage)
+            await other.execute(statement)
+        assert 0 not in await good_days(usage)
 
     async def test_those_of_other_days_stay(self, usage: asyncpg.Connection) -> None:
         await add(usage, 0)
@@ -521,13 +534,13 @@ async def test_rows_that_come_back_from_the_archive_are_not_believed(
     try:
         await add(connection, 0)
         await sum_all(connection)
-        before = await connection.fetch("SELECT * FROM usage_days ORDER BY day, by")
+        before = await connection.fetch("SELECT * FROM usage_days ORDER BY by, days, day, name")
         monkeypatch.setenv("DATABASE_URL", database_url)
         config = Config(str(REPOSITORY / "alembic.ini"))
         await asyncio.to_thread(command.downgrade, config, "e93a5c20d718")
         await add(connection, 0)
         await asyncio.to_thread(command.upgrade, config, "head")
-        assert await connection.fetch("SELECT * FROM usage_days ORDER BY day, by") == before
+        assert await connection.fetch("SELECT * FROM usage_days ORDER BY by, days, day, name") == before
         assert await good_days(connection) == []
         query = UsageQuery(groups=("key",))
         async with session_of(database_url) as session:

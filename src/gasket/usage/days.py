@@ -38,7 +38,7 @@ _BY: dict[Group, str] = {
     **{"key": "key", "user": "user", "profile": "profile", "model": "model", "backend": "backend"},
     **{"day": "all", "month": "all"},
 }
-"""The rows of days that have what is grouped by."""
+"""The kind of row (`by` of `usage_days`) that answers each group."""
 _MOMENT = DateTime(timezone=True)
 _A_DAY = literal_column("interval '1 day'", Interval())
 
@@ -95,7 +95,10 @@ def _of_totals(group: Group, gaps: Subquery) -> Select[Any]:
 
 
 def _blocks(query: UsageQuery, *, single: bool) -> CTE:
-    """The longest blocks of days in the range whose sums are good, as `UsageDay` says; `single`: the days alone."""
+    """The longest blocks of days in the range whose sums are good. `single`: the days alone.
+
+    Which are good, `UsageDay` says. `gasket.usage.summing` has the same rule: change both.
+    """
     row = aliased(UsageDay, name="d")
     own = cast(literal_column("d.tableoid"), Text())
     sizes = func.unnest(literal(list(SIZES), ARRAY(Integer))).table_valued("size").render_derived("sizes")

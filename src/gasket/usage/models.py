@@ -74,7 +74,7 @@ class UsageDay(Base):
     number, counted from the year 1 on, is a multiple of its length.
 
     The sums of a block are good if it has a row of `all`, which has the oid of the very table that it is in, and none
-    of its days has one of `changed`. Who changes totals of a day that is over adds a row of `changed`: triggers do
+    of its days has one of `changed`. A change to the totals of a day that is over adds a row of `changed`; triggers do
     that. Rows that an archive or a dump has put back have the oid of another table: while they were away, the totals
     may have changed without the triggers.
     """

@@ -1,5 +1,5 @@
-"""Sums of usage: from those of whole days, as far as they can tell; else from the totals, for records are many, and old
-ones are deleted; by end user from the records, since totals have none.
+"""Sums of usage. From sums of whole days where these can answer; otherwise from the totals, because records are many
+and old ones are deleted. By end user from the records, because totals have none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Days that are over are summed up, one at a time, so that questions about them take few rows.
 
-Blocks of four days are summed, too, and of 16 and 64: a month of 10,000 keys is 300,000 rows of days, and 80,000 of
-blocks.
+Blocks of four days are summed, too, and of 16 and 64: a month of 10,000 keys is 300,000 rows of days, and about 100,000
+of blocks.
 
 Nobody is locked out meanwhile, and no sum stays wrong. Whoever changes totals of a day that is over adds a mark to it
 (`mark_usage_days`, a trigger). Here the marks of the day are deleted first, and only then, in a newer snapshot, the
@@ -25,7 +25,8 @@ from gasket.postgres.quoting import quote_identifier
 from gasket.usage.groups import SUMMED
 from gasket.usage.store import BEGIN
 
-SIZES = (1, TIMES := 4, TIMES**2, TIMES**3)
+TIMES = 4
+SIZES = tuple(TIMES**power for power in range(4))
 """The lengths of blocks of days that have sums of their own."""
 KINDS = ("all", "key", "user", "profile", "model", "backend")
 """What they are summed by."""
@@ -48,7 +49,7 @@ SELECT ((now() - interval '1 hour') AT TIME ZONE 'UTC')::date AS before, pg_curr
 """
 _HAVE_ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8"
 
-# Which sums are good, `UsageDay` says.
+# Which sums are good, `UsageDay` says. `gasket.usage.days` has the same rule, for reading: change both.
 _GOOD = """
 WITH found AS (
     SELECT days, day, name = tableoid::text AS good FROM {schema}.usage_days WHERE by = 'all'
@@ -171,7 +172,6 @@ class DaySums:
             self._over = await connection.fetchrow(_OVER)
             self._begun = time.monotonic()
             return None
-        assert self._over is not None
         if not await connection.fetchval(_HAVE_ENDED, self._over["transaction_id"]):
             self._wait_for_others()
             return None
