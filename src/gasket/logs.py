@@ -132,7 +132,8 @@ def configure(log_format: str | None) -> bool:
     """
     root, ours, server = (logging.getLogger(name) for name in ("", "gasket", "uvicorn"))
     unblock(root, ours, server)
-    logging.captureWarnings(bool(root.handlers or not ours.handlers))
+    if root.handlers or not ours.handlers:  # else nothing would write them
+        logging.captureWarnings(True)
     if root.handlers or ours.handlers:
         return False
     handler = line_handler("stderr", log_format)

@@ -419,6 +419,7 @@ class TestGateway:
         gasket: Replica,
         trusted: IdentityProvider,
         profile: Make,
+        client: httpx.AsyncClient,
         database: asyncpg.Connection,
         caplog: pytest.LogCaptureFixture,
         malformed: str,
@@ -435,6 +436,9 @@ class TestGateway:
         await until(lambda: answers(gasket, token, 200), 20, "the new profile is heard of")
         said = [line for line in caplog.messages if f"the claim rules of profile {broken} are not" in line]
         assert len(said) == 1
+        await client.patch(f"/api/profiles/{broken}", json={"claim_rules": []})
+        stored = await database.fetchval("SELECT claim_rules::text FROM backend_profiles WHERE id = $1", broken)
+        assert stored == "[]"
 
     async def test_changes_are_heard_of_on_another_replica(
         self,

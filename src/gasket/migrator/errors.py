@@ -222,7 +222,7 @@ class LocksNotGrantedError(MigratorError):
             how = "" if only_prepared else " with pg_terminate_backend(pid)"
             mend = f"Blocked by: {'; '.join(blockers)}. Let those finish or end them{how}, then start again"
         else:
-            mend = "Who blocks it could not be seen in time; pg_blocking_pids(pid) tells while it waits. Start again"
+            mend = "Who blocks it could not be seen in time; while it waits, pg_blocking_pids() tells. Start again"
         super().__init__(f"{what}. {mend}, or raise {limit}.")
 
 

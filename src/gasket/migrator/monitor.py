@@ -200,7 +200,8 @@ class SchemaMonitor:
             if not self._told_away:
                 self._told_away = True
                 log.warning(
-                    "the state of the schema cannot be read (%s); if that lasts for %.0f s, this replica is not ready",
+                    "the state of the schema cannot be read (%s); the last answer counts for %.0f s, then this replica "
+                    "is not ready",
                     describe(error),
                     _GRACE,
                 )

@@ -111,12 +111,13 @@ async def migrate(
 ) -> Situation | None:
     """What a start does where something is pending: take the lock, look again, and bring the schema to head.
 
-    `opened` leads to DATABASE_URL. Where no other URL does, it is what migrates, and what looks last: at the situation
-    that is returned. It is None where another session has done the work, or another URL leads to the database: then
-    nobody has seen yet what DATABASE_URL shows.
+    `opened` is a connection to DATABASE_URL; it migrates unless GASKET_MIGRATION_DATABASE_URL is set. Returns the
+    situation afterwards as DATABASE_URL shows it; None where that is still to be looked at: another session has done
+    the work, or the other URL was used.
     """
     if opened and config.migration_database_url:
         await close_connection(opened)
+        opened = None
     application = await _application(config)
     situation: Situation | None = None
 
@@ -222,6 +223,7 @@ async def _write(context: Any, config: MigratorConfig, caller: Caller) -> None:
                 if _nothing_to_do(situation.plan):
                     return
             session.steps.options = options
+            session.scripts = context.script  # what runs: other ones would be imported in vain
             await session.prepare()
             with outcome.following(session.steps):
                 await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))

@@ -137,7 +137,7 @@ class BlockerWatch:
 
     @contextmanager
     def watching(self, *, after: float = 0.0) -> Iterator[None]:
-        """Watch what happens inside, from `after` seconds on; `blockers` are the last that were seen."""
+        """Watch what happens inside, connecting after so many seconds; `blockers` are the last that were seen."""
         self.blockers = []
         self.open(after=after)
         self._waits.set()

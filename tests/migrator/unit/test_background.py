@@ -64,6 +64,15 @@ def test_who_is_in_the_way_makes_room() -> None:
     assert pace.retreat() == pauses[0]
 
 
+def test_batches_that_take_their_time_anyway_do_not_grow_while_somebody_is_in_the_way() -> None:
+    pace = Pace(1)
+    sizes = [pace.size]
+    for _ in range(8):
+        pace.after_batch(0.4, pace.size, in_the_way=True)
+        sizes.append(pace.size)
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def test_a_batch_that_fails_is_split_and_does_not_grow_before_its_end_is_reached() -> None:
     pace = Pace(1)
     whole = pace.size

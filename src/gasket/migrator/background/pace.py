@@ -29,7 +29,8 @@ class Pace:
     def after_batch(self, seconds: float, rows: int, *, in_the_way: bool) -> float:
         """The pause after a batch that took so long and changed `rows`; it sets the size of the next.
 
-        `in_the_way`: another session waited for its locks. Then the next batch is shorter, and the pause as long as it.
+        `in_the_way`: another session waited for its locks. Then the next batch is shorter, or at least no larger,
+        and the pause as long as this one.
         """
         self._retreat = _FIRST_RETREAT
         self._suspects = max(0, self._suspects - rows)
@@ -40,7 +41,7 @@ class Pace:
         full = rows >= self.size
         if factor < 1 and rows:
             self.size = max(1, int(self.size * factor))
-        elif full and not self._suspects:
+        elif full and not self._suspects and not in_the_way:
             self.size = min(_LARGEST_SIZE, max(self.size, int(self.size * min(2.0, factor * _ROOM))))
         pause = seconds * (1 - self._share) / self._share
         return max(pause, seconds) if in_the_way else pause
