@@ -447,11 +447,11 @@ class Judge:
         return {row["child"]: row["parent"] for row in await self.connection.fetch(CHILDREN)}
 
     async def see(self, sql: str) -> Seen:
-        known = await self.relations()
         emptied = "truncate" in {reading.kind for reading in read(sql)}
         transaction = self.connection.transaction()
         await transaction.start()
         try:
+            known = await self.relations()  # in the transaction: outside of one PostgreSQL sets its counters back
             self.messages.clear()
             await self.connection.execute(sql)
             messages = list(self.messages)
