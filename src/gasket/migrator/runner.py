@@ -42,7 +42,7 @@ from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.plan import Plan, SchemaState
 from gasket.migrator.gate.situation import Situation
-from gasket.migrator.gate.targets import missing_target
+from gasket.migrator.gate.targets import require_target
 from gasket.migrator.ledger.progress import forget_all_progress
 from gasket.migrator.ledger.read import StoredRevision, is_whole_at, read_stored
 from gasket.migrator.ledger.tables import VERSION_TABLE
@@ -311,8 +311,7 @@ def _run_migrations(context: Any, config: MigratorConfig, connection: Connection
 def _print_sql(context: Any, config: MigratorConfig) -> None:
     revisions = configured_revisions(config.ini)
     for target in (*starting_point(context), *destinations(context)):
-        if refusal := missing_target(target, revisions, revisions, config.ini):
-            raise refusal
+        require_target(target, revisions, revisions, config.ini)
     context.configure(dialect_name=DIALECT, literal_binds=True, target_metadata=config.metadata, **_options(config))
     print_rendered(context.get_context(), config.metadata)
     context.execute(f"SET search_path TO {quote_identifier(config.schema)}")

@@ -11,8 +11,9 @@ import pytest
 
 from gasket.migrator.catalog.difference import Difference, compare_catalogs
 from gasket.migrator.catalog.read import read_catalog
-from gasket.migrator.errors import ScratchDatabaseError
-from gasket.migrator.gate.collisions import collisions_with_revisions
+from gasket.migrator.errors import AdoptionError, ScratchDatabaseError
+from gasket.migrator.gate.callers import Caller, Request
+from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
@@ -246,12 +247,13 @@ async def test_the_names_of_revisions_are_known_without_a_database(project: Proj
 async def test_a_collision_is_a_name_of_ours_that_is_there_already(
     project: Project, database_url: str, live: asyncpg.Connection
 ) -> None:
-    config, revisions = project.config(database_url), revisions_of(project)
-    assert await collisions_with_revisions(live, config, revisions) == []
+    config, revisions, request = project.config(database_url), revisions_of(project), Request(Caller.ENSURE_VERSION)
+    await pass_gate(live, config, revisions, request)
     await live.execute("CREATE TABLE theirs (); CREATE SCHEMA other; CREATE TABLE other.item ()")
-    assert await collisions_with_revisions(live, config, revisions) == []
+    await pass_gate(live, config, revisions, request)
     await live.execute("CREATE DOMAIN mood AS int; CREATE SEQUENCE part")
-    assert await collisions_with_revisions(live, config, revisions) == ["mood", "part"]
+    with pytest.raises(AdoptionError, match=r"no alembic_version, but mood, part, which .* are there already"):
+        await pass_gate(live, config, revisions, request)
 
 
 async def test_what_the_runner_has_built_itself_fits(project: Project, database_url: str) -> None:
@@ -265,4 +267,4 @@ async def test_an_empty_schema_is_asked_once_and_no_migration_is_loaded(
     revisions = revisions_of(project)
     for file in revisions.values():
         file.path.write_text("raise RuntimeError")
-    assert await collisions_with_revisions(live, project.config(database_url), revisions) == []
+    await pass_gate(live, project.config(database_url), revisions, Request(Caller.ENSURE_VERSION))

@@ -307,9 +307,9 @@ APART = (Caller.ACCEPT, Caller.ADOPT, Caller.ROLLBACK)
 """Callers for which a case is another one. The others see the same database, because a refusal changes nothing."""
 
 TABLE = [
-    (check.refusal.__name__, callers)
-    for check in CHECKS
-    for callers in (sorted(check.callers.difference(APART)), *([one] for one in APART if one in check.callers))
+    (check.__name__, callers)
+    for check, holds_for in CHECKS.items()
+    for callers in (sorted(holds_for.difference(APART)), *([one] for one in APART if one in holds_for))
     if callers
 ]
 
@@ -334,7 +334,7 @@ async def scene(
 
 def test_every_path_is_in_the_table() -> None:
     assert PATHS.keys() == set(Caller)
-    assert CASES.keys() == {check.refusal.__name__ for check in CHECKS}
+    assert CASES.keys() == {check.__name__ for check in CHECKS}
 
 
 @pytest.mark.parametrize(("check", "callers"), TABLE, ids=lambda part: part if isinstance(part, str) else part[0])

@@ -39,7 +39,7 @@ _OWN = {
 """Where each command is made, of a MigratorConfig; they take the place of Advanced Alchemy's of the same name."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-_MISSING_TARGET = "gasket.migrator.gate.targets:missing_target"
+_REQUIRE_TARGET = "gasket.migrator.gate.targets:require_target"
 _NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _OTHERS = "advanced_alchemy.extensions.litestar.cli:database_group"
 
@@ -120,15 +120,11 @@ class DatabaseCommands(click.Group):
             configured_revisions(self._read_config().ini)
             raise
         except CommandError as error:
-            if isinstance(error.__cause__, ResolutionError) and (refusal := self._not_there(error.__cause__.argument)):
-                raise refusal from error
+            if isinstance(error.__cause__, ResolutionError):
+                ini = self._read_config().ini
+                revisions = configured_revisions(ini)
+                pkgutil.resolve_name(_REQUIRE_TARGET)(error.__cause__.argument, revisions, revisions, ini)
             raise
-
-    def _not_there(self, named: str) -> MigratorError | None:
-        missing_target: Callable[..., MigratorError | None] = pkgutil.resolve_name(_MISSING_TARGET)
-        ini = self._read_config().ini
-        revisions = configured_revisions(ini)
-        return missing_target(named, revisions, revisions, ini)
 
 
 def _others() -> click.Group:

@@ -1,8 +1,8 @@
 """What is checked before anything is applied: one ordered list, for every path to the schema.
 
-Each check says what it looks at, and for whom it holds. Every path calls `pass_gate` with its `Request` and has no
-check of its own, so a new check is a new line of CHECKS. Two things are refused elsewhere, because no connection would
-be there to look with: files that cannot be read, and a way to the server on which the lock could not hold.
+A check raises why its callers may not pass. Every path calls `pass_gate` with its `Request` and has no check of its
+own, so a new check is a new line of CHECKS. Two things are refused elsewhere, because no connection would be there to
+look with: files that cannot be read, and a way to the server on which the lock could not hold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import asyncpg
-import msgspec
 
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
@@ -18,14 +17,6 @@ from gasket.migrator.gate import collisions, refusals, rights, targets
 from gasket.migrator.gate.callers import APPLYING, EVERYBODY, GOING_BACK, STAMPING, STARTS, WRITING, Caller, Request
 from gasket.migrator.gate.situation import Case, Situation, read_situation
 from gasket.migrator.revisions.files import Revisions
-
-
-class _Check(msgspec.Struct, frozen=True):
-    """`refusal` answers why the callers may not pass; it may also raise that."""
-
-    refusal: Callable[[Case], Awaitable[MigratorError | None]]
-    looks_at: str
-    callers: frozenset[Caller]
 
 
 async def pass_gate(
@@ -60,51 +51,38 @@ async def find_refusal(
 ) -> MigratorError | None:
     """Why the caller may not pass; None where it may."""
     case = Case(situation, request, config, connection, migrating or config.migration_database_url is None)
-    for check in CHECKS:
-        if request.caller in check.callers:
-            try:
-                refusal = await check.refusal(case)
-            except MigratorError as error:
-                refusal = error
-            if refusal:
-                return refusal
+    try:
+        for check, callers in CHECKS.items():
+            if request.caller in callers:
+                await check(case)
+    except MigratorError as refusal:
+        return refusal
     return None
 
 
-CHECKS = (
-    _Check(refusals.files_there, "the folders of the migrations", EVERYBODY - {Caller.CURRENT, Caller.COMPARE}),
-    _Check(refusals.files_in_one_piece, "the files' parents", EVERYBODY),
-    _Check(refusals.one_head, "the files' heads", APPLYING | STARTS),
-    _Check(refusals.plain_ids, "the ids of what is not applied", EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT}),
-    _Check(
-        refusals.no_newer_revisions,
-        "applied revisions that this release lacks",
-        APPLYING | STARTS | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
-    ),
-    _Check(
-        targets.target_there,
-        "the revision that was named",
-        frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
-    ),
-    _Check(targets.something_to_roll_back, "what is newer", frozenset({Caller.ROLLBACK})),
-    _Check(targets.step_is_clear, "what a step down starts from", GOING_BACK),
-    _Check(targets.steps_pending, "how many steps up there are", frozenset({Caller.UPGRADE})),
-    _Check(targets.target_applied, "whether the revision is applied", frozenset({Caller.DOWNGRADE})),
-    _Check(targets.acceptable, "the edited files", frozenset({Caller.ACCEPT})),
-    _Check(targets.nothing_else_recorded, "the version table", frozenset({Caller.ADOPT})),
-    _Check(refusals.files_as_applied, "the applied files' digests", APPLYING | STARTS | GOING_BACK),
-    _Check(refusals.not_held, "what was taken back", frozenset({Caller.START, Caller.WAITER, Caller.STATUS})),
-    _Check(refusals.whole, "downgrades that were cut short", (APPLYING | STARTS) - {Caller.START}),
-    _Check(refusals.rules_kept, "the pending files", APPLYING),
-    _Check(refusals.needed_work_goes_on, "background work that the pending files need", APPLYING),
-    _Check(
-        collisions.nothing_in_the_way,
-        "names that are there without a version table",
-        (APPLYING - {Caller.START}) | {Caller.ENSURE_VERSION},
-    ),
-    _Check(refusals.loadable, "the pending files, imported", frozenset({Caller.PLAN, Caller.STATUS})),
-    _Check(rights.writable, "whether the server takes writes", (APPLYING - {Caller.START}) | WRITING),
-    _Check(rights.rights, "the rights to the schema", (APPLYING - {Caller.START}) | WRITING),
-    _Check(refusals.replayable, "the ledger's ways back", frozenset({Caller.ROLLBACK})),
-    _Check(rights.archive_rights, "the rights to the archive", GOING_BACK),
-)
+CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
+    refusals.files_there: EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
+    refusals.files_in_one_piece: EVERYBODY,
+    refusals.one_head: APPLYING | STARTS,
+    refusals.plain_ids: EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
+    refusals.no_newer_revisions: APPLYING | STARTS | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
+    targets.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
+    targets.something_to_roll_back: frozenset({Caller.ROLLBACK}),
+    targets.step_is_clear: GOING_BACK,
+    targets.steps_pending: frozenset({Caller.UPGRADE}),
+    targets.target_applied: frozenset({Caller.DOWNGRADE}),
+    targets.acceptable: frozenset({Caller.ACCEPT}),
+    targets.nothing_else_recorded: frozenset({Caller.ADOPT}),
+    refusals.files_as_applied: APPLYING | STARTS | GOING_BACK,
+    refusals.not_held: frozenset({Caller.START, Caller.WAITER, Caller.STATUS}),
+    refusals.whole: (APPLYING | STARTS) - {Caller.START},
+    refusals.rules_kept: APPLYING,
+    refusals.needed_work_goes_on: APPLYING,
+    collisions.nothing_in_the_way: (APPLYING - {Caller.START}) | {Caller.ENSURE_VERSION},
+    refusals.loadable: frozenset({Caller.PLAN, Caller.STATUS}),
+    rights.writable: (APPLYING - {Caller.START}) | WRITING,
+    rights.rights: (APPLYING - {Caller.START}) | WRITING,
+    refusals.replayable: frozenset({Caller.ROLLBACK}),
+    rights.archive_rights: GOING_BACK,
+}
+"""For which callers each check holds, in the order in which they run."""

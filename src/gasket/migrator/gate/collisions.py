@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 
-import asyncpg
-
-from gasket.migrator.config import MigratorConfig
-from gasket.migrator.errors import AdoptionError, MigratorError
+from gasket.migrator.errors import AdoptionError
 from gasket.migrator.gate.situation import Case
 from gasket.migrator.ledger.read import read_versions
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.revisions.files import Revisions
 
 _NAMES_MADE = "gasket.migrator.revisions.names_made:names_made"
 # Whatever is in a schema depends on it.
@@ -34,29 +29,15 @@ WHERE t.typnamespace = to_regnamespace(quote_ident($1)) AND t.typtype IN ('e', '
 """
 
 
-async def nothing_in_the_way(case: Case) -> MigratorError | None:
-    if case.situation.database.has_version_table:
-        return None
-    found = await collisions_with_revisions(case.connection, case.config, case.situation.revisions)
-    # Without the lock, another start may have made the tables, and the version table with them, since the situation
-    # was read.
-    if not found or await read_versions(case.connection, case.config.schema):
-        return None
-    return AdoptionError(found=found)
-
-
-async def collisions_with_revisions(
-    connection: asyncpg.Connection, config: MigratorConfig, revisions: Revisions
-) -> list[str]:
-    """The names that revisions make and that are there already: for a database without a version table.
-
-    In an empty schema it is one short SELECT; only where something is there are the revisions rendered.
-    """
-    if not await connection.fetchval(_ANYTHING, config.schema):
-        return []
+async def nothing_in_the_way(case: Case) -> None:
+    """In an empty schema it is one short SELECT; only where something is there are the revisions rendered."""
+    connection, config, situation = case.connection, case.config, case.situation
+    if situation.database.has_version_table or not await connection.fetchval(_ANYTHING, config.schema):
+        return
     rows = await connection.fetch(_NAMES, config.schema, VERSION_TABLE, OWN_TABLES_PREFIX)
     present = {row["name"] for row in rows}
-    if not present:
-        return []
-    names_made: Callable[[MigratorConfig, Revisions], set[str]] = pkgutil.resolve_name(_NAMES_MADE)
-    return sorted(present & names_made(config, revisions))
+    found = sorted(present & pkgutil.resolve_name(_NAMES_MADE)(config, situation.revisions)) if present else []
+    # Without the lock, another start may have made the tables, and the version table with them, since the situation
+    # was read.
+    if found and not await read_versions(connection, config.schema):
+        raise AdoptionError(found=found)

@@ -1,7 +1,7 @@
-"""The checks of the files and of what is applied: why a caller may not pass, or None.
+"""The checks of the files and of what is applied. Each raises why a caller may not pass.
 
-Those of the revision that was named are in `targets`, those of rights in `rights`. A check returns the refusal, or
-raises it. What reads SQL is imported where there is some: a start at head does without.
+Those of the revision that was named are in `targets`, those of rights in `rights`. What reads SQL is imported where
+there is some: a start at head does without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from gasket.migrator.errors import (
     EditedRevisionError,
     HalfTakenBackError,
     HeldRevisionError,
-    MigratorError,
     NotReplayableError,
     RevisionFileError,
     SchemaAheadError,
@@ -37,61 +36,61 @@ _LOAD_SCRIPTS = "gasket.migrator.revisions.loading:load_scripts"
 _FROM_JSON = "gasket.migrator.sql.render:from_json"
 
 
-async def files_there(case: Case) -> MigratorError | None:
+async def files_there(case: Case) -> None:
+    """There is a migration file in the folders."""
     if len(case.situation.revisions):
-        return None
-    return AlembicConfigurationError(
+        return
+    raise AlembicConfigurationError(
         configuration=case.config.ini,
         problem=f"leads to no migration file (looked for in {', '.join(map(str, case.situation.revisions.folders))})",
         mend="Put the files there: with none, every applied revision would be unknown",
     )
 
 
-async def files_in_one_piece(case: Case) -> MigratorError | None:
+async def files_in_one_piece(case: Case) -> None:
     """A file may be gone below what is applied, but the ledger has to know it, and Alembic cannot load the others."""
     for file, parent in case.situation.plan.unfounded:
-        return RevisionFileError(file=file.path.name, problem=f"stands on revision {parent}, which no file defines")
+        raise RevisionFileError(file=file.path.name, problem=f"stands on revision {parent}, which no file defines")
     if case.request.caller not in APPLYING | STARTS:  # Alembic loads all of them
         case.situation.revisions.check_chain()
-    return None
 
 
-async def one_head(case: Case) -> MigratorError | None:
+async def one_head(case: Case) -> None:
     heads = case.situation.plan.heads
     if len(heads) < 2:
-        return None
-    return TargetError(
+        return
+    raise TargetError(
         problem=f"The migration files have {len(heads)} heads ({', '.join(heads)}), so there is no one schema to bring "
         "the database to",
         mend=f"Run: {database_command(' '.join(['merge', *heads]))}",
     )
 
 
-async def plain_ids(case: Case) -> MigratorError | None:
+async def plain_ids(case: Case) -> None:
+    """Alembic and its version table can keep the ids of what is not applied."""
     for file in case.situation.plan.pending:
         if problem := file.oddity:
-            return RevisionFileError(
+            raise RevisionFileError(
                 file=file.path.name,
                 problem=f"defines revision {file.revision!r}, {problem}",
                 mend="Name it with letters, digits and _, at most 32.",
             )
-    return None
 
 
-async def no_newer_revisions(case: Case) -> MigratorError | None:
+async def no_newer_revisions(case: Case) -> None:
     plan, caller = case.situation.plan, case.request.caller
     if caller in APPLYING | STARTS:
         if plan.state is not SchemaState.INCOMPATIBLE:
-            return None
+            return
         worst, why = plan.worst, plan.why_incompatible()
     else:
         database = case.situation.database
         unknown = [one for one in plan.unknown if caller is not Caller.CURRENT or one.revision not in database.ledger]
         if not unknown:
-            return None
+            return
         worst = next((one for one in unknown if one.revision in database.versions), unknown[0])
         why = _NEEDED[caller]
-    return SchemaAheadError(revision=worst.revision, applied_by=worst.release, release=case.config.release, why=why)
+    raise SchemaAheadError(revision=worst.revision, applied_by=worst.release, release=case.config.release, why=why)
 
 
 _NEEDED = {
@@ -103,11 +102,11 @@ _NEEDED = {
 }
 
 
-async def files_as_applied(case: Case) -> MigratorError | None:
+async def files_as_applied(case: Case) -> None:
     """Nothing is built on a file that is not what was applied, and its `downgrade()` is not what was reviewed."""
     situation = case.situation
     if not situation.edits:
-        return None
+        return
     pending: tuple[str, ...] = ()
     edits = situation.edits
     if case.request.caller in GOING_BACK:
@@ -117,11 +116,11 @@ async def files_as_applied(case: Case) -> MigratorError | None:
         pending = tuple(file.revision for file in situation.plan.pending)
         edits = edits if pending else ()
     if not edits:
-        return None
+        return
     edit = edits[0]
     if not pending and not edit.gone:
         file_digest(situation.revisions[edit.revision])  # where it is not Python, that is what has to be said
-    return EditedRevisionError(
+    raise EditedRevisionError(
         revision=edit.revision,
         gone=edit.gone,
         applied_at=edit.applied_at,
@@ -130,11 +129,12 @@ async def files_as_applied(case: Case) -> MigratorError | None:
     )
 
 
-async def not_held(case: Case) -> MigratorError | None:
+async def not_held(case: Case) -> None:
+    """A start does not apply by itself what was taken back."""
     hold = case.situation.hold
     if hold is None or not case.config.migrate_on_startup:
-        return None
-    return HeldRevisionError(
+        return
+    raise HeldRevisionError(
         revision=hold.revision,
         is_head=hold.revision == case.situation.plan.head,
         at=hold.at,
@@ -145,20 +145,20 @@ async def not_held(case: Case) -> MigratorError | None:
     )
 
 
-async def whole(case: Case) -> MigratorError | None:
+async def whole(case: Case) -> None:
     """A revision that is half taken back is recorded as applied, and this release would run on what is left of it.
 
     Without the lock, the downgrade may be under way: then nothing is to be said yet.
     """
     revision = case.situation.half_taken_back
     if revision is None:
-        return None
+        return
     committed = await read_progress(case.connection, case.config.schema, revision, downgrade=True)
     holder = await find_holder(case.connection, case.config.schema)
     if not committed or (holder and holder.pid != case.connection.get_server_pid()):
-        return None
+        return
     entry = case.situation.database.ledger.get(revision)
-    return HalfTakenBackError(
+    raise HalfTakenBackError(
         revision=revision,
         target=(entry.down_revisions[0] if entry and entry.down_revisions else "base"),
         at=committed[0].at,
@@ -168,56 +168,54 @@ async def whole(case: Case) -> MigratorError | None:
     )
 
 
-async def rules_kept(case: Case) -> MigratorError | None:
+async def rules_kept(case: Case) -> None:
+    """The pending files keep the rules, and need background work only of what they stand on."""
     if not case.situation.plan.pending:
-        return None
+        return
     rules = pkgutil.resolve_name(_RULES)
     for file in case.situation.plan.pending:
         verdict = rules.verdict_on(file)
         if verdict.broken:
-            return RevisionFileError(file=file.path.name, problem="is not applied", mend=verdict.broken)
+            raise RevisionFileError(file=file.path.name, problem="is not applied", mend=verdict.broken)
         if not verdict.needs_background:
             continue
         below = case.situation.revisions.with_ancestors(file.parents)
         if strangers := [needed for needed in verdict.needs_background if needed not in below]:
-            return RevisionFileError(
+            raise RevisionFileError(
                 file=file.path.name,
                 problem=f"needs the background work of revision {strangers[0]}, on which it does not stand",
             )
         for needed in verdict.needs_background:
             if not rules.declares_background(case.situation.revisions[needed]):
-                return RevisionFileError(
+                raise RevisionFileError(
                     file=file.path.name, problem=f"needs the background work of revision {needed}, which declares none"
                 )
-    return None
 
 
-async def needed_work_goes_on(case: Case) -> MigratorError | None:
+async def needed_work_goes_on(case: Case) -> None:
     """Work that a person has stopped is not begun by itself. Of a revision that is pending, the work comes anew."""
     if case.request.target not in (None, "head", "heads"):  # what needs the work may come after the target
-        return None
+        return
     if not case.situation.plan.pending:
-        return None
+        return
     verdict_on = pkgutil.resolve_name(_RULES).verdict_on
     pending = {file.revision: verdict_on(file).needs_background for file in case.situation.plan.pending}
     needs = [(revision, needed) for revision, names in pending.items() for needed in names if needed not in pending]
     if not needs or not await has_background_table(case.connection, case.config.schema):
-        return None
+        return
     for revision, needed in needs:
         for work in await read_works_of(case.connection, case.config.schema, needed):
             if work.state in STOPPED:
-                refusal: MigratorError = pkgutil.resolve_name(_UNFINISHED)(revision, work)
-                return refusal
-    return None
+                raise pkgutil.resolve_name(_UNFINISHED)(revision, work)
 
 
-async def loadable(case: Case) -> MigratorError | None:
+async def loadable(case: Case) -> None:
+    """The pending files can be imported."""
     if case.situation.plan.pending:
         pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini)
-    return None
 
 
-async def replayable(case: Case) -> MigratorError | None:
+async def replayable(case: Case) -> None:
     """What this release lacks is taken back with what the ledger keeps: all of it, or nothing is begun."""
     from_json = pkgutil.resolve_name(_FROM_JSON)
     unknown = case.situation.plan.unknown
@@ -232,5 +230,4 @@ async def replayable(case: Case) -> MigratorError | None:
             reason = f"its downgrade {why_not}"
         else:
             continue
-        return NotReplayableError(revision=revision, applied_by=record.release if record else None, reason=reason)
-    return None
+        raise NotReplayableError(revision=revision, applied_by=record.release if record else None, reason=reason)

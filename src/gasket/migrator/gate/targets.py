@@ -1,6 +1,6 @@
 """What a revision argument names: whether it is there, and where a step down or a rollback leads.
 
-The checks of the revision that was named are here: why a caller may not pass, or None.
+The checks of the revision that was named are here. Each raises why a caller may not pass.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from gasket.migrator.command_line import database_command
-from gasket.migrator.errors import AdoptionError, MigratorError, TargetError
+from gasket.migrator.errors import AdoptionError, TargetError
 from gasket.migrator.gate.callers import Caller
 from gasket.migrator.gate.situation import Case, Situation
 from gasket.migrator.revisions.files import SYMBOLS, Revisions
@@ -23,21 +23,22 @@ _SHORTEST = 4
 """Alembic takes that many of a revision's first characters for it."""
 
 
-async def target_there(case: Case) -> MigratorError | None:
+async def target_there(case: Case) -> None:
+    """The revision that was named is one."""
     revisions = case.situation.revisions
     known = set(revisions)
     if case.request.caller in (Caller.ROLLBACK, Caller.ACCEPT):
         known.update(case.situation.database.ledger)
-    refusals = (missing_target(target, revisions, known, case.config.ini) for target in case.request.targets)
-    return next(filter(None, refusals), None)
+    for target in case.request.targets:
+        require_target(target, revisions, known, case.config.ini)
 
 
-async def something_to_roll_back(case: Case) -> MigratorError | None:
+async def something_to_roll_back(case: Case) -> None:
+    """Something is newer than this release."""
     rollback_goal(case.situation, case.request.target)
-    return None
 
 
-async def step_is_clear(case: Case) -> MigratorError | None:
+async def step_is_clear(case: Case) -> None:
     """`-1` and the like may not say where to go.
 
     Several revisions are applied, or one on the way joins several, or there are not as many.
@@ -45,82 +46,79 @@ async def step_is_clear(case: Case) -> MigratorError | None:
     situation, target = case.situation, case.request.target or ""
     steps = _STEPS.fullmatch(target)
     if not steps or steps["branch"] or steps["revision"] or not steps["steps"].startswith("-"):
-        return None
+        return
     versions = sorted(situation.database.versions)
     if len(versions) > 1:
-        return TargetError(
+        raise TargetError(
             problem=f"Revisions {' and '.join(versions)} are both applied, so {target} does not say which to take back",
             mend=f"Name one: {' or '.join(f'{version}@{target}' for version in versions)}",
         )
     current = versions[0] if versions else None
     for passed in range(int(steps["steps"][1:])):
         if current is None:
-            return _too_few(target, passed, "applied", remedy="To take back all, run: {}", command="downgrade base")
+            raise _too_few(target, passed, "applied", remedy="To take back all, run: {}", command="downgrade base")
         if current not in situation.revisions and current not in situation.database.ledger:
-            return None  # nobody knows what it stands on
+            return  # nobody knows what it stands on
         below = _below(situation, current)
         if len(below) > 1:
-            return TargetError(
+            raise TargetError(
                 problem=f"Revision {current} joins {' and '.join(below)}, so {target} does not say where to go",
                 mend=f"To take back {current} and keep what it joins, run: {database_command(f'downgrade {below[0]}')}",
             )
         current = below[0] if below else None
-    return None
 
 
-async def steps_pending(case: Case) -> MigratorError | None:
+async def steps_pending(case: Case) -> None:
     """`+3` and the like may lead beyond the head."""
     plan, target = case.situation.plan, case.request.target or ""
     steps = re.fullmatch(r"\+(\d+)", target)
     if not steps or plan.unknown or plan.missing or int(steps[1]) <= len(plan.pending):
-        return None
-    return _too_few(target, len(plan.pending), "pending", remedy="To apply all, run: {}", command="upgrade")
+        return
+    raise _too_few(target, len(plan.pending), "pending", remedy="To apply all, run: {}", command="upgrade")
 
 
-async def target_applied(case: Case) -> MigratorError | None:
+async def target_applied(case: Case) -> None:
     """A downgrade leads only to what is applied."""
     situation, target = case.situation, case.request.target or ""
     heads = situation.revisions.heads
     name = heads[0] if target in ("head", "heads") and len(heads) == 1 else _named_revision(target)
     if name is None or _STEPS.fullmatch(target):
-        return None
+        return
     begun = _begun_by(name, situation.revisions)
     if len(begun) != 1 or begun[0] in situation.plan.applied:
-        return None
+        return
     current = ", ".join(sorted(situation.database.versions)) or "base"
-    return TargetError(
+    raise TargetError(
         problem=f"Revision {begun[0]} is not applied (the schema is at {current}), so no downgrade leads to it",
         mend=f"To apply it, run: {database_command(f'upgrade {begun[0]}')}",
     )
 
 
-async def acceptable(case: Case) -> MigratorError | None:
+async def acceptable(case: Case) -> None:
     """An edit of a file that is there, of a revision that is applied."""
     situation = case.situation
     [revision] = _begun_by(case.request.targets[0], {*situation.revisions, *situation.database.ledger})
     if revision not in situation.revisions:
-        return TargetError(problem=f"The file of revision {revision} is gone", mend="Put it back as it was")
+        raise TargetError(problem=f"The file of revision {revision} is gone", mend="Put it back as it was")
     if revision in {file.revision for file in situation.plan.pending}:
-        return TargetError(
+        raise TargetError(
             problem=f"Revision {revision} is not applied, so its file may be changed as you like",
             mend=f"To see what is applied run: {database_command('status')}",
         )
     if revision not in {edit.revision for edit in situation.edits}:
-        return TargetError(
+        raise TargetError(
             problem=f"The file of revision {revision} does what was applied or accepted: there is nothing to accept",
             mend=f"To see which files were edited run: {database_command('status')}",
         )
-    return None
 
 
-async def nothing_else_recorded(case: Case) -> MigratorError | None:
+async def nothing_else_recorded(case: Case) -> None:
     """The same revision may be adopted again, which records its catalog."""
     versions, revisions = case.situation.database.versions, case.situation.revisions
     [target] = case.request.targets
     meant = set(revisions.heads) if target in ("head", "heads") else {target}
-    if not versions or versions == meant or case.request.force:
-        return None
-    return AdoptionError(recorded=sorted(versions))
+    if versions and versions != meant and not case.request.force:
+        raise AdoptionError(recorded=sorted(versions))
 
 
 def _named_revision(target: str) -> str | None:
@@ -137,21 +135,21 @@ def _begun_by(name: str, known: Iterable[str]) -> list[str]:
     return sorted(revision for revision in every if len(revision) >= _SHORTEST and revision.startswith(name))
 
 
-def missing_target(target: str, revisions: Revisions, known: Iterable[str], ini: Path) -> TargetError | None:
-    """Why the revision that `target` names is none of the `known`, nor a branch of the files."""
+def require_target(target: str, revisions: Revisions, known: Iterable[str], ini: Path) -> None:
+    """Look for the revision that `target` names.
+
+    Raises:
+        TargetError: it is none of the `known`, nor a branch of the files.
+    """
     name = _named_revision(target)
     if name is None:
-        return None
+        return
     every = set(known)
     begun = _begun_by(name, every)
     if len(begun) > 1:
-        return TargetError(problem=f"{name} begins {' and '.join(begun[:3])}", mend="Write more of it")
-    return None if begun or _is_branch(ini, name) else _unknown_target(name, revisions, every)
-
-
-def _is_branch(ini: Path, name: str) -> bool:
-    has_branch: Callable[[Path, str], bool] = pkgutil.resolve_name(_HAS_BRANCH)
-    return has_branch(ini, name)
+        raise TargetError(problem=f"{name} begins {' and '.join(begun[:3])}", mend="Write more of it")
+    if not begun and not pkgutil.resolve_name(_HAS_BRANCH)(ini, name):
+        raise _unknown_target(name, revisions, every)
 
 
 def _unknown_target(name: str, revisions: Revisions, known: Iterable[str]) -> TargetError:
