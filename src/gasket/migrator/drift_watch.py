@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import asyncpg
 
-from gasket.migrator.apply.holder import lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
@@ -89,9 +89,8 @@ class DriftWatch:
                 self._complain_of_pooler()
                 return
             await prepare_session(connection, self._config.schema)
-            key = lock_key(self._config.schema)
-            lock = "SELECT pg_try_advisory_lock($1, $2)"
-            if not await connection.fetchval(lock, _LOCK_CLASS, key - 2**32 if key >= 2**31 else key):
+            lock = lock_arguments(self._config.schema, _LOCK_CLASS)
+            if not await connection.fetchval(f"SELECT pg_try_advisory_lock({lock})"):
                 return
             while True:
                 async with asyncio.timeout(_LOOK_LIMIT):

@@ -21,6 +21,10 @@ class MigratorError(Exception):
     """
 
 
+class NotForRevisionsError(Exception):
+    """A revision did what no revision may: the cause of a MigrationFailedError. Its text is a clause of our own."""
+
+
 class DatabaseUnavailableError(MigratorError):
     """The server is away, or the database does not exist, for longer than the wait."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext, RevisionStep
+from alembic.runtime.migration import HeadMaintainer, MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 
 from gasket.migrator.apply.steps import downgrade_steps, judge_quickly, upgrade_steps
+from gasket.migrator.apply.version_moves import VersionMoves
 
 ENV = """
 from alembic import context
@@ -80,3 +82,26 @@ def test_a_step_down_is_judged_as_alembic_judges_it(project: Config, head: str, 
     step.revision_map = None  # a walk of the ancestors would need it
     if head == other == "e":
         assert step.should_delete_branch({head}) is False
+
+
+@pytest.mark.parametrize(("parents", "held_back"), [("a", ("a", "b")), (("a", "other"), None), (None, None)])
+def test_the_version_of_a_plain_step_alone_is_held_back(
+    project: Config, parents: object, held_back: tuple[str, str] | None
+) -> None:
+    folder = Path(project.config_file_name or "").parent / "migrations" / "versions"
+    for revision, down in {"a": None, "other": None, "b": parents}.items():
+        functions = "def upgrade(): pass\ndef downgrade(): pass\n"
+        (folder / f"{revision}.py").write_text(f"revision = {revision!r}\ndown_revision = {down!r}\n{functions}")
+    script = ScriptDirectory.from_config(project)
+    buffer = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name="postgresql", opts={"as_sql": True, "literal_binds": True, "output_buffer": buffer}
+    )
+    moves = VersionMoves()
+    moves.watch(context)
+    step = RevisionStep(script.revision_map, script.get_revision("b"), True)
+    moves.hold_back(step)
+    HeadMaintainer(context, {"a", "other"}).update_to_step(step)
+    assert moves.take() == held_back
+    assert ("alembic_version" in buffer.getvalue()) is (held_back is None)
+    assert moves.take() is None

@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 from alembic.config import Config
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.accept import accept
 from gasket.migrator.commands.rollback import rollback
@@ -45,7 +45,7 @@ from gasket.migrator.errors import (
 from gasket.migrator.gate.plan import Plan, SchemaState
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.digest import digest
-from tests.migrator.project import BOOKS, CONCURRENTLY, Project, ledger, tables
+from tests.migrator.project import BOOKS, CONCURRENTLY, Project, is_true, ledger, tables
 from tests.servers import OwnServer
 
 
@@ -106,8 +106,7 @@ async def test_at_head_the_lock_is_not_asked_for(
 ) -> None:
     project.add()
     await bring_to_head(project.config(database_url))
-    key = lock_key("public")
-    await observer.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, key - 2**32 if key >= 2**31 else key)
+    await observer.execute(f"SELECT pg_advisory_lock({lock_arguments('public')})")
     assert (await bring_to_head(project.config(database_url))).state is SchemaState.AT_HEAD
     project.add()
     with pytest.raises(LockTimeoutError) as refusal:
@@ -239,6 +238,53 @@ async def test_a_step_that_gives_the_lock_away_is_rolled_back(
     with pytest.raises(LockGivenAwayError, match="r2 gave the migration lock away.* r1 before it stays.* must not"):
         await bring_to_head(project.config(database_url))
     assert await tables(observer) == [*BOOKS, "t1"]
+
+
+async def test_nothing_is_done_without_a_lock_that_another_session_has_taken_meanwhile(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    project.add(
+        "with op.get_context().autocommit_block():\n"
+        '        op.execute("CREATE TABLE t1 (id int)")\n'
+        '        op.execute("SELECT pg_advisory_unlock_all()")\n'
+        "        op.execute(\"DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'\"\n"
+        '        " AND granted AND pid <> pg_backend_pid()) LOOP PERFORM pg_sleep(0.01); END LOOP; END $$")\n'
+        '    op.execute("CREATE TABLE never (id int)")'
+    )
+
+    async def take_it() -> None:
+        await is_true(observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')")
+        await observer.execute(f"SELECT pg_advisory_lock({lock_arguments('public')})")
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(take_it())
+        with pytest.raises(LockGivenAwayError, match="r1 gave the migration lock away.* committed with an autocommit"):
+            await bring_to_head(project.config(database_url))
+    assert await tables(observer) == [*BOOKS, "t1"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "change"),
+    [
+        ("upgrade", "DELETE FROM alembic_version"),
+        ("upgrade", "UPDATE alembic_version SET version_num = 'r1'"),
+        ("downgrade", "TRUNCATE alembic_version"),
+    ],
+)
+async def test_a_revision_that_changes_alembics_table_fails_and_says_so(
+    project: Project, database_url: str, observer: asyncpg.Connection, direction: str, change: str
+) -> None:
+    project.add()
+    project.add(downgrade=f'op.execute("{change}"); op.execute("DROP TABLE t2")')
+    await bring_to_head(project.config(database_url))
+    project.add(f'op.execute("{change}"); op.execute("CREATE TABLE t3 (id int)")')
+    config = project.config(database_url)
+    command = Config(config.ini, attributes={"read_config": lambda: config})
+    run, target = (alembic.command.upgrade, "r3") if direction == "upgrade" else (alembic.command.downgrade, "r1")
+    with pytest.raises(MigrationFailedError, match="failed: alembic_version does not hold r2 any more: leave that"):
+        await asyncio.to_thread(run, command, target)
+    assert await observer.fetchval("SELECT array_agg(version_num) FROM alembic_version") == ["r2"]
+    assert await tables(observer) == [*BOOKS, "t1", "t2"]
 
 
 async def test_a_sequence_behind_the_ledgers_rows_is_named_with_what_mends_it(

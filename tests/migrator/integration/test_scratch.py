@@ -15,7 +15,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import LockTimeoutError, ScratchDatabaseError
 from gasket.migrator.revisions.configuration import configured_revisions
@@ -261,8 +261,7 @@ async def test_what_may_be_somebody_elses_stays(
     filled = await leftover(marked=False)
     await run_in(with_database(database_url, filled), "CREATE TABLE precious ()")
     locked, connected, idle = [await leftover(marked=True) for _ in range(3)]
-    key = lock_key(locked)
-    await observer.execute(f"SELECT pg_advisory_lock({LOCK_CLASS}, {key - 2**32 if key >= 2**31 else key})")
+    await observer.execute(f"SELECT pg_advisory_lock({lock_arguments(locked)})")
     user = await asyncpg.connect(with_database(database_url, connected))
     started = time.monotonic()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.apply.lock import SILENCE_LIMIT
 from gasket.migrator.apply.session import migration_session
 from gasket.migrator.errors import (
@@ -49,8 +49,7 @@ async def tap(database_url: str) -> AsyncIterator[Tap]:
 
 @pytest.fixture
 async def lock_held(observer: asyncpg.Connection) -> None:
-    key = lock_key("public")
-    await observer.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, key - 2**32 if key >= 2**31 else key)
+    await observer.execute(f"SELECT pg_advisory_lock({lock_arguments('public')})")
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.errors import LockTimeoutError, NotMigratedError
 from gasket.migrator.head import bring_to_head
 from tests.migrator.project import Project, is_true
@@ -49,8 +49,7 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
 async def holder(connect: Connect) -> asyncpg.Connection:
     """A session that holds the lock."""
     holder = await connect()
-    key = lock_key("public")
-    await holder.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, key - 2**32 if key >= 2**31 else key)
+    await holder.execute(f"SELECT pg_advisory_lock({lock_arguments('public')})")
     return holder
 
 

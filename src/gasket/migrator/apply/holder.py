@@ -25,6 +25,12 @@ def lock_key(schema: str) -> int:
     return zlib.crc32(schema.encode())
 
 
+def lock_arguments(schema: str, lock_class: int = LOCK_CLASS) -> str:
+    """Both keys as SQL text, for PostgreSQL's advisory lock functions: those of two keys take signed ones."""
+    key = lock_key(schema)
+    return f"{lock_class}, {key - 2**32 if key >= 2**31 else key}"
+
+
 class Holder(msgspec.Struct, frozen=True):
     """Who holds the lock, as far as this role may see it.
 

@@ -11,7 +11,7 @@ import msgspec
 from alembic.script import Script
 from asyncpg.prepared_stmt import PreparedStatement
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.ledger.write import NewLedgerRow, insert_statement, record_failure
 from gasket.migrator.revisions.files import Revisions
@@ -29,7 +29,6 @@ class LedgerRows:
         self._host = socket.gethostname()
         self._insert: PreparedStatement[asyncpg.Record] | None = None
         self._numbers = itertools.count(1)
-        self._lock_key = lock_key(config.schema)
         self._kept: tuple[Script, str, str] | None = None
 
     def prepare_again(self) -> None:
@@ -44,16 +43,25 @@ class LedgerRows:
         asyncio.get_running_loop().call_soon(self._keep, script)
 
     async def write(
-        self, revision: str, direction: str, script: Script | None, *, duration_ms: int, command: str
+        self,
+        revision: str,
+        direction: str,
+        script: Script | None,
+        *,
+        move: tuple[str, str] | None,
+        duration_ms: int,
+        command: str,
     ) -> asyncpg.Record | None:
         """Write one row; returns what `insert_statement` does, None when this session does not hold the lock any more.
 
-        With `script`, also what a release that lacks the file needs to take it back.
+        With `script`, also what a release that lacks the file needs to take it back. `move` is where Alembic's version
+        goes with it.
         """
         if self._insert is None:
             # Without a name it would be parsed and planned for each row anew, for which the server takes 0.3 ms.
             self._insert = await self._connection.prepare(
-                insert_statement(self._config.schema), name=f"gasket_ledger_{next(self._numbers)}"
+                insert_statement(self._config.schema, lock_arguments(self._config.schema)),
+                name=f"gasket_ledger_{next(self._numbers)}",
             )
         file = self._revisions.get(revision)
         down_revisions = _down_revisions(script) if script else file.down_revisions if file else ()
@@ -72,8 +80,8 @@ class LedgerRows:
             downgrade_sql=downgrade_sql,
             command=command,
             files=self._revisions.fingerprint,
-            lock_class=LOCK_CLASS,
-            lock_key=self._lock_key,
+            version=move and move[0],
+            next_version=move and move[1],
         )
         return await self._insert.fetchrow(*row)
 

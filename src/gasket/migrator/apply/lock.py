@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from gasket.migrator.apply.events import LockAwaited, lock_awaited
-from gasket.migrator.apply.holder import HOLDER_NOT_KNOWN, LOCK_CLASS, HolderWatch, lock_key
+from gasket.migrator.apply.holder import HOLDER_NOT_KNOWN, HolderWatch, lock_arguments
 from gasket.migrator.errors import LockTimeoutError
 from gasket.migrator.facts import tell
 from gasket.postgres.errors import DRIVER_ERRORS
@@ -73,7 +73,7 @@ async def take_lock(
     while True:
         left = max(0.0, wait - watch.idle)
         async with asyncio.timeout(min(ANSWER_LIMIT, left + _SHORTEST_ANSWER)):
-            if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", *_signed_keys(schema)):
+            if await connection.fetchval(f"SELECT pg_try_advisory_lock({lock_arguments(schema)})"):
                 return True
             if not_needed and await not_needed():
                 return False
@@ -90,9 +90,8 @@ async def take_lock(
 
 async def give_back(connection: asyncpg.Connection, schema: str) -> None:
     """By a statement while the connection is well; otherwise the lock ends with the session."""
-    one, other = _signed_keys(schema)  # in the text, so that it need not be prepared first
     try:
-        await connection.execute(f"SELECT pg_advisory_unlock({one}, {other})", timeout=_UNLOCK_TIMEOUT)
+        await connection.execute(f"SELECT pg_advisory_unlock({lock_arguments(schema)})", timeout=_UNLOCK_TIMEOUT)
     except DRIVER_ERRORS:
         log.warning("the migration lock is free once the server has noticed that this session is gone")
 
@@ -106,8 +105,3 @@ async def _look(connection: asyncpg.Connection, watch: HolderWatch) -> str:
         connection.terminate()  # the answer may still come, and would be taken for another's
         return HOLDER_NOT_KNOWN
     return str(watch.holder) if watch.holder else "the holder has just left"
-
-
-def _signed_keys(schema: str) -> tuple[int, int]:
-    key = lock_key(schema)
-    return LOCK_CLASS, key - 2**32 if key >= 2**31 else key

@@ -25,7 +25,7 @@ from gasket.migrator.apply.attempts import Attempts
 from gasket.migrator.apply.earlier_try import EarlierTry
 from gasket.migrator.apply.events import Step
 from gasket.migrator.apply.finished import is_compared, is_untouched, what_is_left
-from gasket.migrator.errors import PartlyDoneError
+from gasket.migrator.errors import NotForRevisionsError, PartlyDoneError
 from gasket.migrator.ledger.progress import forget_begun, write_progress
 from gasket.migrator.sql.lexer import shortened, tokens
 from gasket.migrator.sql.reader import may_control_transaction, read
@@ -43,11 +43,9 @@ _NOT_IN_TRANSACTION = ("25001", "2D000")  # active_sql_transaction, invalid_tran
 _QUERIES = frozenset({"select", "table", "values"})
 
 
-class TransactionControlError(Exception):
-    """A revision begins, ends or rolls back a transaction by itself."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the revision runs {what} by itself: leave transactions to Alembic")
+def transaction_controlled(what: str) -> NotForRevisionsError:
+    """A revision begins, ends or rolls back a transaction by itself, with `what`."""
+    return NotForRevisionsError(f"it runs {what} by itself: leave transactions to Alembic")
 
 
 class Statements:
@@ -134,7 +132,7 @@ class Statements:
 
     def _refuse_ending(self, what: str, _connection: Connection) -> None:
         if self._step is not None and not self._in_block and not self._switching:
-            raise TransactionControlError(what)
+            raise transaction_controlled(what)
 
     def _execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
         return self._run(context, sql, lambda left: context.dialect.do_execute(cursor, left, parameters, context))
@@ -154,7 +152,7 @@ class Statements:
         readings = read(sql)
         for reading in readings:
             if reading.transaction_control and not reading.is_savepoint and reading.kind != "do":
-                raise TransactionControlError(reading.kind.upper())
+                raise transaction_controlled(reading.kind.upper())
         if not self._in_block and any(reading.is_savepoint for reading in readings):
             self._follow_savepoint(readings[0].kind, sql)
         if all(map(_is_done_again, readings)):

@@ -25,11 +25,13 @@ from gasket.migrator.apply.attempts import Attempts
 from gasket.migrator.apply.earlier_try import EarlierTry, find_earlier_try
 from gasket.migrator.apply.events import Step, step_begun, step_done
 from gasket.migrator.apply.grants import grant_to_application
+from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.apply.holding import pin_settings
 from gasket.migrator.apply.kept_rows import Copies, KeptRows
 from gasket.migrator.apply.ledger_rows import LedgerRows
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
-from gasket.migrator.apply.statements import Statements, TransactionControlError
+from gasket.migrator.apply.statements import Statements, transaction_controlled
+from gasket.migrator.apply.version_moves import VersionMoves
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.background.declared import check_backfills, declared_works, needed_revisions
 from gasket.migrator.background.lock import interrupt_index_build
@@ -37,10 +39,11 @@ from gasket.migrator.background.needed import finish_needed
 from gasket.migrator.catalog.recorded import Recording
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.errors import NO_REVISION, LockGivenAwayError, LockLostError
+from gasket.migrator.errors import NO_REVISION, LockGivenAwayError, LockLostError, MigratorError, NotForRevisionsError
 from gasket.migrator.ledger.background import record_works, void_works
 from gasket.migrator.ledger.progress import forget_progress, unfinished_revisions
 from gasket.migrator.ledger.read import StoredRevision
+from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.ledger.write import lock_statement
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.rules.check import verdict_on
@@ -124,6 +127,7 @@ class StepRecorder:
         self._started = time.monotonic()
         self._before: set[str] = set()
         self._ledger = LedgerRows(config, revisions, connection)
+        self._moves = VersionMoves()
         self._rows = KeptRows(config, self._attempts)
         self._begun: set[str] = set()
         self._with_works: set[str] = set()
@@ -150,6 +154,7 @@ class StepRecorder:
 
         context._migrations_fn = followed  # type: ignore[assignment]
         self._statements.watch(context, after_block=functools.partial(self._after_block, context))
+        self._moves.watch(context)
 
     @property
     def partly(self) -> bool:
@@ -232,6 +237,7 @@ class StepRecorder:
                 self._look_for_earlier_try(name)
                 self._clear_leftovers(step, name)
             self._try_until_granted(context, step, place)
+            self._moves.hold_back(step)
             if self.direction == "downgrade":
                 judge_quickly(step)
             yield step
@@ -363,19 +369,28 @@ class StepRecorder:
         if self.partly or revision in self._begun:
             await forget_progress(self._connection, self._config.schema, revision)
         duration = round((time.monotonic() - self._started) * 1000)
+        move = self._moves.take()
         written = await self._ledger.write(
-            revision, direction, script, duration_ms=duration, command=self.options.command
+            revision, direction, script, move=move, duration_ms=duration, command=self.options.command
         )
         if written is None:
-            if self.current is not None and direction != "stamp":  # only a revision's own statements can let it go
-                raise LockGivenAwayError(revision=revision, applied=self.applied, partly=self.leaves_a_part)
-            raise LockLostError(reason="this session no longer holds it", applied=self.applied)
-        self._pinned_after_step, transaction = written
+            raise self._lock_gone()
+        self._pinned_after_step, transaction, moved = written
         if self._transaction is not None and transaction != self._transaction:
-            raise TransactionControlError("COMMIT or ROLLBACK")
+            raise transaction_controlled("COMMIT or ROLLBACK")
+        if move and moved != 1:
+            raise NotForRevisionsError(f"{VERSION_TABLE} does not hold {move[0]} any more: leave that table to Alembic")
 
     def _lock_books(self, context: MigrationContext) -> None:
-        [(self._transaction, _)] = fetch(connection_of(context), lock_statement(self._config.schema))
+        schema = self._config.schema
+        [(self._transaction, held, _)] = fetch(connection_of(context), lock_statement(schema, lock_arguments(schema)))
+        if not held:
+            raise self._lock_gone()
+
+    def _lock_gone(self) -> MigratorError:
+        if self.current is not None and self.direction != "stamp":  # only a revision's own statements can let it go
+            return LockGivenAwayError(revision=self.current, applied=self.applied, partly=self.leaves_a_part)
+        return LockLostError(reason="this session no longer holds it", applied=self.applied)
 
     def _after_block(self, context: MigrationContext) -> None:
         """Its commit has let the books go, and it cannot be done again. It may have run a DISCARD ALL, too."""

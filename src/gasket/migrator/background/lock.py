@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from gasket.migrator.apply.holder import lock_key
+from gasket.migrator.apply.holder import lock_arguments, lock_key
 from gasket.migrator.background import INDEX
 from gasket.migrator.ledger.background import State, read_works
 
@@ -39,12 +39,12 @@ async def try_worker_lock(connection: asyncpg.Connection, schema: str) -> bool:
     """Become the worker; False where another session is, or wants to be at once."""
     if await is_wanted(connection, schema):
         return False
-    return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _WORKER_CLASS, _signed_key(schema)))
+    return bool(await connection.fetchval(f"SELECT pg_try_advisory_lock({lock_arguments(schema, _WORKER_CLASS)})"))
 
 
 async def give_worker_lock_back(connection: asyncpg.Connection, schema: str) -> None:
     """Let another replica go on."""
-    await connection.execute("SELECT pg_advisory_unlock($1, $2)", _WORKER_CLASS, _signed_key(schema))
+    await connection.execute(f"SELECT pg_advisory_unlock({lock_arguments(schema, _WORKER_CLASS)})")
 
 
 async def find_worker(connection: asyncpg.Connection, schema: str) -> int | None:
@@ -64,11 +64,11 @@ async def taken_over(connection: asyncpg.Connection, schema: str) -> AsyncIterat
 
     The session of a process that is stopped or cut off is ended; what it has committed stays.
     """
-    key = _signed_key(schema)
-    await connection.execute("SELECT pg_advisory_lock_shared($1, $2)", _WANTED_CLASS, key)  # nobody holds it alone
+    wanted, worker = lock_arguments(schema, _WANTED_CLASS), lock_arguments(schema, _WORKER_CLASS)
+    await connection.execute(f"SELECT pg_advisory_lock_shared({wanted})")  # nobody holds it alone
     try:
         announced = False
-        while not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _WORKER_CLASS, key):
+        while not await connection.fetchval(f"SELECT pg_try_advisory_lock({worker})"):
             if not announced:
                 announced = True
                 log.info("taking background work over from pid %s", await find_worker(connection, schema))
@@ -78,7 +78,7 @@ async def taken_over(connection: asyncpg.Connection, schema: str) -> AsyncIterat
     finally:
         if not connection.is_closed():
             await give_worker_lock_back(connection, schema)
-            await connection.execute("SELECT pg_advisory_unlock_shared($1, $2)", _WANTED_CLASS, key)
+            await connection.execute(f"SELECT pg_advisory_unlock_shared({wanted})")
 
 
 async def _end_stopped_worker(connection: asyncpg.Connection, schema: str) -> None:
@@ -102,8 +102,3 @@ async def interrupt_index_build(connection: asyncpg.Connection, schema: str, rev
     running = await read_works(connection, schema, states={State.RUNNING})
     if any(work.kind == INDEX and work.revision == revision for work in running):
         await interrupt_worker(connection, schema)
-
-
-def _signed_key(schema: str) -> int:
-    key = lock_key(schema)
-    return key - 2**32 if key >= 2**31 else key

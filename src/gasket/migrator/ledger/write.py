@@ -18,7 +18,7 @@ log = logging.getLogger("gasket.migrator")
 class NewLedgerRow(NamedTuple):
     """The parameters of `insert_statement`, in order; `script` and `downgrade_sql` are JSON as text.
 
-    The row is written only by the backend that holds the advisory lock of `lock_class` and `lock_key`.
+    With the row Alembic's version moves from `version` to `next_version`, where it is to move.
     """
 
     revision: str
@@ -34,14 +34,16 @@ class NewLedgerRow(NamedTuple):
     downgrade_sql: str | None
     command: str
     files: str
-    lock_class: int
-    lock_key: int
+    version: str | None
+    next_version: str | None
 
 
-def insert_statement(schema: str) -> str:
-    """The INSERT of one `NewLedgerRow`, which inserts nothing unless this very backend holds the migration lock.
+def insert_statement(schema: str, lock: str) -> str:
+    """The INSERT of one `NewLedgerRow`, which inserts nothing unless this very session holds the migration lock.
 
-    It returns PINNED as it is after the step, and the transaction's number.
+    Only the session that holds it can let it go. It is taken again at once, and `lock_statement` keeps it from others
+    meanwhile; to look it up in `pg_locks` costs more than the INSERT. `lock` are its keys.
+    It returns PINNED as it is after the step, the transaction's number, and how many of Alembic's rows have moved.
     """
     at = {name: f"${number}" for number, name in enumerate(NewLedgerRow._fields, start=1)}
     duration = f"{at['duration_ms']}::bigint"
@@ -63,27 +65,29 @@ def insert_statement(schema: str) -> str:
         "files": f"{at['files']}::text",
     }
     return (
-        f"INSERT INTO {qualified(schema, LEDGER)} ({', '.join(values)}) SELECT {', '.join(values.values())} "
-        "WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 "
-        f"AND classid = {at['lock_class']}::oid AND objid = {at['lock_key']}::oid AND granted "
-        "AND pid = pg_backend_pid()) "
-        f"RETURNING {PINNED}, pg_current_xact_id()::text"
+        f"WITH moved AS (UPDATE {qualified(schema, VERSION_TABLE)} SET version_num = {at['next_version']}::text "
+        f"WHERE version_num = {at['version']}::text RETURNING 1), "
+        f"written AS (INSERT INTO {qualified(schema, LEDGER)} ({', '.join(values)}) "
+        f"SELECT {', '.join(values.values())} "
+        f"WHERE CASE WHEN pg_advisory_unlock({lock}) THEN pg_try_advisory_lock({lock}) END RETURNING 1) "
+        f"SELECT {PINNED}, pg_current_xact_id()::text, (SELECT count(*) FROM moved) FROM written"
     )
 
 
 @cache
-def lock_statement(schema: str) -> str:
+def lock_statement(schema: str, lock: str) -> str:
     """Takes, to the end of the transaction, the locks with which a step writes to the books; it changes nothing.
 
-    It returns the transaction's number. Writing no rows is one round trip for both tables, and unlike LOCK TABLE the
-    statement takes the version's row, too.
+    The migration lock with the keys `lock` is among them, besides the one that the session holds: so nobody else gets
+    it before the step is committed. It returns the transaction's number, and false where another session has that
+    lock. Writing no rows is one round trip for both tables, and unlike LOCK TABLE it takes the version's row, too.
     """
     ledger, versions = qualified(schema, LEDGER), qualified(schema, VERSION_TABLE)
     return (
         f"WITH ledger AS (INSERT INTO {ledger} (revision, direction) SELECT '', '' WHERE false), "
         f"versions AS (UPDATE {versions} SET version_num = version_num WHERE false), "
         f"held AS (SELECT FROM {versions} FOR UPDATE) "
-        "SELECT pg_current_xact_id()::text, count(*) FROM held"
+        f"SELECT pg_current_xact_id()::text, pg_try_advisory_xact_lock({lock}), count(*) FROM held"
     )
 
 

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 
-from gasket.migrator.errors import MigratorError, RevisionFileError
+from gasket.migrator.errors import MigratorError, NotForRevisionsError, RevisionFileError
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.postgres.errors import describe
 from gasket.postgres.messages import withhold
@@ -25,6 +25,7 @@ _IN_OTHER_WORDS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     MigratorError,
+    NotForRevisionsError,
 )
 """Errors of the database and of the migrator: where they were raised says nothing to the reader."""
 
