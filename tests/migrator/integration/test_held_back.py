@@ -9,9 +9,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.commands.forecast import Forecast, forecast
+from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
-from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.scratch.adopt import compare_with_revision
@@ -82,12 +81,6 @@ async def role(observer: asyncpg.Connection) -> AsyncIterator[str]:
         await observer.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-async def planned(config: MigratorConfig, applied: list[str]) -> Forecast:
-    revisions = configured_revisions(config.ini)
-    pending = revisions.in_order(revisions.keys() - revisions.with_ancestors(applied))
-    return await forecast(config, revisions, applied=applied, pending=pending)
-
-
 def alone(statement: str) -> str:
     return f"with op.get_context().autocommit_block():\n        op.execute({statement!r})"
 
@@ -106,7 +99,7 @@ async def test_the_cluster_is_as_it_was_and_each_statement_is_shown(
     project.add("op.execute('CREATE TABLE last (id int)')")
     config = project.config(database_url)
     before = await read_cluster(config)
-    found = await planned(config, [])
+    found = await forecast_pending(config)
     assert await read_cluster(config) == before
     assert (found.failure, found.estimated, found.notes) == (None, None, ())
     told = [held for revision in found.revisions for held in revision.not_tried]
@@ -128,7 +121,7 @@ async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
     config = project.config(database_url)
     await bring_to_head(config)
     project.add(f'op.execute("CREATE ROLE {role} NOLOGIN"); op.execute("GRANT SELECT ON t0 TO {role}")')
-    [revision] = (await planned(config, ["r1"])).revisions
+    [revision] = (await forecast_pending(config)).revisions
     assert [held.reason for held in revision.not_tried] == [
         OUTSIDE,
         f"it needs {role}, which is not made in the scratch database",
@@ -138,7 +131,7 @@ async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
     assert await observer.fetchval("SELECT has_table_privilege($1, 't0', 'SELECT')", role)
 
     project.add(f'op.execute("GRANT INSERT ON t0 TO {role}")')
-    [following] = (await planned(config, ["r2"])).revisions
+    [following] = (await forecast_pending(config)).revisions
     assert (following.not_tried, following.estimated) == ((), False)
     difference, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r2")
     assert difference.fits
@@ -155,7 +148,7 @@ async def test_what_needs_the_role_is_left_out_and_the_rest_goes_on(
         f'op.execute("CREATE ROLE {role}"); op.execute("{needs.format(role=role)}"); '
         'op.execute("ALTER TABLE t0 ADD COLUMN n int")'
     )
-    found = await planned(project.config(database_url), [])
+    found = await forecast_pending(project.config(database_url))
     assert found.failure is None
     assert [held.statement for held in found.revisions[1].not_tried] == [1, 2]
     assert [lock.table for lock in found.revisions[1].locks] == ["t0"]
@@ -164,7 +157,7 @@ async def test_what_needs_the_role_is_left_out_and_the_rest_goes_on(
 async def test_a_name_that_is_nowhere_is_still_a_failure(project: Project, database_url: str, role: str) -> None:
     project.add(f'op.execute("CREATE ROLE {role}"); op.execute("CREATE TABLE t0 (id int)")')
     project.add('op.execute("GRANT SELECT ON t0 TO nobody_at_all")')
-    found = await planned(project.config(database_url), [])
+    found = await forecast_pending(project.config(database_url))
     assert 'role "nobody_at_all" does not exist' in str(found.failure)
 
 
@@ -180,7 +173,7 @@ async def test_a_revisions_own_savepoints_are_left_alone(project: Project, datab
         "            assert 'duplicate' in str(error)\n"
         "    assert bind.exec_driver_sql('SELECT count(*) FROM t0').scalar() == 2"
     )
-    found = await planned(project.config(database_url), [])
+    found = await forecast_pending(project.config(database_url))
     assert found.failure is None
 
 
@@ -189,7 +182,7 @@ async def test_whoever_asks_for_the_result_of_such_a_statement_gets_none(project
         "assert op.get_bind().exec_driver_sql('SELECT pg_reload_conf()').scalar() is None\n"
         "    op.execute('CREATE TABLE t0 (id int)')"
     )
-    [revision] = (await planned(project.config(database_url), [])).revisions
+    [revision] = (await forecast_pending(project.config(database_url))).revisions
     assert [(held.statement, held.kind) for held in revision.not_tried] == [(1, "select")]
 
 
@@ -200,7 +193,7 @@ async def test_a_procedure_that_commits_by_itself_is_tried_out(project: Project,
         "BEGIN INSERT INTO t0 VALUES (1); COMMIT; INSERT INTO t0 VALUES (2); END $$')"
     )
     project.add(alone("CALL p()"))
-    found = await planned(project.config(database_url), [])
+    found = await forecast_pending(project.config(database_url))
     assert (found.failure, found.revisions[1].not_tried) == (None, ())
 
 
@@ -232,7 +225,7 @@ async def test_a_role_without_rights_to_the_cluster_sees_the_same(
     for statement in [CODE[0], f"SELECT makes_a_role('{role}')", f"CREATE ROLE {role}"]:
         project.add(f"op.execute({statement!r})")
     config = project.config(url_with(database_url, user=own, password="secret-word"))
-    found = await planned(config, [])
+    found = await forecast_pending(config)
     assert (found.failure, found.estimated, found.notes) == (None, None, ())
     assert [len(revision.not_tried) for revision in found.revisions] == [0, 1, 1]
     assert not await observer.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", role)

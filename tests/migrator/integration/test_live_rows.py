@@ -10,12 +10,11 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.commands.forecast import RevisionForecast, forecast
+from gasket.migrator.commands.forecast import RevisionForecast, forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigrationFailedError
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.revisions.configuration import configured_revisions
 from tests.migrator.project import Project
 
 TABLES = [
@@ -93,11 +92,9 @@ async def config(project: Project, database_url: str, observer: asyncpg.Connecti
     return config
 
 
-async def planned(config: MigratorConfig, revision: str) -> list[RevisionForecast]:
-    """The plan of everything after `revision`; it must not change the rows."""
-    revisions = configured_revisions(config.ini)
-    pending = revisions.in_order(revisions.keys() - revisions.with_ancestors([revision]))
-    found = await forecast(config, revisions, applied=[revision], pending=pending)
+async def planned(config: MigratorConfig) -> list[RevisionForecast]:
+    """The plan of everything that is pending; it must not change the rows."""
+    found = await forecast_pending(config)
     assert "secret-word" not in format_plan(found)
     assert found.failure is None
     return list(found.revisions)
@@ -108,7 +105,7 @@ async def test_what_would_fail_is_a_finding_and_really_fails(
 ) -> None:
     for statement in FAILS:
         project.add(f"op.execute({statement!r})", "pass")
-    for revision, (statement, expected) in zip(await planned(config, "r8"), FAILS.items(), strict=True):
+    for revision, (statement, expected) in zip(await planned(config), FAILS.items(), strict=True):
         sentences = [found.sentence for found in revision.row_findings]
         assert (statement, sentences) == (statement, [f"statement 1 would fail on {expected}"] if expected else [])
         if expected:
@@ -121,7 +118,7 @@ async def test_what_passes_is_no_finding(
 ) -> None:
     for statement in PASSES:
         project.add(f"op.execute({statement!r})", "pass")
-    for revision, statement in zip(await planned(config, "r8"), PASSES, strict=True):
+    for revision, statement in zip(await planned(config), PASSES, strict=True):
         assert (statement, revision.row_findings) == (statement, ())
         await observer.execute(statement)
 
@@ -132,7 +129,7 @@ async def test_an_enum_must_have_the_values(project: Project, config: MigratorCo
         "    op.execute('ALTER TABLE t ALTER c TYPE kind USING c::kind')",
         "pass",
     )
-    [revision] = await planned(config, "r8")
+    [revision] = await planned(config)
     # The type is made by the same revision, so the labels are compared, and not the cast tried.
     assert [found.sentence for found in revision.row_findings] == [
         "statement 2 would fail on 1 row of t: c has values that kind does not have"
@@ -141,7 +138,7 @@ async def test_an_enum_must_have_the_values(project: Project, config: MigratorCo
 
 async def test_rows_that_the_revision_mends_are_not_certain_to_fail(project: Project, config: MigratorConfig) -> None:
     project.add("op.execute(\"UPDATE t SET c = '' WHERE c IS NULL\"); op.execute('ALTER TABLE t ALTER c SET NOT NULL')")
-    [revision] = await planned(config, "r8")
+    [revision] = await planned(config)
     [found] = revision.row_findings
     assert (found.certain, found.rows) == (False, 2)
     assert found.sentence == (
@@ -155,7 +152,7 @@ async def test_a_renamed_table_and_column_are_found_under_their_live_names(
 ) -> None:
     project.add("op.execute('ALTER TABLE t RENAME TO thing'); op.execute('ALTER TABLE thing RENAME c TO title')")
     project.add("op.execute('ALTER TABLE thing ALTER title SET NOT NULL')")
-    _renames, revision = await planned(config, "r8")
+    _renames, revision = await planned(config)
     assert [found.sentence for found in revision.row_findings] == ["statement 1 would fail on 2 rows of t: c is NULL"]
 
 
@@ -164,7 +161,7 @@ async def test_a_column_that_is_not_live_yet_is_not_known(project: Project, conf
         "op.execute('ALTER TABLE t ADD m int'); op.execute('ALTER TABLE t ALTER m SET NOT NULL'); "
         "op.execute('ALTER TABLE t ADD CHECK (m > 0)')"
     )
-    [revision] = await planned(config, "r8")
+    [revision] = await planned(config)
     assert [found.sentence for found in revision.row_findings] == [
         f"statement {number}: whether it fails on rows of t ({kind}) is not known: a column in it is not there yet"
         for number, kind in ((2, "not null"), (3, "check"))
@@ -175,7 +172,7 @@ async def test_a_column_that_is_not_live_yet_is_not_known(project: Project, conf
 
 async def test_whether_a_generated_column_is_null_is_not_known(project: Project, config: MigratorConfig) -> None:
     project.add("op.execute('ALTER TABLE t ADD m text GENERATED ALWAYS AS (c) STORED NOT NULL')", "pass")
-    [revision] = await planned(config, "r8")
+    [revision] = await planned(config)
     assert [found.sentence for found in revision.row_findings] == [
         "statement 1: whether it fails on rows of t (not null) is not known: a column in it is not there yet"
     ]
@@ -195,10 +192,10 @@ async def test_what_takes_too_long_or_is_locked_is_not_known(
     project.add("op.execute('ALTER TABLE t ALTER c SET NOT NULL')", "pass")
     async with observer.transaction():
         await observer.execute("LOCK TABLE t")
-        revisions = await planned(config, "r8")
+        revisions = await planned(config)
     for revision in revisions:
         assert revision.row_findings[0].sentence.endswith("is not known: it cannot be looked at (SQLSTATE 55P03)")
-    revision, _second = await planned(config, "r8")
+    revision, _second = await planned(config)
     assert revision.row_findings[0].sentence == (
         "statement 2: whether it fails on rows of t (check) is not known: it cannot be looked at (SQLSTATE 42883)"
     )
@@ -207,7 +204,7 @@ async def test_what_takes_too_long_or_is_locked_is_not_known(
         "AS $$ BEGIN PERFORM pg_sleep(2); RETURN true; END $$"
     )
     monkeypatch.setattr("gasket.migrator.scratch.live_rows._EACH", 0.5)
-    revision, _second = await planned(config, "r8")
+    revision, _second = await planned(config)
     assert revision.row_findings[0].sentence == (
         "statement 2: whether it fails on rows of t (check) is not known: looking takes longer than 0.5 s"
     )
@@ -228,7 +225,7 @@ async def test_without_a_scratch_database_the_text_tells_the_simple_cases(
         "pass",
     )
     plain = replace(config, database_url=url_with(database_url, user=plain_role, password="secret-word"))
-    [revision] = await planned(plain, "r8")
+    [revision] = await planned(plain)
     assert revision.estimated
     assert [found.sentence for found in revision.row_findings] == [
         "statement 1 would fail on 5 rows of t: the new column is NOT NULL and has no default",
@@ -243,7 +240,8 @@ async def plain_role(observer: asyncpg.Connection, config: MigratorConfig) -> As
     """A role that may make no databases, and may read."""
     role = f"role_{uuid4().hex[:12]}"
     await observer.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; "
+        f"GRANT CREATE, USAGE ON SCHEMA public TO {role}"
     )
     yield role
     await observer.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
@@ -264,7 +262,7 @@ async def test_an_update_of_many_rows_is_estimated(
     )
     count = "SELECT count(*), sum(n) FROM t"
     before = await observer.fetchrow(count)
-    update, delete, insert, parameter = await planned(config, "r8")
+    update, delete, insert, parameter = await planned(config)
     [write] = update.writes
     assert (write.table, write.operation) == ("t", "UPDATE")
     assert write.rows is not None
@@ -277,14 +275,7 @@ async def test_an_update_of_many_rows_is_estimated(
     assert (insert.writes[0].rows or 0) > 90_000
     assert [write.table for write in parameter.writes] == ["t"]
     assert await observer.fetchrow(count) == before
-    text = format_plan(
-        await forecast(
-            config,
-            (revisions := configured_revisions(config.ini)),
-            applied=["r8"],
-            pending=revisions.in_order(revisions.keys() - revisions.with_ancestors(["r8"])),
-        )
-    )
+    text = format_plan(await forecast_pending(config))
     assert f"  writes about {write.rows:,} rows of t, " in text
     assert "; each is locked to the end of the revision" in text
     assert "  locks t ROW EXCLUSIVE, blocks schema changes, and writes to the same rows; about " in text
@@ -320,7 +311,7 @@ async def test_of_what_no_plan_tells_the_number_of_rows_is_not_known(
     await bring_to_head(config)
     for statement in HIDDEN_WRITES:
         project.add(f"op.execute({statement!r})", "pass")
-    for revision, (statement, tables) in zip(await planned(config, "r9"), HIDDEN_WRITES.items(), strict=True):
+    for revision, (statement, tables) in zip(await planned(config), HIDDEN_WRITES.items(), strict=True):
         not_known = [write.table for write in revision.writes if write.rows is None]
         assert (statement, not_known) == (statement, tables)
 
@@ -329,7 +320,7 @@ async def test_a_merge_is_estimated(project: Project, config: MigratorConfig, ob
     await observer.execute("INSERT INTO t (id, n) SELECT i, i FROM generate_series(100, 10099) AS i; ANALYZE t")
     merge = "MERGE INTO t USING t AS s ON t.n = s.n WHEN MATCHED THEN UPDATE SET c = 'x'"
     project.add(f"op.execute({merge!r})", "pass")
-    [revision] = await planned(config, "r8")
+    [revision] = await planned(config)
     [write] = revision.writes
     assert (write.table, write.operation) == ("t", "MERGE")
     assert (write.rows or 0) > 9_000

@@ -12,12 +12,11 @@ import msgspec
 import pytest
 
 from gasket.migrator.catalog.read import read_catalog
-from gasket.migrator.commands.forecast import Forecast, forecast
+from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.revisions.rules.check import Finding
+from gasket.migrator.revisions.rules.rulebook import SQL_RULES
 from gasket.migrator.scratch.effects import Statement
 from tests.migrator.project import Project
 
@@ -57,16 +56,13 @@ def add_pending(project: Project) -> None:
     )
 
 
-async def plan(config: MigratorConfig, applied: list[str], **findings: list[Finding]) -> Forecast:
-    revisions = configured_revisions(config.ini)
-    pending = revisions.in_order(revisions.keys() - revisions.with_ancestors(applied))
-    return await forecast(config, revisions, applied=applied, pending=pending, findings=findings)
-
-
-async def test_nothing_pending_is_said_and_nothing_is_tried(project: Project) -> None:
+async def test_nothing_pending_is_said_and_nothing_is_tried(project: Project, database_url: str) -> None:
     project.add()
-    nowhere = project.config("postgresql://nobody@127.0.0.1:1/nowhere")
-    assert format_plan(await plan(nowhere, ["r1"])) == "Nothing is pending: the schema is at r1."
+    config = project.config(database_url, scratch_url="postgresql://nobody@127.0.0.1:1/nowhere")
+    await bring_to_head(config)
+    found = await forecast_pending(config)
+    assert found.estimated is None
+    assert format_plan(found) == "Nothing is pending: the schema is at r1."
 
 
 async def test_the_plan_of_a_live_database(project: Project, database_url: str, live: asyncpg.Connection) -> None:
@@ -79,9 +75,8 @@ async def test_the_plan_of_a_live_database(project: Project, database_url: str, 
     kilobytes = round(await live.fetchval("SELECT pg_total_relation_size('t1') / 1000.0"))
     before = await read_catalog(live, "public")
     add_pending(project)
-    found = await plan(
-        config, ["r2"], r3=[Finding("requires", "r3", "2026_0003.py", "Adds a NOT NULL column.", "nobody uses it")]
-    )
+    found = await forecast_pending(config)
+    rule = SQL_RULES["rewrites-table"]
     assert format_plan(found).splitlines() == [
         "2 revisions are pending after r2.",
         "",
@@ -90,7 +85,8 @@ async def test_the_plan_of_a_live_database(project: Project, database_url: str, 
         f"  locks t1 ACCESS EXCLUSIVE, blocks reads and writes; about 3,000 rows, {kilobytes} kB",
         "  locks t2 SHARE ROW EXCLUSIVE, blocks writes; rows not counted yet, 8 kB",
         "  rewrites t1, with all its indexes",
-        "  finding: requires: Adds a NOT NULL column. (allowed: nobody uses it)",
+        "  finding: rewrites-table: It adds t1.n with a value that may differ from row to row. "
+        f"{rule.why} {rule.instead}",
         "",
         "r4 (2 of 2): r4",
         "  2026_0004.py; older releases cannot run on it",
@@ -115,7 +111,7 @@ async def test_as_json(project: Project, database_url: str) -> None:
     config = project.config(database_url)
     await bring_to_head(config)
     project.add('op.execute("ALTER TABLE t1 ADD COLUMN n int")')
-    written = json.loads(msgspec.json.encode(await plan(config, ["r1"])))
+    written = json.loads(msgspec.json.encode(await forecast_pending(config)))
     [revision] = written["revisions"]
     size = revision["locks"][0].pop("bytes")
     assert size > 0
@@ -142,7 +138,7 @@ async def test_without_a_scratch_database_it_is_estimated_and_says_so(
     await bring_to_head(config)
     add_pending(project)
     project.add('if not op.get_bind().exec_driver_sql("SELECT 1").scalar():\n        op.execute("DROP TABLE t1")')
-    found = await plan(config, ["r2"])
+    found = await forecast_pending(config)
     text = format_plan(found)
     assert text.splitlines()[1].startswith("Locks are estimated from the SQL. There is no scratch database")
     assert "CREATEDB" in text
@@ -161,7 +157,7 @@ async def test_a_revision_that_fails_is_said_and_the_rest_estimated(project: Pro
     project.add('op.execute("ALTER TABLE t1 ADD COLUMN n int")')
     project.add('op.execute("ALTER TABLE t1 ADD COLUMN m int"); op.execute("ALTER TABLE t1 ADD COLUMN n int")')
     project.add('op.execute("ALTER TABLE t1 DROP COLUMN n")')
-    found = await plan(config, ["r1"])
+    found = await forecast_pending(config)
     assert [revision.estimated for revision in found.revisions] == [False, True, True]
     assert 'r3 failed: column "n" of relation "t1" already exists' in str(found.failure)
     assert str(found.failure) in format_plan(found)
@@ -179,7 +175,7 @@ async def test_applied_revisions_that_cannot_be_built_again(
     config = project.config(database_url)
     await bring_to_head(config)
     project.add('op.execute("ALTER TABLE was_there ADD COLUMN n int")')
-    found = await plan(config, ["r1"])
+    found = await forecast_pending(config)
     assert str(found.estimated).startswith("The revisions that are applied cannot be built on a scratch database")
     assert 'r1 failed: relation "was_there" does not exist' in str(found.estimated)
     assert str(found.estimated).endswith("the live database was not changed")
@@ -211,7 +207,7 @@ async def test_a_migration_lock_given_away_on_the_scratch_database_is_not_told_o
 
 
 async def assert_told_of_scratch(config: MigratorConfig, said: str) -> None:
-    found = await plan(config, [])
+    found = await forecast_pending(config)
     assert str(found.estimated).startswith("The revisions cannot be tried out on the scratch database: ")
     assert said in str(found.estimated)
     assert "the live one was not changed" in str(found.estimated)
@@ -220,7 +216,7 @@ async def assert_told_of_scratch(config: MigratorConfig, said: str) -> None:
 
 async def test_a_revision_without_a_statement(project: Project, database_url: str) -> None:
     project.add("pass", "pass")
-    found = await plan(project.config(database_url), [])
+    found = await forecast_pending(project.config(database_url))
     assert [(r.estimated, r.statements, r.locks) for r in found.revisions] == [(False, (), ())]
 
 
@@ -233,6 +229,15 @@ async def test_a_locked_table_does_not_stop_the_plan(
     project.add('op.execute("ALTER TABLE t1 ADD COLUMN n int")')
     async with live.transaction():
         await live.execute("LOCK TABLE t1")
-        found = await plan(config, ["r1"])
+        found = await forecast_pending(config)
     assert found.notes == ("The sizes of the tables are not shown: one is locked, or the server is slow to tell them.",)
     assert found.revisions[0].locks[0].bytes is None
+
+
+async def test_a_plan_imports_the_files_for_the_gate_and_once_more(project: Project, database_url: str) -> None:
+    imports = project.ini.with_name("imports")
+    pending = project.add()
+    pending.write_text(f"{pending.read_text()}\nwith open({str(imports)!r}, 'a') as file:\n    file.write('i')\n")
+    found = await forecast_pending(project.config(database_url))
+    assert (found.failure, found.revisions[0].estimated) == (None, False)
+    assert imports.read_text() == "ii"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from types import ModuleType
 
 import asyncpg
 import msgspec
+from alembic.script import ScriptDirectory
 
-from gasket.migrator.background import Backfill
+from gasket.migrator.background import Backfill, Declaration
 from gasket.migrator.background.declared import declared_works
 from gasket.migrator.background.planned import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
@@ -22,7 +24,6 @@ from gasket.migrator.revisions.files import RevisionFile, Revisions
 from gasket.migrator.revisions.loading import load_scripts
 from gasket.migrator.revisions.rules.check import Finding, allowed_findings, check_revision, verdict_on
 from gasket.migrator.revisions.rules.rulebook import SQL_RULES
-from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement, TableLock
 from gasket.migrator.scratch.estimate import ToldRequirements, estimate
@@ -33,6 +34,7 @@ from gasket.migrator.sql.reader import built_index, read
 from gasket.migrator.sql.render import render
 
 _SIZES_WITHIN = "3s"
+_NO_SIZES = "The sizes of the tables are not shown: one is locked, or the server is slow to tell them."
 _LARGE_INDEX = "large-index"
 _LARGE = 1_000_000
 """Rows of a table from which on an index is better built after the start."""
@@ -49,35 +51,6 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'm')
   AND CASE WHEN n.nspname = $1 THEN '' ELSE n.nspname || '.' END || c.relname = ANY ($2::text[])
 """
-
-
-async def forecast_pending(config: MigratorConfig) -> Forecast:
-    """The forecast of everything that is pending.
-
-    Raises:
-        MigratorError: an upgrade would be refused.
-    """
-    revisions = configured_revisions(config.ini)
-    async with looking(config, migrating=True) as connection:
-        situation = await pass_gate(connection, config, revisions, Request(Caller.PLAN), migrating=True)
-    pending = situation.plan.pending
-    if not pending:
-        current = tuple(sorted(situation.database.versions))
-        return Forecast(current=current, revisions=(), ahead=situation.ahead(config.release))
-    findings = _findings(config, pending)
-    applied = situation.database.versions & revisions.keys()
-    return await forecast(config, revisions, applied=applied, pending=pending, findings=findings)
-
-
-def _findings(config: MigratorConfig, pending: Iterable[RevisionFile]) -> dict[str, list[Finding]]:
-    directory = load_scripts(config.ini)
-    found = {}
-    for file in pending:
-        module = directory.get_revision(file.revision).module
-        found[file.revision] = check_revision(
-            file, module.upgrade, downgrade=module.downgrade, metadata=config.metadata
-        )
-    return found
 
 
 class RevisionForecast(msgspec.Struct, frozen=True):
@@ -129,40 +102,47 @@ class Forecast(msgspec.Struct, frozen=True):
         return self.failure is not None or any(in_the_way)
 
 
-async def forecast(
-    config: MigratorConfig,
-    revisions: Revisions,
-    *,
-    applied: Iterable[str],
-    pending: Sequence[RevisionFile],
-    findings: Mapping[str, Sequence[Finding]] | None = None,
-) -> Forecast:
-    """Try the pending revisions out on a scratch database, in order; where there is none, estimate.
+async def forecast_pending(config: MigratorConfig) -> Forecast:
+    """Try everything that is pending out on a scratch database, in order; where there is none, estimate.
 
-    `applied` are the live database's versions, as far as there are files for them; `findings` those of the checks, by
-    revision. The live database is only read.
+    The live database is only read.
 
     Raises:
-        DatabaseUnavailableError, DatabaseRefusedError: the live database cannot be reached.
+        MigratorError: an upgrade would be refused, or the live database cannot be reached.
     """
-    current = tuple(sorted(applied))
+    revisions = configured_revisions(config.ini)
+    async with looking(config, migrating=True) as connection:
+        situation = await pass_gate(connection, config, revisions, Request(Caller.PLAN), migrating=True)
+    pending = situation.plan.pending
     if not pending:
-        return Forecast(current=current, revisions=())
-    observation, estimated, notes = await _try_out(config, revisions, current, pending[-1].revision)
-    left = [file for file in pending if file.revision not in observation.effects]
+        current = tuple(sorted(situation.database.versions))
+        return Forecast(current=current, revisions=(), ahead=situation.ahead(config.release))
+    applied = situation.database.versions & revisions.keys()
+    return await _forecast(config, revisions, tuple(sorted(applied)), pending)
+
+
+async def _forecast(
+    config: MigratorConfig, revisions: Revisions, applied: tuple[str, ...], pending: Sequence[RevisionFile]
+) -> Forecast:
+    scripts = load_scripts(config.ini)
+    modules = {file.revision: scripts.get_revision(file.revision).module for file in pending}
+    findings = {file.revision: _find(config, file, modules[file.revision]) for file in pending}
+    declared = {revision: declared_works(module) for revision, module in modules.items()}
+
+    observation, estimated = await _try_out(config, revisions, scripts, applied, pending[-1].revision)
+    guessed = {revision: module for revision, module in modules.items() if revision not in observation.effects}
+
     async with connected(config, migrating=True) as live:
-        effects = observation.effects | (await _estimate(config, live, left) if left else {})
-        rows = await _look_at_rows(live, config.schema, effects, await _changed_before(live, config, pending))
-        works = await _plan_works(live, config, pending)
+        effects = observation.effects | await _estimate(config, live, guessed)
+        changed = await _changed_before(live, config.schema, pending, declared)
+        rows = await _look_at_rows(live, config.schema, effects, changed)
+        works = {
+            revision: await plan_works(live, config.schema, ones, share=config.background_share)
+            for revision, ones in declared.items()
+        }
         sizes = await _sizes(live, config.schema, {lock.table for e in effects.values() for lock in e.locks})
-        if sizes is None:
-            notes = (
-                *notes,
-                "The sizes of the tables are not shown: one is locked, or the server is slow to tell them.",
-            )
-    guessed = {file.revision for file in left}
     return Forecast(
-        current=current,
+        current=applied,
         revisions=tuple(
             _revision(
                 file,
@@ -171,26 +151,29 @@ async def forecast(
                 rows[file.revision],
                 works[file.revision],
                 estimated=file.revision in guessed,
-                findings=findings or {},
+                findings=findings[file.revision],
             )
             for file in pending
         ),
         estimated=estimated,
         failure=observation.failure,
-        notes=notes,
+        notes=observation.notes if sizes is not None else (*observation.notes, _NO_SIZES),
     )
 
 
+def _find(config: MigratorConfig, file: RevisionFile, module: ModuleType) -> list[Finding]:
+    return check_revision(file, module.upgrade, downgrade=module.downgrade, metadata=config.metadata)
+
+
 async def _try_out(
-    config: MigratorConfig, revisions: Revisions, applied: Sequence[str], target: str
-) -> tuple[Observation, str | None, tuple[str, ...]]:
-    """What was seen, why it is not everything, and how the scratch database differs from live."""
+    config: MigratorConfig, revisions: Revisions, scripts: ScriptDirectory, applied: Sequence[str], target: str
+) -> tuple[Observation, str | None]:
+    """What was seen, and why it is not everything."""
     notes: tuple[str, ...] = ()
     try:
         async with scratch_database(config, revisions) as scratch:
             notes = scratch.notes
-            observation = await observe(scratch, revisions, applied, target)
-            return observation, None, (*notes, *observation.notes)
+            return await observe(scratch, revisions, scripts, applied, target), None
     except (DatabaseUnavailableError, DatabaseRefusedError):
         raise
     except REVISION_ERRORS as error:
@@ -200,23 +183,24 @@ async def _try_out(
         )
     except MigratorError as error:
         reason = str(error)
-    return Observation({}, failure=None), reason, notes
+    return Observation({}, failure=None, notes=notes), reason
 
 
 async def _estimate(
-    config: MigratorConfig, live: asyncpg.Connection, files: Iterable[RevisionFile]
+    config: MigratorConfig, live: asyncpg.Connection, modules: Mapping[str, ModuleType]
 ) -> dict[str, Effects]:
-    directory = script_directory(config.ini)
+    if not modules:
+        return {}
     part_of = await read_parts(live, config.schema)
     effects = {}
     told = ToldRequirements(config.schema)
-    for file in files:
-        rendering = render(directory.get_revision(file.revision).module.upgrade, metadata=config.metadata)
-        effects[file.revision] = estimate(rendering.statements, config.schema, part_of)
+    for revision, module in modules.items():
+        rendering = render(module.upgrade, metadata=config.metadata)
+        effects[revision] = estimate(rendering.statements, config.schema, part_of)
         for number, statement in enumerate(rendering.statements, start=1):
-            told.add_to(effects[file.revision], number, read(statement.sql))
+            told.add_to(effects[revision], number, read(statement.sql))
         if rendering.reason:
-            effects[file.revision].unknown.append(
+            effects[revision].unknown.append(
                 f"It {rendering.reason}: what it does after the statements shown cannot be told without running it."
             )
     return effects
@@ -243,17 +227,18 @@ async def _look_at_rows(
 
 
 async def _changed_before(
-    live: asyncpg.Connection, config: MigratorConfig, pending: Sequence[RevisionFile]
+    live: asyncpg.Connection,
+    schema: str,
+    pending: Iterable[RevisionFile],
+    declared: Mapping[str, Iterable[Declaration]],
 ) -> dict[str, frozenset[str]]:
     """By revision: the tables with rows that background work has yet to change before the revision is applied."""
-    directory = script_directory(config.ini)
     tables: dict[str, set[str]] = {}
-    if await has_background_table(live, config.schema):
-        for work in await read_works(live, config.schema, states=UNFINISHED):
-            tables.setdefault(work.revision, set()).add(_plain(work.table_name, config.schema))
-    for file in pending:
-        declared = declared_works(directory.get_revision(file.revision).module)
-        tables[file.revision] = {_plain(one.table, config.schema) for one in declared if isinstance(one, Backfill)}
+    if await has_background_table(live, schema):
+        for work in await read_works(live, schema, states=UNFINISHED):
+            tables.setdefault(work.revision, set()).add(_plain(work.table_name, schema))
+    for revision, works in declared.items():
+        tables[revision] = {_plain(one.table, schema) for one in works if isinstance(one, Backfill)}
     changed: set[str] = set()
     found = {}
     for file in pending:
@@ -288,7 +273,7 @@ def _revision(
     background: tuple[PlannedWork, ...],
     *,
     estimated: bool,
-    findings: Mapping[str, Sequence[Finding]],
+    findings: Iterable[Finding],
 ) -> RevisionForecast:
     locks = []
     for lock in effects.locks:
@@ -310,21 +295,10 @@ def _revision(
         writes=tuple(of_rows[1]),
         unknown=tuple(effects.unknown),
         not_tried=tuple(effects.not_tried),
-        findings=(*findings.get(file.revision, ()), *_large_indexes(file, effects, sizes)),
+        findings=(*findings, *_large_indexes(file, effects, sizes)),
         background=background,
         needs_background=verdict_on(file).needs_background,
     )
-
-
-async def _plan_works(
-    live: asyncpg.Connection, config: MigratorConfig, pending: Iterable[RevisionFile]
-) -> dict[str, tuple[PlannedWork, ...]]:
-    directory = script_directory(config.ini)
-    declared = {file.revision: declared_works(directory.get_revision(file.revision).module) for file in pending}
-    return {
-        revision: await plan_works(live, config.schema, works, share=config.background_share)
-        for revision, works in declared.items()
-    }
 
 
 def _large_indexes(

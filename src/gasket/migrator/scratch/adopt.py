@@ -14,6 +14,7 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions.files import Revisions
+from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.runner import locked
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.held_back import Guard, HeldBack
@@ -42,7 +43,7 @@ async def compare_with_revision(
         empty = await _read(scratch.config)
         guard = Guard(scratch.not_there)
         try:
-            await build(scratch, revisions, [revision], guard)
+            await build(scratch, revisions, script_directory(config.ini), [revision], guard)
         except REVISION_ERRORS as error:
             raise ScratchDatabaseError(
                 reason=f"revision {revision} cannot be built on it ({error.what})",

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event
 from sqlalchemy.util import await_only
 
@@ -70,15 +71,22 @@ class _Relation(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """The effects of each revision that went through, and why the next one did not; `notes` are on the cluster."""
+    """The effects of each revision that went through, and why the next one did not.
+
+    `notes` say how the scratch database differs from the live one, and what was changed around it.
+    """
 
     effects: dict[str, Effects]
     failure: str | None
     notes: tuple[str, ...] = ()
 
 
-async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str], target: str) -> Observation:
+async def observe(
+    scratch: Scratch, revisions: Revisions, scripts: ScriptDirectory, applied: Iterable[str], target: str
+) -> Observation:
     """Build the `applied` revisions on the scratch database, then run what `target` needs beyond, one after the other.
+
+    `scripts` are the files as Alembic sees them.
 
     Raises:
         One of REVISION_ERRORS: the applied revisions cannot be built there.
@@ -94,13 +102,13 @@ async def observe(scratch: Scratch, revisions: Revisions, applied: Iterable[str]
         upgrade_in_process(session, connection, target)
 
     try:
-        await build(scratch, revisions, applied, guard, watched)
+        await build(scratch, revisions, scripts, applied, guard, watched)
     except REVISION_ERRORS as error:
         if watcher is None:
             raise
         failure = error.what
     assert watcher is not None
-    return Observation(watcher.complete(), failure, tuple(guard.cluster_changes))
+    return Observation(watcher.complete(), failure, (*scratch.notes, *guard.cluster_changes))
 
 
 async def _read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, _Relation]:

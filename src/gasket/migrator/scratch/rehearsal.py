@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from gasket.migrator.apply.session import MigrationSession, migration_session
@@ -62,13 +63,15 @@ _trying_out: ContextVar[bool] = ContextVar("trying_out", default=False)
 async def build(
     scratch: Scratch,
     revisions: Revisions,
+    scripts: ScriptDirectory,
     versions: Iterable[str],
     guard: Guard,
     then: Callable[[MigrationSession, Connection], None] | None = None,
 ) -> None:
     """Apply the given revisions, and all they stand on, through the runner; `then` goes on over the same session.
 
-    `guard` holds back what would change the cluster, and learns whether the cluster was changed all the same.
+    `scripts` are the files as Alembic sees them. `guard` holds back what would change the cluster, and learns whether
+    the cluster was changed all the same.
 
     Raises:
         One of REVISION_ERRORS: a revision fails on the scratch database.
@@ -79,7 +82,7 @@ async def build(
             with _without_news():
                 before = await read_cluster(scratch.config)
                 try:
-                    await _build(scratch, revisions, versions, guard, then)
+                    await _build(scratch, revisions, scripts, versions, guard, then)
                 finally:
                     guard.cluster_changes = _changes_of(before, await read_cluster(scratch.config))
     except TimeoutError:
@@ -95,6 +98,7 @@ async def build(
 async def _build(
     scratch: Scratch,
     revisions: Revisions,
+    scripts: ScriptDirectory,
     versions: Iterable[str],
     guard: Guard,
     then: Callable[[MigrationSession, Connection], None] | None,
@@ -102,6 +106,7 @@ async def _build(
     async with migration_session(scratch.config, revisions, application=None) as session:
         assert session is not None  # it waits for nothing but the lock
         trying = session
+        trying.scripts = scripts
         trying.steps.recording = None
 
         def work(connection: Connection) -> None:
