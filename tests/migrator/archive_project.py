@@ -28,6 +28,14 @@ from alembic import context
 context.config.attributes["run"](context)
 """
 
+# Why rows stay in the archive, as people read it.
+CHANGED_SINCE = "its row was changed since, and has a value"
+EXISTS = "another row has its key"
+GONE = "its row is gone"
+MISFIT = "a value does not fit the type of its column"
+NO_PARTITION = "no partition takes it"
+ORPHANED = "the row it refers to is gone"
+
 Watch = Callable[[Connection], None]
 
 

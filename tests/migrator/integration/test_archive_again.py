@@ -16,13 +16,20 @@ import pytest
 from alembic import command
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.refused_rows import NO_PARTITION
-from gasket.migrator.archive.write import EXISTS, ORPHANED
 from gasket.migrator.commands.archive import format_restored, restore_from_archive
 from gasket.migrator.commands.status import read_report
 from gasket.migrator.errors import LocksNotGrantedError, MigrationFailedError, NotRestoredError, TargetError
 from gasket.migrator.head import bring_to_head
-from tests.migrator.archive_project import ArchiveProject, kept, manifest, rows, there_and_back
+from tests.migrator.archive_project import (
+    EXISTS,
+    NO_PARTITION,
+    ORPHANED,
+    ArchiveProject,
+    kept,
+    manifest,
+    rows,
+    there_and_back,
+)
 from tests.migrator.integration.test_archive_chains import alembic
 from tests.migrator.project import Project
 
@@ -156,7 +163,7 @@ async def test_a_fault_of_a_row_keeps_that_row_alone(
     assert report.remedies == ("gasket database archive restore 1",)
     await observer.execute("DELETE FROM fault")
     again = await project.restore(1)
-    assert (again.complete, again.put_back[0].rows) == (True, 1)
+    assert (again.remedies, again.put_back[0].rows) == ((), 1)
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1,), (2,), (3,)]
     assert (await project.restore(1)).put_back == ()
 
@@ -230,7 +237,7 @@ async def test_a_passing_fault_of_the_command_changes_nothing(
         await restore_from_archive(config, 1)
     assert "\narchive 1: locks are taken (try 1" in "\n".join(record.getMessage() for record in caplog.records)
     await observer.execute("COMMIT")
-    assert (await restore_from_archive(config, 1)).complete
+    assert (await restore_from_archive(config, 1)).remedies == ()
 
 
 @pytest.mark.parametrize("shape", ["row", "column", "array"])
@@ -271,7 +278,7 @@ async def test_partitions_made_at_run_time_are_made_again(
 ) -> None:
     project.step(*EVENTS)
     report = await there_and_back(project, observer, YEARS)
-    assert report.complete
+    assert report.remedies == ()
     assert "partitions made again: public.ev_2024, public.ev_later" in str(report)
     assert await rows(observer, EVENT_ROWS) == [
         (1, "2024-05-05", "ev_2024"),
@@ -289,7 +296,7 @@ async def test_rows_without_a_partition_come_back_once_it_is_there(
     assert [(p.rows, dict(p.left)) for p in report.put_back] == [(2, {NO_PARTITION: 1})]
     await observer.execute("CREATE TABLE ev_past PARTITION OF ev FOR VALUES FROM (MINVALUE) TO ('2025-01-01')")
     await observer.execute("ALTER TABLE ev DETACH PARTITION ev_later; DROP TABLE ev_later")
-    assert (await project.restore(1)).complete
+    assert (await project.restore(1)).remedies == ()
     assert await rows(observer, EVENT_ROWS) == [(1, "2024-05-05", "ev_past")]  # what was dropped since stays dropped
 
 
@@ -302,7 +309,7 @@ async def test_an_archive_of_an_older_release_knows_no_partitions(
     )
     assert [(p.rows, dict(p.left)) for p in report.put_back] == [(0, {NO_PARTITION: 3})]
     await observer.execute("CREATE TABLE ev_all PARTITION OF ev DEFAULT")
-    assert (await project.restore(1)).complete
+    assert (await project.restore(1)).remedies == ()
     await project.down()
     assert [entry["partitions"] != "[]" for entry in await manifest(observer)] == [False, True]
 
@@ -315,7 +322,7 @@ async def test_materialized_views_that_come_with_the_table_are_refreshed(
     report = await there_and_back(
         project, observer, "INSERT INTO sales VALUES (1, 10), (2, 20); REFRESH MATERIALIZED VIEW sales_sum"
     )
-    assert (report.complete, report.stale) == (True, ())
+    assert report.remedies == ()
     assert await rows(observer, "SELECT * FROM sales_sum") == [(2, 30)]
     assert await rows(observer, "SELECT * FROM again") == [(2,)]
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
@@ -397,5 +404,5 @@ async def test_children_of_rows_that_come_back_come_back_with_them(
     )
     assert {p.name: dict(p.left) for p in report.put_back} == {"public.p": {EXISTS: 1}, "public.c": {ORPHANED: 1}}
     await observer.execute("DELETE FROM p WHERE id = 100")
-    assert (await project.restore(1)).complete
+    assert (await project.restore(1)).remedies == ()
     assert await rows(observer, "SELECT * FROM c ORDER BY p") == [(1,), (2,)]

@@ -15,11 +15,10 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.steps import StepOptions
-from gasket.migrator.archive.write import CHANGED_SINCE, EXISTS, GONE
 from gasket.migrator.commands.rollback import rollback
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head
-from tests.migrator.archive_project import ArchiveProject, rows
+from tests.migrator.archive_project import CHANGED_SINCE, EXISTS, GONE, ArchiveProject, rows
 from tests.migrator.project import Project
 
 TABLE = ("CREATE TABLE items (id int PRIMARY KEY, name text)", "DROP TABLE items")

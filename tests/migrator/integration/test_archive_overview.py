@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.inventory import LossKind
-from gasket.migrator.archive.manifest import archived_revisions, drop_archive, list_archives, show_archive
+from gasket.migrator.archive.manifest import Manifest, drop_archive, list_archives, show_archive
 from gasket.migrator.archive.trial import TrialStep
 from gasket.migrator.commands.archive import _drop_from_archive
 from gasket.migrator.errors import ReadOnlyServerError, TargetError
@@ -86,7 +86,7 @@ async def test_revisions_with_something_to_restore(project: ArchiveProject, obse
     found: list[Any] = []
 
     async def look() -> None:
-        await project.connected(lambda connection: found.append(archived_revisions(connection, "public")), Run())
+        await project.connected(lambda connection: found.append(Manifest(connection, "public").revisions()), Run())
 
     await look()
     await project.up()

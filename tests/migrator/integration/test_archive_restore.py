@@ -11,9 +11,8 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.archive.write import EXISTS, GONE, ORPHANED
 from gasket.migrator.catalog.read import read_catalog
-from tests.migrator.archive_project import ArchiveProject, kept, manifest, rows, there_and_back
+from tests.migrator.archive_project import EXISTS, GONE, ORPHANED, ArchiveProject, kept, manifest, rows, there_and_back
 
 
 async def test_tables_columns_and_positions_are_as_they_were(
@@ -42,7 +41,7 @@ async def test_tables_columns_and_positions_are_as_they_were(
     assert [await rows(observer, query) for query in everything] == before
     assert await read_catalog(observer, "public") == catalog
     assert {(p.name, p.rows) for p in report.put_back} == {("public.t", 1), ("public.kept (m, n, s)", 2)}
-    assert report.complete
+    assert report.remedies == ()
     entries = await manifest(observer)
     assert all(row["restored_at"] and row["stored_in"] is None for row in entries)
     assert await rows(
@@ -248,7 +247,7 @@ async def test_a_table_that_is_not_there_and_a_row_that_is_refused_are_written_d
     found = {p.name: p for p in report.put_back}
     assert found["public.t"].error == "there is no table public.t"
     assert (found["public.u"].rows, dict(found["public.u"].left)) == (1, {"constraint u_id_check refuses it": 1})
-    assert found["public.w"].complete
+    assert (found["public.w"].rows, found["public.w"].left, found["public.w"].error) == (1, {}, None)
     assert await kept(observer, "t") == await kept(observer, "u") == [(1,)]
     entries = {row["object_name"]: row for row in await manifest(observer)}
     assert entries["t"]["restore_error"] == "there is no table public.t"
@@ -276,7 +275,7 @@ async def test_odd_tables_come_back_too(project: ArchiveProject, observer: async
         "INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES; INSERT INTO quick VALUES (1);"
         "INSERT INTO computed VALUES (2); INSERT INTO word VALUES ('{}', NULL), ('[]', 'x')",
     )
-    assert report.complete
+    assert report.remedies == ()
     counts = {table: await observer.fetchval(f"SELECT count(*) FROM {table}") for table in ("nothing", "quick", "word")}
     assert counts == {"nothing": 2, "quick": 1, "word": 2}
     assert await rows(observer, "SELECT * FROM computed ORDER BY a") == [(1, 2), (2, 4)]
@@ -327,7 +326,7 @@ async def test_a_lock_that_is_not_free_in_time_is_no_reason_to_leave_rows_behind
         await project.up(lock_timeout="50ms")
     assert getattr(refusal.value.orig, "sqlstate", None) == "55P03"
     await observer.execute("COMMIT")
-    assert (await project.up(lock_timeout="50ms")).complete
+    assert (await project.up(lock_timeout="50ms")).remedies == ()
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1,), (2,)]
 
 
@@ -350,7 +349,7 @@ async def test_a_migration_role_of_its_own_gets_everything_back(
     report = await there_and_back(
         project, observer, "INSERT INTO p (v) VALUES (5); INSERT INTO t VALUES (1, 1, NULL), (2, 1, 1)"
     )
-    assert report.complete
+    assert report.remedies == ()
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1, None), (2, 1, 1)]
     assert await rows(observer, "SELECT * FROM p") == [(1, 5)]
     await observer.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")

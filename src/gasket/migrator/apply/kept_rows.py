@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
 from gasket.migrator.archive.keep import Known, archive_before_downgrade, check_after_downgrade
-from gasket.migrator.archive.manifest import archived_revisions
+from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.restore import RestoreReport, restore_late, upgrade_restoring
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.config import MigratorConfig
@@ -58,7 +58,7 @@ class KeptRows:
 
     def find_waiting(self, connection: Connection, pending: Iterable[RevisionFile]) -> None:
         """Before the first step: look for which of the revisions that are not applied rows wait."""
-        archived = archived_revisions(connection, self._config.schema)
+        archived = Manifest(connection, self._config.schema).revisions()
         self._waiting = {file.revision: verdict_on(file).digest for file in pending if file.revision in archived}
 
     def upgrade(

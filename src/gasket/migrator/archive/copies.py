@@ -28,7 +28,7 @@ VERSION = "gasket_version"
 """The `xmin` of the row whose columns were copied: every change of the row gives it another."""
 CHANGED = "gasket_changed"
 """Whether the row was changed between the downgrade and the upgrade."""
-NUMBER = "gasket_number"
+_NUMBER = "gasket_number"
 """The primary key of an archive table, where the server demands one."""
 
 # What pg_dump sets for the same reason: types that may go with the step are kept as text, which must lose nothing, and
@@ -236,7 +236,7 @@ class Book:
         try:
             with savepoint(connection):
                 connection.exec_driver_sql(
-                    f"CREATE TABLE {target} ({NUMBER} bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {definitions})"
+                    f"CREATE TABLE {target} ({_NUMBER} bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {definitions})"
                 )
                 return connection.exec_driver_sql(f"INSERT INTO {target} ({names}) {plan.select}").rowcount
         except DBAPIError as error:

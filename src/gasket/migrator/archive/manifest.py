@@ -155,7 +155,7 @@ class Manifest:
         return found
 
     def revisions(self) -> frozenset[str]:
-        """Of which something could be put back."""
+        """Of which something could be put back; a run of many steps asks once."""
         if not self._is_usable():
             return frozenset()
         query = f"SELECT DISTINCT revision FROM {self._table} WHERE {_OPEN}"
@@ -177,11 +177,6 @@ class Manifest:
         if not self._is_usable():
             return []
         return _entries(fetch(self.connection, _query(self.schema, condition), *values))
-
-
-def archived_revisions(connection: Connection, schema: str) -> frozenset[str]:
-    """The revisions of which something could be put back. One query, for a run of many steps."""
-    return Manifest(connection, schema).revisions()
 
 
 async def list_archives(connection: asyncpg.Connection, schema: str) -> list[Archive]:
@@ -239,7 +234,7 @@ async def drop_archive(connection: asyncpg.Connection, schema: str, number: int)
         for entry in archive.entries:
             if entry.stored_in:
                 await connection.execute(f"DROP TABLE {stored(schema, entry.stored_in)}")
-        await connection.execute(f"DELETE FROM {_manifest(schema)} WHERE archive = $1", number)
+        await connection.execute(f"DELETE FROM {stored(schema, MANIFEST)} WHERE archive = $1", number)
     return archive
 
 
@@ -250,17 +245,13 @@ def _unknown_archive(number: int, known: Collection[int]) -> NotThereError:
     )
 
 
-def _manifest(schema: str) -> str:
-    return stored(schema, MANIFEST)
-
-
 def _query(schema: str, condition: str) -> str:
     columns = ", ".join(f"{name}::text" if kind.startswith("jsonb") else name for name, kind in _COLUMNS.items())
     added = ", ".join(f"to_jsonb(m) ->> '{name}' AS {name}" for name in _ADDED_COLUMNS)
     size = "coalesce(pg_total_relation_size(to_regclass(quote_ident({}) || '.' || quote_ident(stored_in))), 0) AS size"
     schema_literal = "'" + archive_schema(schema).replace("'", "''") + "'"
     return (
-        f"SELECT id, {columns}, {added}, {size.format(schema_literal)} FROM {_manifest(schema)} AS m "
+        f"SELECT id, {columns}, {added}, {size.format(schema_literal)} FROM {stored(schema, MANIFEST)} AS m "
         f"WHERE {condition} ORDER BY archive DESC, id"
     )
 

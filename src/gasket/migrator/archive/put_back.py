@@ -44,11 +44,6 @@ class PutBack(msgspec.Struct, frozen=True):
         """As the entry has it."""
         return self.entry.name
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing of it is in the archive any more."""
-        return not self.left and not self.error
-
     def __str__(self) -> str:
         if self.error:
             return f"{self.name}: nothing, {self.error}"

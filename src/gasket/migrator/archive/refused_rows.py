@@ -15,8 +15,8 @@ from gasket.migrator.archive.faults import PASSING_SQL
 from gasket.migrator.archive.targets import Target
 
 TOO_NEW = "its enum value was added in the same transaction"
-NO_PARTITION = "no partition takes it"
-MISFIT = "a value does not fit the type of its column"
+_NO_PARTITION = "no partition takes it"
+_MISFIT = "a value does not fit the type of its column"
 
 _CHUNKS = 64
 """Into so many chunks a table is cut: one bad row costs that part of it, tried row by row (some 30 us each)."""
@@ -26,8 +26,8 @@ _REASON = f"""CASE
     WHEN gasket_state = '55P04' THEN '{TOO_NEW}'
     WHEN gasket_state = '23502' THEN format('column %s may not be NULL', gasket_column)
     WHEN gasket_constraint <> '' THEN format('constraint %s refuses it', gasket_constraint)
-    WHEN gasket_state = '23514' THEN '{NO_PARTITION}'
-    WHEN left(gasket_state, 2) = '22' THEN '{MISFIT}'
+    WHEN gasket_state = '23514' THEN '{_NO_PARTITION}'
+    WHEN left(gasket_state, 2) = '22' THEN '{_MISFIT}'
     ELSE format('the server refuses it [SQLSTATE %s]', gasket_state)
 END"""
 # Everything is taken back at the end: a row that is refused may be the parent of others, which then must stay, too.

@@ -48,11 +48,6 @@ class RestoreReport(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
 
     @property
-    def complete(self) -> bool:
-        """Whether nothing stayed in the archive."""
-        return all(put_back.complete for put_back in self.put_back)
-
-    @property
     def too_new(self) -> frozenset[int]:
         """The numbers of archives with rows that wait for the transaction to be committed."""
         return frozenset(put_back.entry.archive for put_back in self.put_back if TOO_NEW in put_back.left)
@@ -60,7 +55,7 @@ class RestoreReport(msgspec.Struct, frozen=True):
     @property
     def remedies(self) -> tuple[str, ...]:
         """The commands that bring what stayed, and refresh what is stale."""
-        numbers = sorted({put_back.entry.archive for put_back in self.put_back if not put_back.complete})
+        numbers = sorted({put_back.entry.archive for put_back in self.put_back if put_back.left or put_back.error})
         return (
             *(database_command(f"archive restore {number}") for number in numbers),
             *(f"REFRESH MATERIALIZED VIEW {view}" for view in self.stale),

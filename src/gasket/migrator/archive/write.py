@@ -16,10 +16,10 @@ from gasket.migrator.archive.switched_off import switched_off
 from gasket.migrator.archive.targets import PLACE, ForeignKey, LiveColumn, Target, UnfitError
 from gasket.postgres.quoting import quote_identifier
 
-EXISTS = "another row has its key"
-ORPHANED = "the row it refers to is gone"
-GONE = "its row is gone"
-CHANGED_SINCE = "its row was changed since, and has a value"
+_EXISTS = "another row has its key"
+_ORPHANED = "the row it refers to is gone"
+_GONE = "its row is gone"
+_CHANGED_SINCE = "its row was changed since, and has a value"
 
 
 def write_group(
@@ -168,7 +168,7 @@ def _leave_duplicates(connection: Connection, target: Target) -> None:
         _leave(
             connection,
             target,
-            EXISTS,
+            _EXISTS,
             f"SELECT i.gasket_row FROM (SELECT gasket_row, gasket_place, {keys} FROM ({target.incoming}) AS i {where}) "
             f"AS i JOIN (SELECT {PLACE} AS gasket_place, {keys} FROM {target.source} AS t {where}) AS t ON {equal} "
             "WHERE i.gasket_place IS DISTINCT FROM t.gasket_place",
@@ -190,7 +190,7 @@ def _leave_orphans_of(connection: Connection, target: Target, key: ForeignKey, p
     return _leave(
         connection,
         target,
-        ORPHANED,
+        _ORPHANED,
         f"SELECT i.gasket_row FROM ({target.incoming}) AS i WHERE {refers} AND {missing}",
     )
 
@@ -200,7 +200,7 @@ def _leave_gone(connection: Connection, target: Target) -> None:
     connection.exec_driver_sql(
         f"UPDATE {target.archive} AS a SET {LEFT_BEHIND} = $1 "
         f"WHERE a.{LEFT_BEHIND} IS NULL AND NOT EXISTS (SELECT FROM {target.source} AS t WHERE {target.joined})",
-        (GONE,),
+        (_GONE,),
     )
 
 
@@ -216,7 +216,7 @@ def _leave_changed(connection: Connection, target: Target, *, trusted: bool) -> 
     connection.exec_driver_sql(
         f"UPDATE {target.archive} AS a SET {LEFT_BEHIND} = $1 FROM {target.source} AS t "
         f"WHERE a.{LEFT_BEHIND} IS NULL AND {changed}{target.joined} AND NOT ({vacant})",
-        (CHANGED_SINCE,),
+        (_CHANGED_SINCE,),
     )
 
 
