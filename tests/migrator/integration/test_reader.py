@@ -79,7 +79,10 @@ INSERT INTO key_later (id, nullable) VALUES (1, 1);
 
 @dataclass(frozen=True)
 class Case:
-    """`may`: what the reader calls not known. `also`: what PostgreSQL does and the text does not tell."""
+    """`may`: what the reader calls not known. `also`: what PostgreSQL does and the text does not tell.
+
+    `since` is the first major version of PostgreSQL that has this form, 0 when every supported version has it.
+    """
 
     sql: str
     may: str = ""
@@ -540,7 +543,6 @@ def split_facts(text: str) -> set[str]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_what_is_read_is_what_postgresql_does(case: Case, server: Judge) -> None:
     readings = read(case.sql)
-    assert max(reading.since for reading in readings) == case.since
     if server.version < case.since:
         pytest.skip(f"PostgreSQL {case.since} has this form first")
     known = await server.relations()

@@ -105,24 +105,20 @@ def _constraint(table: Name, name: str | None, words: Words) -> Action:
     kind = words.word()
     enforced = not words.has("not", "enforced")
     valid = enforced and not words.has("not", "valid")
-    since = 0 if enforced else 18
     if kind == "foreign":
         own = Touch(table, _SRE, scans=valid)
-        since = 18 if _has_inside(words, "period") else since
-        return Action(AddConstraint(table, name, kind, valid), (own, *references(words)), since=since)
+        return Action(AddConstraint(table, name, valid), (own, *references(words)))
     if kind in ("unique", "primary", "exclude"):
         if words.has("using", "index"):
             checks_nulls = None if kind == "primary" else False
-            return Action(AddConstraint(table, name, kind), (Touch(table, _AE, scans=checks_nulls),))
-        since = 18 if _has_inside(words, "overlaps") else 0
-        return Action(AddConstraint(table, name, kind), (Touch(table, _AE, scans=True, index=name or ""),), since=since)
+            return Action(AddConstraint(table, name), (Touch(table, _AE, scans=checks_nulls),))
+        return Action(AddConstraint(table, name), (Touch(table, _AE, scans=True, index=name or ""),))
     if kind == "not":
         words.take("null")
-        column = words.identifier()
-        change = AddConstraint(table, name, "not null", valid, column)
-        return Action(change, (Touch(table, _AE, scans=None if valid else False),), since=18)
-    change = AddConstraint(table, name, kind, valid, _column_that_is_not_null(words))
-    return Action(change, (Touch(table, _AE, scans=valid),), since=since)
+        change = AddConstraint(table, name, valid, words.identifier())
+        return Action(change, (Touch(table, _AE, scans=None if valid else False),))
+    change = AddConstraint(table, name, valid, _column_that_is_not_null(words))
+    return Action(change, (Touch(table, _AE, scans=valid),))
 
 
 def _rename(kind: str, name: Name, words: Words) -> Action:
@@ -192,7 +188,7 @@ def _add_column(table: Name, column: str, type_: str, words: Words) -> Action:
     scans = builds or checks_nulls or (checks_values and enforced)
     touch = Touch(table, _AE, scans=scans, rewrites=anew, index="" if builds else None)
     change = AddColumn(table, column, type_, not_null, filled, varying)
-    return Action(change, (touch, *refers), tuple(not_told), since=18 if virtual or not enforced else 0)
+    return Action(change, (touch, *refers), tuple(not_told))
 
 
 def _default(words: Words) -> tuple[Token, ...]:
@@ -217,8 +213,7 @@ def _alter_column(table: Name, column: str, words: Words, was: str | None) -> Ac
     if words.take("drop", "default"):
         return Action(AlterColumn(table, column, "drop default"), (Touch(table, _AE),))
     if words.take("set", "expression"):
-        told = f"whether {column} is stored"
-        return Action(touches=(Touch(table, _AE, rewrites=None),), not_told=(told,), since=17)
+        return Action(touches=(Touch(table, _AE, rewrites=None),), not_told=(f"whether {column} is stored",))
     weak = words.take("set", "statistics") or words.take("set", "(") or words.take("reset", "(")
     return Action.locking(table, _SUE if weak else _AE)
 
@@ -246,9 +241,8 @@ def _is_cast_of(column: str, words: Words) -> bool:
 def _alter_constraint(table: Name, words: Words) -> Action:
     words.identifier()
     if words.has("enforced") and not words.has("not", "enforced"):
-        return Action(touches=(Touch(table, _AE, scans=True),), not_told=(_OTHER_ENDS,), since=18)
-    since = 18 if words.has("enforced") or words.has("inherit") else 0
-    return Action(touches=(Touch(table, _AE),), not_told=(_OTHER_ENDS,), since=since)
+        return Action(touches=(Touch(table, _AE, scans=True),), not_told=(_OTHER_ENDS,))
+    return Action(touches=(Touch(table, _AE),), not_told=(_OTHER_ENDS,))
 
 
 def _attach(parent: Name, words: Words) -> Action:
@@ -286,10 +280,6 @@ def _column_that_is_not_null(words: Words) -> str | None:
         return None
     ends_there = len(inner) == 4 or inner[4].is_word("not", "no")
     return inner[0].text if ends_there else None
-
-
-def _has_inside(words: Words, word: str) -> bool:
-    return any(token.is_word(word) for token in words.rest())
 
 
 def _dotted(name: Name) -> str:

@@ -226,9 +226,7 @@ def _part(kind: str, name: Name, part: Words, was: str | None) -> Action:
     if part.is_at("owner"):
         return Action()
     if part.take("add", "value"):
-        part.take("if", "not", "exists")
-        value = part.next()
-        return Action(AddValue(name, value.text if value else ""))
+        return Action(AddValue(name))
     action = read_part(kind, name, part, None)
     return Action(action.change, not_told=action.not_told)
 

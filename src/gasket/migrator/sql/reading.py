@@ -67,11 +67,10 @@ class AlterColumn(msgspec.Struct, frozen=True):
 
 
 class AddConstraint(msgspec.Struct, frozen=True):
-    """`kind` is its first keyword. `not_null` is the column of a constraint that says IS NOT NULL and no more."""
+    """`not_null` is the column of a constraint that says IS NOT NULL and no more."""
 
     table: Name
     name: str | None
-    kind: str
     valid: bool = True
     not_null: str | None = None
 
@@ -87,7 +86,6 @@ class AddValue(msgspec.Struct, frozen=True):
     """A value of an enum. PostgreSQL refuses to use it before the transaction that adds it has ended."""
 
     type: Name
-    value: str
 
 
 class TouchIndex(msgspec.Struct, frozen=True):
@@ -127,14 +125,12 @@ class Touch(msgspec.Struct, frozen=True):
 class Action(msgspec.Struct, frozen=True):
     """One thing that a statement does. An ALTER TABLE has an action for each of its parts.
 
-    `not_told` are phrases for what the text does not tell. `since` is the first major version of PostgreSQL that has
-    this form, 0 when every supported version has it.
+    `not_told` are phrases for what the text does not tell.
     """
 
     change: Change | None = None
     touches: tuple[Touch, ...] = ()
     not_told: tuple[str, ...] = ()
-    since: int = 0
 
     @classmethod
     def locking(cls, relation: Name, mode: LockMode) -> Action:
@@ -191,11 +187,6 @@ class Reading(msgspec.Struct, frozen=True):
     def not_told(self) -> tuple[str, ...]:
         """Phrases for what its text does not tell, each once."""
         return tuple(dict.fromkeys(phrase for action in self.actions for phrase in action.not_told))
-
-    @property
-    def since(self) -> int:
-        """The first major version of PostgreSQL that has this form, 0 when every supported version has it."""
-        return max((action.since for action in self.actions), default=0)
 
 
 def names_made(readings: Iterable[Reading], schema: str) -> list[str]:
