@@ -65,7 +65,7 @@ def _read_part(part: list[Token], read: _ReadStatement) -> Reading:
 def _read_execute(part: list[Token], read: _ReadStatement) -> Reading:
     """EXECUTE: a text that is written out is read; one that is put together is not known."""
     literal = next((token.text for token in part if token.kind is Kind.STRING), "")
-    readings = [read(statement) for statement in split(tokens(literal))]
+    readings = [read(statement) for statement in split(literal)]
     if len(part) == 2 and len(readings) == 1:
         return readings[0]
     outside = True if any(reading.outside_database for reading in readings) else None

@@ -113,15 +113,15 @@ def statements(sql: str) -> list[str]:
     """
     if sql.strip() and not _MAY_SPLIT.search(sql):
         return [sql.strip()]
-    found = [sql[group[0].start : group[-1].end] for group in split(tokens(sql))]
+    found = [sql[group[0].start : group[-1].end] for group in split(sql)]
     return [sql.strip()] if len(found) == 1 else found
 
 
-def split(stream: Iterator[Token]) -> Iterator[list[Token]]:
+def split(sql: str) -> Iterator[list[Token]]:
     """The tokens of each statement. The body of a function in standard SQL is a part of its statement."""
     statement = list[Token]()
     depth = blocks = 0
-    for token in stream:
+    for token in tokens(sql):
         if token.is_symbol(";") and depth <= 0 and not blocks:
             if statement:
                 yield statement
@@ -214,19 +214,14 @@ class Words:
 
     def inside(self) -> Words:
         """Consume the parentheses that come next; what is between them, empty when none come next."""
-        start = self._at
-        self.skip_parentheses()
-        return Words(self._words[start + 1 : self._at - 1] if self._at > start else ())
-
-    def skip_parentheses(self) -> None:
-        """Consume the parentheses that come next, if any do, and what is between them."""
         if not self.is_at("("):
-            return
-        depth = 1
+            return Words(())
+        start, depth = self._at, 1
         self._at += 1
         while self and depth:
             depth += _step(self._words[self._at])
             self._at += 1
+        return Words(self._words[start + 1 : self._at - 1])
 
     def parts(self) -> Iterator[Words]:
         """What is left, cut at the commas outside of parentheses."""

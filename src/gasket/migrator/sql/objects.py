@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from gasket.migrator.sql.alter_table import CONSTRAINTS, read_column, read_part, references
-from gasket.migrator.sql.lexer import Name, Token, Words
+from gasket.migrator.sql.lexer import Name, Words
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reading import Action, AddValue, Create, Drop, Reading, Rename, Touch, TouchIndex
 
@@ -41,7 +41,7 @@ def read_create(words: Words) -> Reading:
     unique = words.take("unique")
     kind = _kind(words)
     if kind in _IN_CLUSTER:
-        makes_slot = kind == "subscription" and not _says(words, "create_slot", "false")
+        makes_slot = kind == "subscription" and not _without_slot(words)
         alone = kind in ("database", "tablespace") or makes_slot
         return Reading(f"create {kind}", outside_database=True, needs_autocommit=alone)
     if kind == "index":
@@ -82,22 +82,23 @@ def read_alter(words: Words, was: str | None) -> Reading:
     words.take("only")
     name = words.name()
     words.take("*")
-    words.skip_parentheses()  # the arguments of a function
+    words.inside()  # the arguments of a function
     concurrently = kind == "table" and words.is_at("detach") and words.has("concurrently")
     return Reading(f"alter {kind}", tuple(_alter(kind, name, words, was)), needs_autocommit=concurrently)
 
 
 def read_comment(words: Words) -> Reading:
-    """COMMENT ON and SECURITY LABEL ... ON, from what follows ON."""
+    """COMMENT ON and SECURITY LABEL ... ON."""
+    words.until("on")
+    words.take("on")
     kind = _kind(words)
-    outside = kind in _IN_CLUSTER
     if kind == "column":
         return Reading("comment", (Action.locking(words.name()[:-1], _SUE),))
     if kind == "index":
         return Reading("comment", (Action(TouchIndex("comment", name := words.name()), (Touch(name, _SUE),)),))
     if kind in _RELATIONS:
         return Reading("comment", (Action.locking(words.name(), _SUE),))
-    return Reading("comment", outside_database=outside)
+    return Reading("comment", outside_database=kind in _IN_CLUSTER)
 
 
 def read_reindex(words: Words) -> Reading:
@@ -210,12 +211,12 @@ def _alter(kind: str, name: Name, words: Words, was: str | None) -> Iterator[Act
         case "table" | "foreign table" | "view" | "materialized view" | "type":
             for part in words.parts():
                 yield _part(kind, name, part, was)
-        case "domain":
-            yield _of_domain(name, words)
         case _ if kind in _NAMED and words.take("rename", "to"):
             yield Action(Rename(kind, name, words.identifier()))
         case _ if kind in _NAMED and words.take("set", "schema"):
             yield Action(Rename(kind, name, None))
+        case "domain" if words.is_at("add", "validate") or words.has("set", "not", "null"):
+            yield Action(not_told=("which tables have a column of it, and are read whole",))
         case "extension":
             yield Action(not_told=(f"what the script of extension {name[-1]} does",))
 
@@ -239,15 +240,6 @@ def _of_index(name: Name, words: Words) -> Touch:
     return Touch(name, _SUE)
 
 
-def _of_domain(name: Name, words: Words) -> Action:
-    if words.take("rename", "to"):
-        return Action(Rename("domain", name, words.identifier()))
-    if words.take("set", "schema"):
-        return Action(Rename("domain", name, None))
-    checks_rows = words.is_at("add", "validate") or words.has("set", "not", "null")
-    return Action(not_told=("which tables have a column of it, and are read whole",) if checks_rows else ())
-
-
 def _published(words: Words) -> Iterator[Action]:
     """The tables that are named after TABLE."""
     words.until("table")
@@ -266,7 +258,7 @@ def _kind(words: Words) -> str:
     return kind
 
 
-def _says(words: Words, option: str, value: str) -> bool:
-    found: list[Token] = list(words.rest())
-    texts = [token.text.lower() for token in found]
-    return option in texts and value in texts[texts.index(option) :][:3]
+def _without_slot(words: Words) -> bool:
+    """Whether it says `create_slot = false`."""
+    texts = [token.text.lower() for token in words.rest()]
+    return "create_slot" in texts and "false" in texts[texts.index("create_slot") :][:3]

@@ -14,7 +14,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from gasket.migrator.sql.blocks import read_do
-from gasket.migrator.sql.lexer import Token, Words, split, tokens
+from gasket.migrator.sql.lexer import Token, Words, split
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.objects import read_alter, read_comment, read_create, read_drop, read_reindex
 from gasket.migrator.sql.reading import Action, Reading, Setting, Touch, TouchIndex
@@ -35,7 +35,7 @@ _NOT_KNOWN = Reading("", (Action(not_told=("what it does",)),), outside_database
 
 def read(sql: str, *, was: str | None = None) -> tuple[Reading, ...]:
     """What each statement of `sql` does, in their order; `was` is the type that an altered column has before it."""
-    return tuple(_read(statement, was) for statement in split(tokens(sql)))
+    return tuple(_read(statement, was) for statement in split(sql))
 
 
 def may_control_transaction(sql: str) -> bool:
@@ -45,7 +45,7 @@ def may_control_transaction(sql: str) -> bool:
 
 def without_concurrently(sql: str) -> str:
     """The same statement for a transaction, where PostgreSQL refuses CONCURRENTLY."""
-    [*found] = split(tokens(sql))
+    [*found] = split(sql)
     if len(found) != 1 or not _read(found[0]).needs_autocommit:
         return sql
     for token in found[0]:
@@ -82,7 +82,7 @@ def _read(statement: Sequence[Token], was: str | None = None) -> Reading:
         "alter": partial(read_alter, was=was),
         "analyze": _analyze,
         "cluster": _cluster,
-        "comment": _comment,
+        "comment": read_comment,
         "copy": read_copy,
         "create": read_create,
         "discard": _discard,
@@ -96,18 +96,12 @@ def _read(statement: Sequence[Token], was: str | None = None) -> Reading:
         "reindex": read_reindex,
         "reset": _reset,
         "revoke": partial(_grant, kind="revoke"),
-        "security": _comment,
+        "security": read_comment,
         "set": _set,
         "truncate": read_truncate,
         "vacuum": _vacuum,
     }
     return readers[first](words) if first in readers else _NOT_KNOWN
-
-
-def _comment(words: Words) -> Reading:
-    words.until("on")
-    words.take("on")
-    return read_comment(words)
 
 
 def _reassign(_words: Words) -> Reading:
@@ -189,26 +183,21 @@ def _set(words: Words) -> Reading:
     words.take("session")
     if words.is_at("transaction", "constraints", "characteristics"):
         return Reading("set", setting=Setting("transaction") if words.is_at("characteristics") else None)
-    if words.take("authorization") or words.take("session", "authorization"):
-        name = "session authorization"
-    elif words.take("time", "zone"):
-        name = "timezone"
-    elif words.take("names"):
-        name = "client_encoding"
-    else:
-        name = ".".join(words.name())
-        words.take_any("to") or words.take("=")
+    name = _setting(words)
+    words.take_any("to", "=")
     return Reading("set", setting=Setting(name, resets=words.is_at("default", "none"), local=local))
 
 
 def _reset(words: Words) -> Reading:
-    if words.take("session", "authorization"):
-        name = "session authorization"
-    elif words.take("time", "zone"):
-        name = "timezone"
-    else:
-        name = ".".join(words.name())
-    return Reading("reset", setting=Setting(name, resets=True))
+    return Reading("reset", setting=Setting(_setting(words), resets=True))
+
+
+def _setting(words: Words) -> str:
+    if words.take("authorization") or words.take("session", "authorization"):
+        return "session authorization"
+    if words.take("time", "zone"):
+        return "timezone"
+    return "client_encoding" if words.take("names") else ".".join(words.name())
 
 
 def _discard(words: Words) -> Reading:

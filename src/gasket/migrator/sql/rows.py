@@ -45,7 +45,7 @@ def read_copy(words: Words) -> Reading:
         query = read_query(words.inside())
         return replace(query, kind="copy", outside_database=_to_server(words) or query.outside_database)
     table = words.name()
-    words.skip_parentheses()
+    words.inside()
     if words.take("from"):
         touch = Touch(table, LockMode.ROW_EXCLUSIVE, writes=True)
         return Reading("copy", (Action(None, (touch,)),), writes_rows=True, outside_database=words.is_at("program"))
@@ -69,7 +69,7 @@ def _with(words: Words) -> Reading:
     readings = []
     while words:
         words.identifier()
-        words.skip_parentheses()
+        words.inside()
         words.take("as")
         words.take_any("not", "materialized")
         readings.append(read_query(words.inside()))
@@ -93,7 +93,7 @@ def _write(verb: str, words: Words) -> Reading:
     rest = words.rest()
     if verb == "insert":
         words.take_any("as")
-        words.skip_parentheses()  # the columns
+        words.inside()  # the columns
         rest = words.rest()
     # An index may find the rows that a condition names.
     scans = False if verb == "insert" else None if verb == "merge" or words.has("where") else True
