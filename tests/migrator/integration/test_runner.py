@@ -593,12 +593,20 @@ async def test_a_ledger_without_digests_says_nothing_of_edits(
         await rollback(project.config(database_url), "base", StepOptions())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        'op.execute("ALTER TABLE t1 ADD COLUMN c int")',
+        'with op.get_context().autocommit_block():\n        op.execute("VACUUM FULL t1")',
+        'with op.get_context().autocommit_block():\n        op.execute("CLUSTER t1 USING t1_pkey")',
+    ],
+)
 async def test_a_step_whose_locks_are_taken_waits_without_queueing_readers(
-    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
     project.add()
     await bring_to_head(project.config(database_url))
-    project.add('op.execute("CREATE TABLE once (id int)"); op.execute("ALTER TABLE t1 ADD COLUMN c int")')
+    project.add(f'op.execute("CREATE TABLE once (id int)")\n    {change}')
     reader = await asyncpg.connect(database_url)
     transaction = reader.transaction()
     await transaction.start()

@@ -28,6 +28,7 @@ from gasket.migrator.apply.finished import is_compared, is_untouched, what_is_le
 from gasket.migrator.errors import NotForRevisionsError, PartlyDoneError
 from gasket.migrator.ledger.progress import forget_begun, write_progress
 from gasket.migrator.sql.lexer import shortened, tokens
+from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import may_control_transaction, read
 from gasket.migrator.sql.reading import Reading
 from gasket.postgres.errors import DRIVER_ERRORS
@@ -201,10 +202,17 @@ class Statements:
             self._connection.terminate()
 
     def _run_alone(self, step: Step, context: Any, sql: str, execute: Callable[[str], None]) -> None:
-        """What can be noted only once it has ended: a try that dies in between runs it again."""
+        """What can be noted only once it has ended: a try that dies in between runs it again.
+
+        A VACUUM FULL waits in short tries, for all readers queue behind it. What decides by itself which tables it
+        comes to would begin with the first of them again.
+        """
         self.kept = True
-        with self._attempts.no_lock_timeout():
-            execute(sql)
+        if any(touch.mode is LockMode.ACCESS_EXCLUSIVE for reading in read(sql) for touch in reading.touches):
+            self._attempts.run_statement(step, lambda: execute(sql))
+        else:
+            with self._attempts.no_lock_timeout():
+                execute(sql)
         await_only(self._write_progress(step, [(sql, context.cursor.rowcount)]))
 
     def _run_compared(self, step: Step, sql: str, execute: Callable[[str], None]) -> None:
