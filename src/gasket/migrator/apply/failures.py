@@ -12,12 +12,14 @@ from gasket.migrator.errors import (
     LocksNotGrantedError,
     MigrationFailedError,
     MigratorError,
+    MissingPrivilegeError,
     NotArchivedError,
 )
 from gasket.migrator.ledger.sequences import set_sequence
-from gasket.migrator.ledger.tables import BACKGROUND, LEDGER, PROGRESS, VERSION_TABLE
+from gasket.migrator.ledger.tables import BACKGROUND, FAILURES, LEDGER, PROGRESS, VERSION_TABLE
 from gasket.migrator.revisions.loading import not_loaded, where
 from gasket.postgres.errors import describe, is_lost
+from gasket.postgres.quoting import quote_identifier
 
 # PostgreSQL manual, "PostgreSQL Error Codes": no memory or disk is left, the system failed, the server itself did.
 _SERVER_FAULTS = ("53", "58", "XX")
@@ -79,6 +81,23 @@ def lagging_sequence(
         revision=revision,
         applied=steps.applied,
         partly=steps.leaves_a_part,
+    )
+
+
+async def not_our_books(connection: asyncpg.Connection, schema_name: str, error: Exception) -> MissingPrivilegeError:
+    """The refusal of a role that may not keep the migrator's own tables, with the statements that mend it."""
+    books = "relnamespace = to_regnamespace(quote_ident($1)) AND relname = ANY ($2)"
+    [(name, tables)] = await connection.fetch(
+        f"SELECT current_user, ARRAY(SELECT relname::text FROM pg_catalog.pg_class WHERE {books} ORDER BY 1)",
+        schema_name,
+        [VERSION_TABLE, LEDGER, FAILURES, PROGRESS, BACKGROUND],
+    )
+    schema, role = quote_identifier(schema_name), quote_identifier(name)
+    statements = [f"ALTER TABLE {schema}.{table} OWNER TO {role}" for table in tables]
+    return MissingPrivilegeError(
+        role=name,
+        need=f"keep the migrator's own tables ({describe(error)})",
+        statement="; ".join(statements or [f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"]),
     )
 
 

@@ -147,7 +147,7 @@ class StepRecorder:
             assert ctx.connection is not None
             self._before = self._revisions.with_ancestors(heads)
             pending = self._revisions.keys() - self._before
-            self._rows.find_waiting(ctx.connection, map(self._revisions.__getitem__, pending))
+            self._rows.find_waiting(ctx.connection, [self._revisions[revision] for revision in pending])
             self._begun, self._with_works = await_only(unfinished_revisions(self._connection, self._config.schema))
             self._statements.command = self.options.command
             yield from self._follow(ctx, list(find_steps(heads, ctx)))
@@ -215,6 +215,9 @@ class StepRecorder:
     def _follow(
         self, context: MigrationContext, steps: list[RevisionStep | StampStep]
     ) -> Iterator[RevisionStep | StampStep]:
+        """Between Alembic and its steps: what is before `yield` runs before Alembic begins the step's transaction, what
+        is after it once Alembic has committed.
+        """
         assert context.connection is not None
         context.connection.commit()  # Alembic has only looked so far: each step begins without a transaction
         if not all(step.info.is_stamp for step in steps):
@@ -303,7 +306,9 @@ class StepRecorder:
             await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, place: Step) -> None:
+        """Let Alembic call, in the place of the step's function, one that tries it until it gets its locks."""
         migrate: Callable[..., None] = step.migration_fn
+        copies = Copies()
 
         @functools.wraps(migrate)
         def tried(**arguments: Any) -> None:
@@ -311,29 +316,29 @@ class StepRecorder:
                 with self._statements.of(place):
                     migrate(**arguments)
 
-            copies = Copies()
-
-            def attempt() -> None:
-                self._lock_books(context)
-                if step.info.is_stamp:
-                    run()
-                elif step.is_upgrade:
-                    self._ledger.keep_meanwhile(step.revision)
-                    self._rows.upgrade(context, step.revision, run, copies, restore=self.options.restore)
-                    if not self.partly:  # otherwise the revision cannot be taken back any more
-                        check_backfills(connection_of(context), place.revision, declared_works(step.revision.module))
-                else:
-                    self._downgrade(context, step.revision, run, copies)
-
             self._attempts.run(
                 context,
                 place,
-                attempt,
+                lambda: self._attempt(context, step, run, copies),
                 may_retry=lambda: not self.partly,
                 committed=lambda: await_only(self.has_committed_by_itself()),
             )
 
         step.migration_fn = tried
+
+    def _attempt(self, context: MigrationContext, step: Any, run: Callable[[], None], copies: Copies) -> None:
+        """One try, in a transaction of its own: the step's function with what belongs to it before and after."""
+        self._lock_books(context)
+        if step.info.is_stamp:
+            run()
+        elif step.is_upgrade:
+            script: Script = step.revision
+            self._ledger.keep_meanwhile(script)
+            self._rows.upgrade(context, script, run, copies, restore=self.options.restore)
+            if not self.partly:  # otherwise the revision cannot be taken back any more
+                check_backfills(connection_of(context), script.revision, declared_works(script.module))
+        else:
+            self._downgrade(context, step.revision, run, copies)
 
     def _downgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: Copies) -> None:
         if script.revision in self._with_works:
@@ -393,7 +398,7 @@ class StepRecorder:
         return LockLostError(reason="this session no longer holds it", applied=self.applied)
 
     def _after_block(self, context: MigrationContext) -> None:
-        """Its commit has let the books go, and it cannot be done again. It may have run a DISCARD ALL, too."""
+        """The commit has released the locks on the migrator's own tables. It may have run a DISCARD ALL, too."""
         self._ledger.prepare_again()
         with self._attempts.long_lock_timeout():
             self._lock_books(context)
