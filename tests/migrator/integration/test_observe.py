@@ -264,7 +264,7 @@ async def observed(project: Project, database_url: str, statements: Iterable[str
     config = project.config(database_url, database_wait=5)
     revisions = configured_revisions(config.ini)
     async with scratch_database(config, revisions) as scratch:
-        return await observe(scratch, revisions, script_directory(config.ini), [f"r{built}"] if built else [], "head")
+        return await observe(scratch, script_directory(config.ini), [f"r{built}"] if built else [], "head")
 
 
 async def test_each_statement_does_what_the_manual_says(project: Project, database_url: str) -> None:
@@ -400,7 +400,7 @@ async def test_another_schema_and_a_table_elsewhere(project: Project, database_u
     config = project.config(database_url, database_wait=5, schema="mine")
     revisions = configured_revisions(config.ini)
     async with scratch_database(config, revisions) as scratch:
-        observation = await observe(scratch, revisions, script_directory(config.ini), ["r2"], "head")
+        observation = await observe(scratch, script_directory(config.ini), ["r2"], "head")
     assert in_words(observation.effects["r3"]) == "other.t ACCESS EXCLUSIVE, t ACCESS EXCLUSIVE"
 
 

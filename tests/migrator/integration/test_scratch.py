@@ -22,7 +22,6 @@ from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.scratch.database import Scratch, scratch_database, with_database
-from gasket.migrator.scratch.held_back import Guard
 from gasket.migrator.scratch.rehearsal import build
 from gasket.migrator.scratch.set_aside import MARK
 from tests.migrator.project import Project
@@ -299,9 +298,9 @@ async def test_createdb_is_all_that_a_role_needs(
     project = Project(tmp_path)
     project.add()
     await observer.execute(f"ALTER ROLE {role} CREATEDB")
-    async with scratch_database(config(url, ini=project.ini), NONE) as scratch:
+    async with scratch_database(config(url, ini=project.ini), configured_revisions(project.ini)) as scratch:
         name = await name_of(scratch)
-        await build(scratch, configured_revisions(project.ini), script_directory(project.ini), ["r1"], Guard())
+        await build(scratch, script_directory(project.ini), ["r1"])
         assert "public.t1" in await tables(scratch.config.migration_url)
     assert not await exists(observer, name)
 
@@ -315,7 +314,7 @@ async def test_revisions_are_built_in_lives_schema_and_nothing_is_logged_as_if_i
     revisions = configured_revisions(project.ini)
     caplog.set_level("INFO")
     async with scratch_database(config(database_url, ini=project.ini, schema="second"), revisions) as scratch:
-        await build(scratch, revisions, script_directory(project.ini), ["r1"], Guard())
+        await build(scratch, script_directory(project.ini), ["r1"])
         built = await tables(scratch.config.migration_url)
     assert "second.t1" in built
     assert "second.t2" not in built
@@ -334,7 +333,7 @@ async def test_a_revision_that_does_not_end_ends_the_trying_out(
     async with scratch_database(config(database_url, ini=project.ini), revisions) as scratch:
         name = await name_of(scratch)
         with pytest.raises(ScratchDatabaseError, match="took longer on it than 1 s"):
-            await build(scratch, revisions, script_directory(project.ini), ["r1"], Guard())
+            await build(scratch, script_directory(project.ini), ["r1"])
     assert not await exists(observer, name)
     assert time.monotonic() - started < 30
 
@@ -457,7 +456,7 @@ async def test_extensions_of_live_are_made_or_said_to_be_lacking(
     project.add(f'op.execute("CREATE EXTENSION {extension}")')
     revisions = configured_revisions(project.ini)
     async with scratch_database(config(database_url, ini=project.ini), revisions) as scratch:
-        await build(scratch, revisions, script_directory(project.ini), ["r1"], Guard())
+        await build(scratch, script_directory(project.ini), ["r1"])
         assert await where(scratch.config.migration_url) == "public"
 
     given = await make_database()

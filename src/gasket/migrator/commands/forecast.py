@@ -173,7 +173,7 @@ async def _try_out(
     try:
         async with scratch_database(config, revisions) as scratch:
             notes = scratch.notes
-            return await observe(scratch, revisions, scripts, applied, target), None
+            return await observe(scratch, scripts, applied, target), None
     except (DatabaseUnavailableError, DatabaseRefusedError):
         raise
     except REVISION_ERRORS as error:

@@ -17,7 +17,7 @@ from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.runner import locked
 from gasket.migrator.scratch.database import scratch_database
-from gasket.migrator.scratch.held_back import Guard, HeldBack
+from gasket.migrator.scratch.held_back import HeldBack
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.sql.lexer import tokens
 
@@ -41,9 +41,8 @@ async def compare_with_revision(
     """
     async with scratch_database(config, revisions) as scratch:
         empty = await _read(scratch.config)
-        guard = Guard(scratch.not_there)
         try:
-            await build(scratch, revisions, script_directory(config.ini), [revision], guard)
+            await build(scratch, script_directory(config.ini), [revision])
         except REVISION_ERRORS as error:
             raise ScratchDatabaseError(
                 reason=f"revision {revision} cannot be built on it ({error.what})",
@@ -55,6 +54,7 @@ async def compare_with_revision(
     made = {key: found for key, found in built.items() if empty.get(key) != found}
     schemas = {config.schema, *(found.schema for found in made.values() if found.schema)}
     taken_away = empty.keys() - built.keys()
+    guard = scratch.guard
     if absent := await _roles_not_there(config, guard.held_back):
         made |= {("role", role): Object(None, None, "") for role in absent}
     notes = (*scratch.notes, *map(_not_compared, guard.held_back), *guard.cluster_changes)

@@ -33,6 +33,7 @@ from gasket.migrator.connecting import connected, open_connection
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.rules.source import made_extensions
+from gasket.migrator.scratch.held_back import Guard
 from gasket.migrator.scratch.set_aside import (
     MARK,
     MARKED,
@@ -59,12 +60,14 @@ _FAILURES = (*DRIVER_ERRORS, ValueError)
 class Scratch(msgspec.Struct, frozen=True):
     """`config` is the live one with both URLs led to the scratch database; `notes` say how that differs from live.
 
-    `not_there` are roles that the live server has and the scratch database's has not.
+    `revisions` are tried out in it. `guard` knows the roles that the live server has and the scratch database's has
+    not.
     """
 
     config: MigratorConfig
+    revisions: Revisions
     notes: tuple[str, ...]
-    not_there: frozenset[str] = frozenset()
+    guard: Guard
 
 
 @asynccontextmanager
@@ -93,7 +96,7 @@ async def scratch_database(config: MigratorConfig, revisions: Revisions) -> Asyn
             )
             notes = await _add_extensions(on_scratch, live, revisions)
             missing = await _missing_roles(on_scratch, live) if config.scratch_url else frozenset[str]()
-            yield Scratch(config=on_scratch, notes=notes, not_there=missing)
+            yield Scratch(config=on_scratch, revisions=revisions, notes=notes, guard=Guard(missing))
 
 
 def with_database(url: str, name: str) -> str:

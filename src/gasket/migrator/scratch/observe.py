@@ -21,7 +21,6 @@ from sqlalchemy.util import await_only
 from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
-from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import Scratch
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement
@@ -81,9 +80,7 @@ class Observation(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-async def observe(
-    scratch: Scratch, revisions: Revisions, scripts: ScriptDirectory, applied: Iterable[str], target: str
-) -> Observation:
+async def observe(scratch: Scratch, scripts: ScriptDirectory, applied: Iterable[str], target: str) -> Observation:
     """Build the `applied` revisions on the scratch database, then run what `target` needs beyond, one after the other.
 
     `scripts` are the files as Alembic sees them.
@@ -93,22 +90,21 @@ async def observe(
     """
     watcher: _Watcher | None = None
     failure: str | None = None
-    guard = Guard(scratch.not_there)
 
     def watched(session: MigrationSession, connection: Connection) -> None:
         nonlocal watcher
-        watcher = _Watcher(session.steps, connection, guard, scratch.config.schema)
+        watcher = _Watcher(session.steps, connection, scratch.guard, scratch.config.schema)
         watcher.start()
         upgrade_in_process(session, connection, target)
 
     try:
-        await build(scratch, revisions, scripts, applied, guard, watched)
+        await build(scratch, scripts, applied, watched)
     except REVISION_ERRORS as error:
         if watcher is None:
             raise
         failure = error.what
     assert watcher is not None
-    return Observation(watcher.complete(), failure, (*scratch.notes, *guard.cluster_changes))
+    return Observation(watcher.complete(), failure, (*scratch.notes, *scratch.guard.cluster_changes))
 
 
 async def _read_relations(connection: asyncpg.Connection, schema: str) -> dict[int, _Relation]:

@@ -25,10 +25,8 @@ from gasket.migrator.errors import (
     PartlyDoneError,
     ScratchDatabaseError,
 )
-from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import NAME, Scratch
-from gasket.migrator.scratch.held_back import Guard
 
 log = logging.getLogger("gasket.migrator")
 
@@ -62,15 +60,13 @@ _trying_out: ContextVar[bool] = ContextVar("trying_out", default=False)
 
 async def build(
     scratch: Scratch,
-    revisions: Revisions,
     scripts: ScriptDirectory,
     versions: Iterable[str],
-    guard: Guard,
     then: Callable[[MigrationSession, Connection], None] | None = None,
 ) -> None:
     """Apply the given revisions, and all they stand on, through the runner; `then` goes on over the same session.
 
-    `scripts` are the files as Alembic sees them. `guard` holds back what would change the cluster, and learns whether
+    `scripts` are the files as Alembic sees them. The guard holds back what would change the cluster, and learns whether
     the cluster was changed all the same.
 
     Raises:
@@ -82,9 +78,9 @@ async def build(
             with _without_news():
                 before = await read_cluster(scratch.config)
                 try:
-                    await _build(scratch, revisions, scripts, versions, guard, then)
+                    await _build(scratch, scripts, versions, then)
                 finally:
-                    guard.cluster_changes = _changes_of(before, await read_cluster(scratch.config))
+                    scratch.guard.cluster_changes = _changes_of(before, await read_cluster(scratch.config))
     except TimeoutError:
         if not limit.expired():
             raise
@@ -97,20 +93,18 @@ async def build(
 
 async def _build(
     scratch: Scratch,
-    revisions: Revisions,
     scripts: ScriptDirectory,
     versions: Iterable[str],
-    guard: Guard,
     then: Callable[[MigrationSession, Connection], None] | None,
 ) -> None:
-    async with migration_session(scratch.config, revisions, application=None) as session:
+    async with migration_session(scratch.config, scratch.revisions, application=None) as session:
         assert session is not None  # it waits for nothing but the lock
         trying = session
         trying.scripts = scripts
         trying.steps.recording = None
 
         def work(connection: Connection) -> None:
-            guard.start(trying.steps, connection)
+            scratch.guard.start(trying.steps, connection)
             for version in versions:
                 upgrade_in_process(trying, connection, version)
                 connection.rollback()  # Alembic leaves a transaction behind, in which it has looked around
