@@ -14,7 +14,7 @@ from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.scratch.adopt import compare_with_revision
-from gasket.migrator.scratch.rehearsal import read_cluster
+from gasket.migrator.scratch.rehearsal import _read_cluster
 from tests.migrator.project import Project
 
 OUTSIDE = "its effect is outside of the scratch database"
@@ -98,9 +98,9 @@ async def test_the_cluster_is_as_it_was_and_each_statement_is_shown(
         project.add(alone(statement))
     project.add("op.execute('CREATE TABLE last (id int)')")
     config = project.config(database_url)
-    before = await read_cluster(config)
+    before = await _read_cluster(config)
     found = await forecast_pending(config)
-    assert await read_cluster(config) == before
+    assert await _read_cluster(config) == before
     assert (found.failure, found.estimated, found.notes) == (None, None, ())
     told = [held for revision in found.revisions for held in revision.not_tried]
     assert [held.statement for held in told] == [1] * len(filled)

@@ -46,8 +46,8 @@ from gasket.postgres.quoting import quote_identifier
 
 _TOLD_EVERY = 0.5
 
-Change = Literal["pause", "resume", "cancel"]
-_CHANGES: Mapping[Change, tuple[State, frozenset[State]]] = {
+_Change = Literal["pause", "resume", "cancel"]
+_CHANGES: Mapping[_Change, tuple[State, frozenset[State]]] = {
     "pause": (State.PAUSED, OPEN),
     "resume": (State.PENDING, frozenset({State.PAUSED, State.FAILED, State.VOID})),
     "cancel": (State.VOID, UNFINISHED),
@@ -156,7 +156,7 @@ async def _unfinished(
     return [work]
 
 
-async def change_work(config: MigratorConfig, number: int, change: Change) -> Work:
+async def change_work(config: MigratorConfig, number: int, change: _Change) -> Work:
     """Pause, resume or cancel one piece of work. It waits for the batch under way.
 
     Raises:
@@ -183,7 +183,7 @@ async def change_work(config: MigratorConfig, number: int, change: Change) -> Wo
     return await _connected(config, apply)
 
 
-def _change(config: MigratorConfig, number: int, change: Change) -> None:
+def _change(config: MigratorConfig, number: int, change: _Change) -> None:
     show_target(config)
     click.echo(format_work(run(config, lambda: change_work(config, number, change))))
 

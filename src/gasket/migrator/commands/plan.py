@@ -16,9 +16,8 @@ from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.revisions.configuration import configured_revisions
 
-FORMS = ("text", "json", "markdown", "sarif")
-PENDING = 3
-FAILS = 1
+_PENDING = 3
+_FAILS = 1
 """Exit codes of `plan`."""
 
 
@@ -32,7 +31,11 @@ def plan_command(config: MigratorConfig) -> click.Command:
     @click.option("--sql", is_flag=True, help="Show the statements too.")
     @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
     @click.option(
-        "--format", "form", type=click.Choice(FORMS), default=FORMS[0], help="markdown and sarif: for a pull request."
+        "--format",
+        "form",
+        type=click.Choice(["text", "json", "markdown", "sarif"]),
+        default="text",
+        help="markdown and sarif: for a pull request.",
     )
     def plan(sql: bool, as_json: bool, form: str) -> None:
         found = run(config, lambda: forecast_pending(config))
@@ -46,6 +49,6 @@ def plan_command(config: MigratorConfig) -> click.Command:
                 click.echo(msgspec.json.encode(plan_in_sarif(found, paths, Path.cwd(), config.release)).decode())
             case _:
                 click.echo(format_plan(found, sql=sql))
-        sys.exit(FAILS if found.fails else PENDING if found.revisions else 0)
+        sys.exit(_FAILS if found.fails else _PENDING if found.revisions else 0)
 
     return plan

@@ -29,8 +29,8 @@ from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.edits import Edit
 from gasket.migrator.revisions.files import Revisions
 
-PENDING = 3
-REFUSED = 1
+_PENDING = 3
+_REFUSED = 1
 """Exit codes of `status --check`."""
 
 _ROWS = 10
@@ -50,7 +50,7 @@ def status_command(config: MigratorConfig) -> click.Command:
         report = run(config, lambda: read_report(config, models=models))
         click.echo(msgspec.json.encode(report).decode() if as_json else format_status(report))
         if check:
-            sys.exit(REFUSED if report.refused else PENDING if report.pending else 0)
+            sys.exit(_REFUSED if report.refused else _PENDING if report.pending else 0)
 
     return status
 

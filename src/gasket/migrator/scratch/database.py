@@ -36,7 +36,6 @@ from gasket.migrator.revisions.rules.source import made_extensions
 from gasket.migrator.scratch.held_back import Guard
 from gasket.migrator.scratch.set_aside import (
     MARK,
-    MARKED,
     MEND,
     SETTING,
     claim,
@@ -172,11 +171,11 @@ async def _drop(config: MigratorConfig, live: asyncpg.Connection, name: str) -> 
 async def _drop_leftovers(config: MigratorConfig, live: asyncpg.Connection) -> None:
     """Drop what killed plans left, by the rules at the top of this file."""
     names = await live.fetch(
-        "SELECT d.datname AS name, coalesce(shobj_description(d.oid, 'pg_database') LIKE $2, false) AS marked "
+        "SELECT d.datname AS name, coalesce(starts_with(shobj_description(d.oid, 'pg_database'), $2), false) AS marked "
         "FROM pg_database AS d WHERE d.datname ~ $1 AND pg_has_role(d.datdba, 'USAGE') "
         "AND NOT EXISTS (SELECT FROM pg_stat_activity AS a WHERE a.datid = d.oid "
         "AND a.backend_type IS DISTINCT FROM 'autovacuum worker')",
-        *(NAME, MARKED),
+        *(NAME, MARK),
     )
     # Looked up after the names: the lock of a living plan is older than its database.
     held = {

@@ -30,7 +30,7 @@ from gasket.migrator.sql.lexer import Kind, tokens
 from gasket.migrator.sql.reader import read
 from gasket.migrator.sql.reading import Reading, any_of
 
-OUTSIDE = "its effect is outside of the scratch database"
+_OUTSIDE = "its effect is outside of the scratch database"
 _SHARED = (
     *("pg_authid", "pg_auth_members", "pg_database", "pg_db_role_setting", "pg_parameter_acl", "pg_replication_origin"),
     *("pg_shdescription", "pg_shseclabel", "pg_subscription", "pg_tablespace"),
@@ -49,7 +49,7 @@ _QUERIES = frozenset({"select", "table", "values", "with"})
 _FIRES_TRIGGERS = frozenset({"insert", "update", "delete", "merge", "copy", "truncate"})
 _QUOTED = re.compile(r'["\u00ab\u201c\u201e](.+?)["\u00bb\u201c\u201d]')  # as PostgreSQL quotes in its languages
 
-Run = Callable[[], None]
+_Run = Callable[[], None]
 # What Alembic and SQLAlchemy ask for themselves.
 _NOT_THE_REVISIONS = re.compile(rf"\s*SELECT\s+pg_catalog\.|.*\b{VERSION_TABLE}\b", re.DOTALL)
 
@@ -99,7 +99,7 @@ class Guard:
         readings = read(sql) if is_of_a_revision(sql, self._steps) else ()
         if not readings or any(_manages_the_transaction(reading) for reading in readings):
             return False
-        reason: str | None = OUTSIDE
+        reason: str | None = _OUTSIDE
         if not any_of(reading.outside_database for reading in readings):
             run = partial(context.dialect.do_execute, cursor, sql, parameters, context)
             reason = self._run(run, readings)
@@ -107,7 +107,7 @@ class Guard:
             self._hold_back(cursor, sql, readings[0].kind, reason)
         return True
 
-    def _run(self, run: Run, readings: Sequence[Reading]) -> str | None:
+    def _run(self, run: _Run, readings: Sequence[Reading]) -> str | None:
         """Run the statement; if it was taken back, why."""
         if self._driver.is_in_transaction():
             return self._run_in_savepoint(run)
@@ -115,7 +115,7 @@ class Guard:
             return self._run_alone(run)
         return self._run_in_transaction(run)
 
-    def _run_in_savepoint(self, run: Run) -> str | None:
+    def _run_in_savepoint(self, run: _Run) -> str | None:
         await_only(self._driver.execute(f"SAVEPOINT {_SAVEPOINT}"))
         reason = self._run_alone(run) or self._written()
         if reason:
@@ -123,7 +123,7 @@ class Guard:
         await_only(self._driver.execute(f"RELEASE {_SAVEPOINT}"))
         return reason
 
-    def _run_in_transaction(self, run: Run) -> str | None:
+    def _run_in_transaction(self, run: _Run) -> str | None:
         """In an autocommit block what a function does would stay."""
         await_only(self._driver.execute("BEGIN"))
         reason = None
@@ -141,7 +141,7 @@ class Guard:
                 )  # COMMIT of a failed one rolls back
         return reason
 
-    def _run_alone(self, run: Run) -> str | None:
+    def _run_alone(self, run: _Run) -> str | None:
         try:
             run()
         except Exception as error:
@@ -154,7 +154,7 @@ class Guard:
     def _written(self) -> str | None:
         """What is said of a statement that has written to catalogs of all databases."""
         catalogs = await_only(self._driver.fetchval(_WRITTEN, list(_SHARED)))
-        return f"it writes to {catalogs}, and {OUTSIDE}" if catalogs else None
+        return f"it writes to {catalogs}, and {_OUTSIDE}" if catalogs else None
 
     def _not_there(self, error: Exception) -> str | None:
         """Whether it fails for a name that is not there for a reason."""

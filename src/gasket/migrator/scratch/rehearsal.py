@@ -76,11 +76,11 @@ async def build(
     try:
         async with asyncio.timeout(_LIMIT) as limit:
             with _without_news():
-                before = await read_cluster(scratch.config)
+                before = await _read_cluster(scratch.config)
                 try:
                     await _build(scratch, scripts, versions, then)
                 finally:
-                    scratch.guard.cluster_changes = _changes_of(before, await read_cluster(scratch.config))
+                    scratch.guard.cluster_changes = _changes_of(before, await _read_cluster(scratch.config))
     except TimeoutError:
         if not limit.expired():
             raise
@@ -133,7 +133,7 @@ def _what(error: Exception) -> str:
     return happened[:1].lower() + happened[1:]
 
 
-async def read_cluster(config: MigratorConfig) -> dict[str, str]:
+async def _read_cluster(config: MigratorConfig) -> dict[str, str]:
     """What all databases of a server share, by name: the last look whether revisions kept out of it.
 
     Every role may read this. Passwords are not among it, nor are scratch databases, which come and go.

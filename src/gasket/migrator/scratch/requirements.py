@@ -96,7 +96,7 @@ class Requirement(msgspec.Struct, frozen=True):
     """What rows of `table` have to fulfil for statement number `statement` (from 1) to pass.
 
     `kind` is `no rows`, `not null`, `type`, `check`, `foreign key`, `unique`, `exclusion`, `partition bound` or
-    `domain`. _Names are those before the first pending revision; a column that is newer is None. `expressions` as the
+    `domain`. Names are those before the first pending revision; a column that is newer is None. `expressions` as the
     kind has them, `after_writes`: an earlier pending statement writes rows of the table.
     """
 

@@ -21,8 +21,6 @@ MEND = f"Let {SETTING} name an empty database on the same server that belongs to
 MARK = "Scratch database of Gasket: the next plan drops whatever is in it. Extensions that stay: "
 """The comment on a database that holds something of ours, followed by the extensions that were there before. It never
 changes, or a leftover of an older release would stay for ever."""
-MARKED = f"{MARK}%"
-"""The LIKE pattern of such a comment."""
 
 _BATCH = 100
 _STATEMENT_LIMIT = 60.0
@@ -92,10 +90,10 @@ async def _refuse_unfit(connection: asyncpg.Connection, live: asyncpg.Connection
         "SELECT (SELECT system_identifier FROM pg_control_system()) AS server, d.oid, d.datname::text AS name, "
         "current_setting('server_version_num')::int / 10000 AS version, current_user::text AS role, "
         "pg_has_role(d.datdba, 'USAGE') AS owned, "
-        "coalesce(shobj_description(d.oid, 'pg_database') LIKE $1, false) AS marked "
+        "coalesce(starts_with(shobj_description(d.oid, 'pg_database'), $1), false) AS marked "
         "FROM pg_database AS d WHERE d.datname = current_database()"
     )
-    [there], [here] = await connection.fetch(identity, MARKED), await live.fetch(identity, MARKED)
+    [there], [here] = await connection.fetch(identity, MARK), await live.fetch(identity, MARK)
     reason = None
     if await leads_through_pooler(connection):
         reason = "leads through a connection pooler"
