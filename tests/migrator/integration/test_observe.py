@@ -17,6 +17,7 @@ from gasket.migrator.scratch.effects import Effects, IndexBuild, Statement, Tabl
 from gasket.migrator.scratch.estimate import estimate
 from gasket.migrator.scratch.observe import Observation, observe
 from gasket.migrator.sql.locks import LockMode
+from gasket.migrator.sql.render import Rendering
 from gasket.migrator.sql.render import Statement as RenderedStatement
 from tests.migrator.project import Project
 
@@ -278,9 +279,13 @@ async def test_each_statement_does_what_the_manual_says(project: Project, databa
         assert {(lock.statement, lock.estimated) for lock in effects.locks} <= {(1, False)}
 
 
+def estimated(statement: RenderedStatement, part_of: dict[str, str]) -> Effects:
+    return estimate({"r1": Rendering((statement,))}, "public", part_of)["r1"]
+
+
 def test_the_estimate_from_the_text_agrees_or_is_known_not_to() -> None:
     for statement, seen in cases().items():
-        effects = estimate([RenderedStatement(statement)], "public", PARTS)
+        effects = estimated(RenderedStatement(statement), PARTS)
         assert (statement, in_words(effects)) == (statement, ESTIMATED.get(statement, seen))
         if statement in ESTIMATED and "builds an index" not in ESTIMATED[statement]:
             assert effects.unknown
@@ -425,6 +430,6 @@ async def test_twenty_revisions_take_about_a_second(project: Project, database_u
 def test_the_type_that_a_revision_names_decides_about_a_rewrite(
     was: str | None, now: str, rewrites: list[str], unknown: list[str]
 ) -> None:
-    effects = estimate([RenderedStatement(f"ALTER TABLE item ALTER c TYPE {now}", was=was)], "public", {})
+    effects = estimated(RenderedStatement(f"ALTER TABLE item ALTER c TYPE {now}", was=was), {})
     assert effects.rewrites == rewrites
     assert [sentence for sentence in effects.unknown if "rewrite" in sentence] == unknown

@@ -26,11 +26,11 @@ from gasket.migrator.revisions.rules.check import Finding, allowed_findings, che
 from gasket.migrator.revisions.rules.rulebook import SQL_RULES
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement, TableLock
-from gasket.migrator.scratch.estimate import ToldRequirements, estimate
+from gasket.migrator.scratch.estimate import estimate
 from gasket.migrator.scratch.live_rows import LiveRows, RowFinding, Write
 from gasket.migrator.scratch.observe import Observation, observe, read_parts
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS
-from gasket.migrator.sql.reader import built_index, read
+from gasket.migrator.sql.reader import built_index
 from gasket.migrator.sql.render import render
 
 _SIZES_WITHIN = "3s"
@@ -192,18 +192,8 @@ async def _estimate(
     if not modules:
         return {}
     part_of = await read_parts(live, config.schema)
-    effects = {}
-    told = ToldRequirements(config.schema)
-    for revision, module in modules.items():
-        rendering = render(module.upgrade, metadata=config.metadata)
-        effects[revision] = estimate(rendering.statements, config.schema, part_of)
-        for number, statement in enumerate(rendering.statements, start=1):
-            told.add_to(effects[revision], number, read(statement.sql))
-        if rendering.reason:
-            effects[revision].unknown.append(
-                f"It {rendering.reason}: what it does after the statements shown cannot be told without running it."
-            )
-    return effects
+    renderings = {revision: render(module.upgrade, metadata=config.metadata) for revision, module in modules.items()}
+    return estimate(renderings, config.schema, part_of)
 
 
 async def _look_at_rows(

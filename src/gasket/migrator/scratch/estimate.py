@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from gasket.migrator.scratch.effects import Effects, IndexBuild, Statement
 from gasket.migrator.scratch.requirements import ANY_TABLE, Requirement, tables_written
@@ -12,6 +12,7 @@ from gasket.migrator.sql.reading import (
     AddColumn,
     AddConstraint,
     AlterColumn,
+    Change,
     Reading,
     Touch,
     TouchIndex,
@@ -19,17 +20,44 @@ from gasket.migrator.sql.reading import (
     names_made,
     touched_tables,
 )
+from gasket.migrator.sql.render import Rendering
 from gasket.migrator.sql.render import Statement as RenderedStatement
 from gasket.postgres.quoting import quote_identifier
 
 
-def estimate(statements: Iterable[RenderedStatement], schema: str, part_of: Mapping[str, str]) -> Effects:
-    """The effects of one revision, and in words what the text of its statements does not tell."""
-    effects = Effects()
+def estimate(renderings: Mapping[str, Rendering], schema: str, part_of: Mapping[str, str]) -> dict[str, Effects]:
+    """The effects of each revision, and in words what the text of its statements does not tell.
+
+    `renderings` are of the pending revisions, in their order. `part_of` is as for `touched_tables`.
+    """
     made: set[str] = set()
-    for number, statement in enumerate(statements, start=1):
+    written: set[str] = set()
+    found = {}
+    for revision, rendering in renderings.items():
+        effects = found[revision] = Effects()
+        statements = [(statement, read(statement.sql, was=statement.was)) for statement in rendering.statements]
+        _add_touches(effects, statements, schema, part_of)
+        for number, (_statement, readings) in enumerate(statements, start=1):
+            for change in (change for reading in readings for change in reading.changes):
+                _add_requirement(effects, number, change, made, written)
+            made.update(names_made(readings, schema))
+            written.update(tables_written(readings, schema))
+        if rendering.reason:
+            effects.unknown.append(
+                f"It {rendering.reason}: what it does after the statements shown cannot be told without running it."
+            )
+    return found
+
+
+def _add_touches(
+    effects: Effects,
+    statements: Iterable[tuple[RenderedStatement, Sequence[Reading]]],
+    schema: str,
+    part_of: Mapping[str, str],
+) -> None:
+    made: set[str] = set()
+    for number, (statement, readings) in enumerate(statements, start=1):
         effects.statements.append(Statement(statement.sql, statement.autocommit))
-        readings = read(statement.sql, was=statement.was)
         for table, touch in touched_tables(readings, schema, part_of):
             if table not in made:
                 _add(effects, table, touch)
@@ -37,7 +65,6 @@ def estimate(statements: Iterable[RenderedStatement], schema: str, part_of: Mapp
         made.update(names_made(readings, schema))
         untold = [phrase for reading in readings for phrase in reading.not_told]
         effects.unknown += [f"Statement {number}: its text does not tell {phrase}." for phrase in untold]
-    return effects
 
 
 def _possible(touch: Touch) -> list[str]:
@@ -56,45 +83,27 @@ def _add(effects: Effects, table: str, touch: Touch) -> None:
         effects.index_builds.append(IndexBuild(touch.index, table))
 
 
-class ToldRequirements:
-    """What statements ask of rows.
+def _add_requirement(effects: Effects, statement: int, change: Change, made: Set[str], written: Set[str]) -> None:
+    """What a change asks of rows: of none where the table is among those that pending statements have `made`."""
+    match change:
+        case AddColumn(table=table, not_null=True, has_default=False) if table[-1] not in made:
+            effects.requirements.append(_requirement(statement, "no rows", table, None, written))
+        case (
+            AlterColumn(table=table, column=column, action="set not null")
+            | AddConstraint(table=table, not_null=str(column), valid=True)
+        ) if table[-1] not in made:
+            effects.requirements.append(_requirement(statement, "not null", table, column, written))
+        case (
+            AlterColumn(table=table, action="type")
+            | AddConstraint(table=table, valid=True)
+            | ValidateConstraint(table=table)
+            | TouchIndex(table=tuple(table), action="create unique")
+        ) if table[-1] not in made:
+            effects.unknown.append(
+                f"Statement {statement}: whether it fails on rows of {'.'.join(table)} is not known."
+            )
 
-    It follows the pending statements in their order: a table that one of them makes has no rows yet.
-    """
 
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
-        self._made: set[str] = set()
-        self._written: set[str] = set()
-
-    def add_to(self, effects: Effects, statement: int, readings: tuple[Reading, ...]) -> None:
-        """Statement number `statement` of a revision, counted from 1."""
-        for change in (change for reading in readings for change in reading.changes):
-            match change:
-                case AddColumn(table=table, not_null=True, has_default=False) if self._is_there(table):
-                    effects.requirements.append(self._requirement(statement, "no rows", table, None))
-                case (
-                    AlterColumn(table=table, column=column, action="set not null")
-                    | AddConstraint(table=table, not_null=str(column), valid=True)
-                ) if self._is_there(table):
-                    effects.requirements.append(self._requirement(statement, "not null", table, column))
-                case (
-                    AlterColumn(table=table, action="type")
-                    | AddConstraint(table=table, valid=True)
-                    | ValidateConstraint(table=table)
-                    | TouchIndex(table=tuple(table), action="create unique")
-                ) if self._is_there(table):
-                    effects.unknown.append(
-                        f"Statement {statement}: whether it fails on rows of {'.'.join(table)} is not known."
-                    )
-        self._made.update(names_made(readings, self._schema))
-        self._written.update(tables_written(readings, self._schema))
-
-    def _is_there(self, table: Name) -> bool:
-        return table[-1] not in self._made
-
-    def _requirement(self, statement: int, kind: str, table: Name, column: str | None) -> Requirement:
-        written = {".".join(table), table[-1], ANY_TABLE} & self._written
-        return Requirement(
-            statement, kind, ".".join(map(quote_identifier, table)), (column,), after_writes=bool(written)
-        )
+def _requirement(statement: int, kind: str, table: Name, column: str | None, written: Set[str]) -> Requirement:
+    after_writes = not written.isdisjoint({".".join(table), table[-1], ANY_TABLE})
+    return Requirement(statement, kind, ".".join(map(quote_identifier, table)), (column,), after_writes=after_writes)
