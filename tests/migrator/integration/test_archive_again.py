@@ -21,6 +21,7 @@ from gasket.migrator.commands.status import read_report
 from gasket.migrator.errors import LocksNotGrantedError, MigrationFailedError, NotRestoredError, TargetError
 from gasket.migrator.head import bring_to_head
 from tests.migrator.archive_project import (
+    CHANGED_SINCE,
     EXISTS,
     NO_PARTITION,
     ORPHANED,
@@ -50,7 +51,10 @@ SALES = (
     "CREATE VIEW big_sales AS SELECT * FROM sales WHERE amount > 0;\n"
     "CREATE MATERIALIZED VIEW sales_sum AS SELECT count(*) n, coalesce(sum(amount), 0) s FROM big_sales;\n"
     "CREATE MATERIALIZED VIEW again AS SELECT n FROM sales_sum;\n"
-    "CREATE MATERIALIZED VIEW never AS SELECT n FROM sales_sum WITH NO DATA",
+    "CREATE MATERIALIZED VIEW never AS SELECT n FROM sales_sum WITH NO DATA;\n"
+    "CREATE FUNCTION total() RETURNS bigint LANGUAGE sql AS 'SELECT sum(amount) FROM public.sales';\n"
+    "CREATE MATERIALIZED VIEW by_function AS SELECT total() AS s",
+    "DROP MATERIALIZED VIEW by_function;\nDROP FUNCTION total();\n"
     "DROP MATERIALIZED VIEW never;\nDROP MATERIALIZED VIEW again;\nDROP MATERIALIZED VIEW sales_sum;\n"
     "DROP VIEW big_sales;\nDROP TABLE sales",
 )
@@ -273,6 +277,57 @@ async def test_an_enums_new_values_come_back_after_the_commit(
     assert (await read_report(config)).left_in_archive == []
 
 
+async def test_an_enums_new_value_comes_back_where_the_downgrade_wrote_another(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """As it has to, to take the value out of the type. What people wrote since stays."""
+    project = Project(tmp_path)
+    config = project.config(database_url)
+    project.add(
+        "op.execute(\"CREATE TYPE mood AS ENUM ('sad')\")\n"
+        '    op.execute("CREATE TABLE diary (id int PRIMARY KEY, v mood)")'
+    )
+    project.add(
+        "op.execute(\"ALTER TYPE mood ADD VALUE 'glad'\")",
+        "op.execute(\"ALTER TYPE mood RENAME TO old; CREATE TYPE mood AS ENUM ('sad'); "
+        "ALTER TABLE diary ALTER v TYPE mood USING 'sad'; DROP TYPE old\")",
+    )
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO diary VALUES (1, 'glad'), (2, 'glad'), (3, 'sad')")
+    await asyncio.to_thread(command.downgrade, alembic(project, config), "r1")
+    await observer.execute("UPDATE diary SET v = 'sad' WHERE id = 2")
+    await asyncio.to_thread(command.upgrade, alembic(project, config), "head")
+    assert await rows(observer, "SELECT id, v::text FROM diary ORDER BY id") == [(1, "glad"), (2, "sad"), (3, "sad")]
+    [entry] = await manifest(observer)
+    assert entry["left_behind"] == f'{{"{CHANGED_SINCE}": 1}}'
+
+
+async def test_rows_that_only_a_person_can_put_back_are_told_once_their_revision_is_applied_again(
+    tmp_path: Path, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = Project(tmp_path)
+    config = project.config(database_url)
+    project.add('op.execute("CREATE TABLE t (v int)")')
+    project.add('op.execute("ALTER TABLE t ADD w int")', 'op.execute("ALTER TABLE t DROP w")')
+    await bring_to_head(config)
+    await observer.execute("INSERT INTO t VALUES (1, 2)")
+    for number in (1, 2):
+        await asyncio.to_thread(command.downgrade, alembic(project, config), "r1")
+        assert len((await read_report(config)).left_in_archive) == number - 1
+        caplog.clear()
+        await asyncio.to_thread(command.upgrade, alembic(project, config), "head")
+        [warning] = [record.getMessage() for record in caplog.records if "put back:" in record.getMessage()]
+        assert "public.t (w): nothing, public.t has no key that stays" in warning
+        assert "archive restore" not in warning
+    report = await read_report(config)
+    assert [failure.direction for failure in report.failures] == ["restore", "restore"]
+    assert [line.partition(" (public.t has no key")[0] for line in report.left_in_archive] == [
+        "1 of 1 rows of public.t (w) stay in archive 2",
+        "1 of 1 rows of public.t (w) stay in archive 1",
+    ]
+    assert "gasket database archive drop 2" in report.left_in_archive[0]
+
+
 async def test_partitions_made_at_run_time_are_made_again(
     project: ArchiveProject, observer: asyncpg.Connection
 ) -> None:
@@ -317,7 +372,7 @@ async def test_an_archive_of_an_older_release_knows_no_partitions(
 async def test_materialized_views_that_come_with_the_table_are_refreshed(
     project: ArchiveProject, observer: asyncpg.Connection
 ) -> None:
-    """Through views, one after the other; one that was never filled stays so."""
+    """Through views and functions, one after the other; one that was never filled stays so."""
     project.step(*SALES)
     report = await there_and_back(
         project, observer, "INSERT INTO sales VALUES (1, 10), (2, 20); REFRESH MATERIALIZED VIEW sales_sum"
@@ -325,6 +380,7 @@ async def test_materialized_views_that_come_with_the_table_are_refreshed(
     assert report.remedies == ()
     assert await rows(observer, "SELECT * FROM sales_sum") == [(2, 30)]
     assert await rows(observer, "SELECT * FROM again") == [(2,)]
+    assert await rows(observer, "SELECT * FROM by_function") == [(30,)]
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
         await observer.fetch("SELECT * FROM never")
 

@@ -78,7 +78,7 @@ async def test_what_cascade_takes_along_is_named_in_the_preview_and_in_the_archi
     )
     await bring_to_head(config)
     await observer.execute(f"CREATE SCHEMA other; {hangs_on_it}")
-    words = f"CASCADE also drops {named}: not archived, and no revision makes them again"
+    words = f"CASCADE also drops {named}: not archived; they come back only if upgrade() makes them"
     text = await shown(config)
     assert words in text.splitlines()
     assert "Copying" not in text  # there is no row

@@ -360,8 +360,8 @@ class StepRecorder:
     def _after_commit(self, context: MigrationContext, revision: str) -> None:
         """Bring what had to wait for the commit, and write down what stays in the archive."""
         report = self._rows.restored_after_commit(connection_of(context), revision)
-        if report and report.remedies:
-            error = f"{report}; run: {'; '.join(report.remedies)}"
+        if report and report.incomplete:
+            error = f"{report}; run: {'; '.join(report.remedies)}" if report.remedies else str(report)
             with suppress(asyncpg.LockNotAvailableError):  # of the failures' table: the log tells the same
                 await_only(self._ledger.write_failure(revision, "restore", error))
 

@@ -1,4 +1,4 @@
-"""What hangs on a table and is not part of it: CASCADE takes it along, and no revision makes it again."""
+"""What hangs on a table and is not part of it: CASCADE takes it along."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def taken_along(
     if not gone:
         return None
     more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
-    return f"CASCADE also drops {', '.join(gone[:_SHOWN])}{more}: not archived, and no revision makes them again"
+    named = f"{', '.join(gone[:_SHOWN])}{more}"
+    return f"CASCADE also drops {named}: not archived; they come back only if upgrade() makes them"
 
 
 def _goes_with_its_table(

@@ -97,6 +97,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         reasons = [f"{why}: {number}" for why, number in self.left_behind.items()] if self.restored_at else []
         why = self.restore_error or ", ".join(reasons)
         what = f"{self.rows_left} of {self.row_count} rows of {self.name} stay in archive {self.archive} ({why})"
+        if self.problem:
+            return f"{what}; once nobody needs them, run: {database_command(f'archive drop {self.archive}')}"
         return f"{what}; to try again run: {database_command(f'archive restore {self.archive}')}"
 
 

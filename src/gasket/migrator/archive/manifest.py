@@ -62,6 +62,8 @@ SELECT a.oid::oid::bigint FROM unnest($1::bigint[]) AS t(oid), pg_partition_ance
 """
 _KEEPS_VALUES = f"kind = '{LossKind.COLUMNS}' AND stored_in IS NOT NULL"
 _OPEN = "restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
+# What cannot be put back by itself, until that was said when its revision was applied again.
+_BY_HAND = "problem IS NOT NULL AND stored_in IS NOT NULL AND restore_error IS NULL"
 
 
 class Manifest:
@@ -125,6 +127,10 @@ class Manifest:
         of_revisions = f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES})"
         return self._read(f"{of_revisions} AND {_OPEN}", revision, list(later))
 
+    def entries_by_hand(self, revision: str) -> list[Entry]:
+        """Rows that only a person can put back, of which nothing was said yet since the revision was taken back."""
+        return self._read(f"revision = $1 AND {_BY_HAND}", revision)
+
     def entries_of_tables(self, tables: Iterable[int]) -> list[Entry]:
         """What could be put back, with whatever revision, into rows that stay of the given tables (oids).
 
@@ -155,10 +161,10 @@ class Manifest:
         return found
 
     def revisions(self) -> frozenset[str]:
-        """Of which something could be put back; a run of many steps asks once."""
+        """Of which something could be put back, or is to be told; a run of many steps asks once."""
         if not self._is_usable():
             return frozenset()
-        query = f"SELECT DISTINCT revision FROM {self._table} WHERE {_OPEN}"
+        query = f"SELECT DISTINCT revision FROM {self._table} WHERE {_OPEN} OR {_BY_HAND}"
         return frozenset(self.connection.exec_driver_sql(query).scalars())
 
     def _is_usable(self) -> bool:

@@ -53,9 +53,15 @@ class RestoreReport(msgspec.Struct, frozen=True):
         return frozenset(put_back.entry.archive for put_back in self.put_back if TOO_NEW in put_back.left)
 
     @property
+    def incomplete(self) -> bool:
+        """Whether something stays in the archive, or a view is stale."""
+        return bool(self.stale) or any(one.left or one.error for one in self.put_back)
+
+    @property
     def remedies(self) -> tuple[str, ...]:
-        """The commands that bring what stayed, and refresh what is stale."""
-        numbers = sorted({put_back.entry.archive for put_back in self.put_back if put_back.left or put_back.error})
+        """The commands that bring what stayed, and refresh what is stale. Of what only a person can put back: none."""
+        failed = [one.entry for one in self.put_back if one.left or one.error]
+        numbers = sorted({entry.archive for entry in failed if not entry.problem})
         return (
             *(database_command(f"archive restore {number}") for number in numbers),
             *(f"REFRESH MATERIALIZED VIEW {view}" for view in self.stale),
@@ -90,6 +96,7 @@ def upgrade_restoring(
     connection = connection_of(context)
     manifest = Manifest(connection, schema)
     archived = manifest.entries_to_restore(revision, later=digests)
+    by_hand = manifest.entries_by_hand(revision)
     named = partial(_archive_named, [entry for entry in archived if entry.revision == revision])
     if not restore:
         with named():
@@ -100,14 +107,17 @@ def upgrade_restoring(
     others = [e for e in archived if e.revision == revision and e.stored_in and e not in entries]
     for entry in others:
         manifest.update(entry.id, restore_error=_ANOTHER)
-    of_another = tuple(PutBack(entry, error=_ANOTHER) for entry in others)
+    for entry in by_hand:
+        manifest.update(entry.id, restore_error=entry.problem)
+    not_back = tuple(PutBack(entry, error=_ANOTHER) for entry in others)
+    not_back += tuple(PutBack(entry, error=entry.problem) for entry in by_hand)
     waiting = [entry for entry in fitting if entry.revision != revision and entry.keeps_values]
     if waiting:
         waiting = _reached_by_step(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
     if not entries and not waiting:
         with named():
             run_upgrade()
-        return _reported(RestoreReport(revision, of_another))
+        return _reported(RestoreReport(revision, not_back))
     watched = [*waiting, *(entry for entry in entries if entry.keeps_values)]
     marked = mark_changed(connection, schema, watched, strong=strong)
     if marked:  # as before a downgrade's step: the shorter wait is ours, or it is a deadlock with a request
@@ -125,13 +135,14 @@ def upgrade_restoring(
     put_back = put_archives_back(manifest, entries, {entry.id for entry in marked}) if entries else ()
     _stay_unchanged(connection, schema, put_back, waiting, marked)
     stale = refresh_views(connection, _tables(put_back))
-    return _reported(RestoreReport(revision, put_back + of_another, time.monotonic() - started, stale))
+    return _reported(RestoreReport(revision, put_back + not_back, time.monotonic() - started, stale))
 
 
-def restore_archive(connection: Connection, schema: str, number: int) -> RestoreReport:
+def restore_archive(connection: Connection, schema: str, number: int, *, at_once: bool = False) -> RestoreReport:
     """Put back what is left in one archive, as far as it fits now, in the transaction that is open.
 
-    Of columns, values come back where nothing else is: which rows were changed is no longer known.
+    Of columns, values come back where nothing else is: which rows were changed is no longer known. `at_once`, right
+    after the commit of the revision's step, it is.
 
     Raises:
         TargetError: there is none of that number.
@@ -142,7 +153,10 @@ def restore_archive(connection: Connection, schema: str, number: int) -> Restore
     started = time.monotonic()
     left = [entry for entry in found if entry.is_left]
     connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-    put_back = put_archives_back(manifest, [entry for entry in left if not entry.problem], ())
+    fitting = [entry for entry in left if not entry.problem]
+    values = [entry for entry in fitting if entry.keeps_values] if at_once else []
+    marked = mark_changed(connection, schema, values, strong=False)
+    put_back = put_archives_back(manifest, fitting, {entry.id for entry in marked})
     problems = tuple(PutBack(entry, error=entry.problem) for entry in left if entry.problem)
     stale = refresh_views(connection, _tables(put_back))
     return RestoreReport(found[0].revision, put_back + problems, time.monotonic() - started, stale)
@@ -159,7 +173,7 @@ def restore_late(connection: Connection, schema: str, report: RestoreReport) -> 
     for number in sorted(report.too_new):
         try:
             with connection.begin():
-                again = restore_archive(connection, schema, number)
+                again = restore_archive(connection, schema, number, at_once=True)
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -180,7 +194,7 @@ def _tables(put_back: Iterable[PutBack]) -> frozenset[int]:
 
 def _reported(report: RestoreReport) -> RestoreReport:
     if report.put_back:
-        level = logging.WARNING if report.remedies else logging.INFO
+        level = logging.WARNING if report.incomplete else logging.INFO
         then = f"; then run: {'; '.join(report.remedies)}" if report.remedies else ""
         text = "rows of revision %s were put back: %s (%.1f s)%s"
         log.log(level, text, report.revision, report, report.seconds, then)
@@ -237,7 +251,8 @@ def _stay_unchanged(
             # A table made anew is the step's own; of one that was there only what is known to be unchanged.
             candidates = waiting if result.entry.kind == LossKind.TABLE else list(filter(None, following.values()))
             following |= {entry.id: entry for entry in follow(connection, schema, result, candidates)}
-    carry_on(connection, schema, [entry for entry in following.values() if entry])
+    late = [known[result.entry.id] for result in put_back if TOO_NEW in result.left and result.entry.id in known]
+    carry_on(connection, schema, [*filter(None, following.values()), *late])
 
 
 def _transaction(connection: Connection) -> str:
