@@ -5,43 +5,44 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 from alembic.runtime.environment import EnvironmentContext
 
-_COMMANDS = {
-    "upgrade": "upgrade",
-    "downgrade": "downgrade",
-    "do_stamp": "stamp",
-    "do_ensure_version": "ensure-version",
+from gasket.migrator.gate.callers import Caller
+
+_WRITING = {
+    "upgrade": Caller.UPGRADE,
+    "downgrade": Caller.DOWNGRADE,
+    "do_stamp": Caller.STAMP,
+    "do_ensure_version": Caller.ENSURE_VERSION,
 }
 
 
-def command_that_writes(environment: Any) -> str | None:
-    """`upgrade`, `downgrade`, `stamp` or `ensure-version`; None for one that only looks (current, check, revision).
+class RunningCommand(msgspec.Struct, frozen=True):
+    """`writes` is its name where it changes the database: current, check and revision only look.
 
-    `environment` is the module `alembic.context` as env.py imports it.
+    `compares` is true of `check` and `revision`. `destinations` are where the command is to lead, as they were typed:
+    several of a stamp, none of `ensure-version`. `start` is where the SQL that is printed starts from (`from:to`).
     """
+
+    writes: Caller | None
+    compares: bool
+    destinations: tuple[str, ...]
+    start: str | None
+
+
+def running_command(environment: Any) -> RunningCommand:
+    """The command for which env.py runs. `environment` is the module `alembic.context` as env.py imports it."""
     proxied: EnvironmentContext = environment._proxy
-    return _COMMANDS.get(proxied.context_opts["fn"].__name__)
-
-
-def compares_with_models(environment: Any) -> bool:
-    """Whether the command is `check` or `revision`."""
-    proxied: EnvironmentContext = environment._proxy
-    return bool(proxied.context_opts["fn"].__name__ == "retrieve_migrations")
-
-
-def destinations(environment: Any) -> tuple[str, ...]:
-    """Where the command is to lead, as it was typed: several for a stamp, none for `ensure-version`."""
-    proxied: EnvironmentContext = environment._proxy
-    named = proxied.context_opts.get("destination_rev") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
-
-
-def starting_point(environment: Any) -> tuple[str, ...]:
-    """Where the SQL that is printed starts from, as it was typed (`from:to`); empty where nothing was."""
-    proxied: EnvironmentContext = environment._proxy
-    named = proxied.context_opts.get("starting_rev")
-    return (named,) if named else ()
+    options = proxied.context_opts
+    function = options["fn"].__name__
+    named = options.get("destination_rev") or ()
+    return RunningCommand(
+        writes=_WRITING.get(function),
+        compares=function == "retrieve_migrations",
+        destinations=(named,) if isinstance(named, str) else tuple(named),
+        start=options.get("starting_rev"),
+    )
 
 
 def counts_from_here(target: str) -> bool:

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, MetaData, text
 
-from gasket.migrator.alembic_command import (
-    command_that_writes,
-    compares_with_models,
-    counts_from_here,
-    destinations,
-    rest_of,
-    starting_point,
-)
+from gasket.migrator.alembic_command import RunningCommand, counts_from_here, rest_of, running_command
 from gasket.migrator.apply.events import RevisionsPending
 from gasket.migrator.apply.graft import graft, never_seen
 from gasket.migrator.apply.holding import Application
@@ -35,7 +27,7 @@ from gasket.migrator.apply.session import MigrationSession, migration_session
 from gasket.migrator.apply.steps import StepOptions, StepRecorder, upgrade_steps
 from gasket.migrator.catalog.models import compared_with_models
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.connecting import connect, looking
+from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import LockLostError, MigratorError
 from gasket.migrator.facts import tell
 from gasket.migrator.gate.callers import Caller, Request
@@ -62,6 +54,8 @@ from gasket.postgres.quoting import quote_identifier
 from gasket.postgres.tracebacks import print_tracebacks_without_values
 
 log = logging.getLogger("gasket.migrator")
+
+T = TypeVar("T")
 
 _FRESH_TRIES = 3
 _POLL = 0.5
@@ -95,15 +89,18 @@ def run_environment(context: Any, read_config: Callable[[], MigratorConfig]) -> 
 
 def _run_command(context: Any, config: MigratorConfig) -> None:
     require_same_files(config.ini, context.script, context.config.config_file_name or PYPROJECT)
-    writes = None if context.is_offline_mode() else command_that_writes(context)
-    if not writes:
-        log_plainly(config.log_format)
+    command = running_command(context)
     if context.is_offline_mode():
-        _print_sql(context, config)
-        return
-    with progress_shown(config.log_format) if writes else nullcontext(), config.start_database():
-        work = _write(context, config, Caller(writes)) if writes else _look(context, config)
-        asyncio.run(until_signalled(work, pass_on=False))
+        log_plainly(config.log_format)
+        _print_sql(context, config, command)
+    elif command.writes:
+        with progress_shown(config.log_format), config.start_database():
+            work = _write(context, config, command.writes, command.destinations)
+            asyncio.run(until_signalled(work, pass_on=False))
+    else:
+        log_plainly(config.log_format)
+        with config.start_database():
+            asyncio.run(until_signalled(_look(context, config, compares=command.compares), pass_on=False))
 
 
 async def migrate(
@@ -147,7 +144,7 @@ async def migrate(
             if application is None:
                 situation = await session.pass_gate(Request(Caller.START))
 
-    await with_fresh_tries(once)
+    await _with_fresh_tries(once)
     return situation
 
 
@@ -164,17 +161,36 @@ async def _application(config: MigratorConfig) -> Application | None:
         return Application(await connection.fetchval("SELECT current_user::text"), await database_identity(connection))
 
 
-async def with_fresh_tries(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def under_lock(
+    config: MigratorConfig,
+    revisions: Revisions,
+    work: Callable[[MigrationSession], Awaitable[T]],
+    *,
+    fresh_tries: bool = True,
+) -> T:
+    """What `work` returns, given a session for a command: it needs the lock, whatever others have done meanwhile.
+
+    With `fresh_tries` it is done again where the connection was lost.
+    """
+
+    async def once() -> T:
+        application = await _application(config)
+        async with migration_session(config, revisions, application=application) as session:
+            assert session is not None
+            return await work(session)
+
+    return await (_with_fresh_tries(once) if fresh_tries else once())
+
+
+async def _with_fresh_tries(work: Callable[[], Awaitable[T]]) -> T:
     """A lost connection is followed by fresh tries from the lock on, never by going on without the lock."""
-    for tries_left in reversed(range(_FRESH_TRIES)):
+    for tries_left in range(_FRESH_TRIES - 1, 0, -1):
         try:
-            await work()
-            return
+            return await work()
         except LockLostError as error:
-            if not tries_left:
-                raise
             log.warning("%s Trying again now; %d more tries are left.", error, tries_left)
             await asyncio.sleep(_POLL)
+    return await work()
 
 
 def upgrade_in_process(session: MigrationSession, connection: Connection, revision: str) -> None:
@@ -197,44 +213,32 @@ def in_process_config(session: MigrationSession, connection: Connection) -> Conf
     return alembic_config(session.config.ini, **{_IN_PROCESS: (session, connection)})
 
 
-@asynccontextmanager
-async def locked(config: MigratorConfig, revisions: Revisions) -> AsyncIterator[MigrationSession]:
-    """A session for a command: it needs the lock, whatever others have done meanwhile."""
-    application = await _application(config)
-    async with migration_session(config, revisions, application=application) as session:
-        assert session is not None
-        yield session
-
-
-async def _write(context: Any, config: MigratorConfig, caller: Caller) -> None:
+async def _write(context: Any, config: MigratorConfig, caller: Caller, targets: tuple[str, ...]) -> None:
     """upgrade, downgrade, stamp and ensure-version from a command line: under the lock, each step on the ledger."""
     revisions = configured_revisions(config.ini)
-    targets = destinations(context)
     options = _options_of(context, caller, targets)
     request = Request(caller, targets, discard_data=options.discard_data)
 
-    async def once() -> None:
-        async with locked(config, revisions) as session:
-            situation = await session.pass_gate(request)
-            if OPTIONS not in context.config.attributes:  # else a command of ours has said it
-                log.info("%s", await session.on_own_tables(lambda connection: find_target(connection, config)))
-            if caller is Caller.UPGRADE:
-                _warn_of(situation.plan)
-                if _nothing_to_do(situation.plan):
-                    return
-            session.steps.options = options
-            session.scripts = context.script  # what runs: other ones would be imported in vain
-            await session.prepare()
-            with outcome.following(session.steps):
-                await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
-            if caller is Caller.STAMP:
-                await session.on_own_tables(lambda connection: forget_all_progress(connection, config.schema))
+    async def work(session: MigrationSession) -> None:
+        situation = await session.pass_gate(request)
+        if OPTIONS not in context.config.attributes:  # else a command of ours has said it
+            log.info("%s", await session.on_own_tables(lambda connection: find_target(connection, config)))
+        if caller is Caller.UPGRADE:
+            _warn_of(situation.plan)
+            if _nothing_to_do(situation.plan):
+                return
+        session.steps.options = options
+        session.scripts = context.script  # what runs: other ones would be imported in vain
+        await session.prepare()
+        with outcome.following(session.steps):
+            await session.run(lambda connection: _run_migrations(context, config, connection, session.steps))
+        if caller is Caller.STAMP:
+            await session.on_own_tables(lambda connection: forget_all_progress(connection, config.schema))
 
+    # The first try of a number of steps may have come further than anybody knows.
+    fresh_tries = not any(map(counts_from_here, targets))
     with outcome_told(config, options.command) as outcome:
-        if any(map(counts_from_here, targets)):
-            await once()  # its first try may have come further than anybody knows
-        else:
-            await with_fresh_tries(once)
+        await under_lock(config, revisions, work, fresh_tries=fresh_tries)
 
 
 def _options_of(context: Any, caller: Caller, targets: Sequence[str]) -> StepOptions:
@@ -260,10 +264,10 @@ def _nothing_to_do(plan: Plan) -> bool:
     return plan.state is SchemaState.AHEAD or bool(plan.missing)
 
 
-async def _look(context: Any, config: MigratorConfig) -> None:
+async def _look(context: Any, config: MigratorConfig, *, compares: bool) -> None:
     """current, check, revision: one transaction, no lock, nothing set that a pooler could hand to others."""
     revisions = configured_revisions(config.ini)
-    request = Request(Caller.COMPARE if compares_with_models(context) else Caller.CURRENT)
+    request = Request(Caller.COMPARE if compares else Caller.CURRENT)
     grafts: dict[str, StoredRevision] = {}
 
     def look(sqlalchemy_connection: Connection) -> None:
@@ -273,7 +277,7 @@ async def _look(context: Any, config: MigratorConfig) -> None:
                 {"path": quote_identifier(config.schema), "limit": f"{max(1.0, config.database_wait)}s"},
             )
             graft(context.script, grafts)
-            _run_migrations(context, config, sqlalchemy_connection, None)
+            _run_migrations(context, config, sqlalchemy_connection, metadata=config.metadata if compares else None)
 
     async with looking(config, migrating=True) as connection:  # Alembic would wait for ever, and refuse with a trace
         situation = await pass_gate(connection, config, revisions, request, migrating=True)
@@ -283,17 +287,20 @@ async def _look(context: Any, config: MigratorConfig) -> None:
             grafts = {
                 one.revision: stored.get(one.revision) or never_seen(one.revision) for one in situation.plan.unknown
             }
-    connection = await connect(config, migrating=True)
-    try:
+    async with connected(config, migrating=True) as connection:
         await run_sync(connection, look)
-    finally:
-        await close_connection(connection)
 
 
-def _run_migrations(context: Any, config: MigratorConfig, connection: Connection, steps: StepRecorder | None) -> None:
+def _run_migrations(
+    context: Any,
+    config: MigratorConfig,
+    connection: Connection,
+    steps: StepRecorder | None = None,
+    metadata: MetaData | None = None,
+) -> None:
+    """With `steps`, which load the models when they need them; or only to look, with the models to compare with."""
     # Alembic takes a transaction that is open already for the caller's own, and then commits nothing.
     assert steps is None or not connection.in_transaction()
-    metadata = config.metadata if compares_with_models(context) else None  # steps load it when they need it
     context.configure(
         connection=connection,
         on_version_apply=steps.on_version_apply if steps else None,
@@ -308,9 +315,9 @@ def _run_migrations(context: Any, config: MigratorConfig, connection: Connection
         context.run_migrations()
 
 
-def _print_sql(context: Any, config: MigratorConfig) -> None:
+def _print_sql(context: Any, config: MigratorConfig, command: RunningCommand) -> None:
     revisions = configured_revisions(config.ini)
-    for target in (*starting_point(context), *destinations(context)):
+    for target in filter(None, (command.start, *command.destinations)):
         require_target(target, revisions, revisions, config.ini)
     context.configure(dialect_name=DIALECT, literal_binds=True, target_metadata=config.metadata, **_options(config))
     print_rendered(context.get_context(), config.metadata)

@@ -18,9 +18,9 @@ from gasket.migrator.apply.version_moves import VersionMoves
 
 ENV = """
 from alembic import context
-from gasket.migrator.alembic_command import command_that_writes
+from gasket.migrator.alembic_command import running_command
 
-context.config.attributes["seen"].append(command_that_writes(context))
+context.config.attributes["seen"].append(running_command(context).writes)
 context.configure(dialect_name="postgresql")
 context.config.attributes["seen"].append(callable(context.get_context()._migrations_fn))
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.command_line import database_command
 from gasket.migrator.commands.running import run, show_target
@@ -11,7 +12,7 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.loading import load_scripts
-from gasket.migrator.runner import locked, with_fresh_tries
+from gasket.migrator.runner import under_lock
 
 
 def accept_command(config: MigratorConfig) -> click.Command:
@@ -34,14 +35,12 @@ async def accept(config: MigratorConfig, revision: str) -> None:
         TargetError: there is no such revision, it is not applied, or its file was not edited.
         RevisionFileError: a file cannot be loaded.
     """
-    revisions = configured_revisions(config.ini)
 
-    async def once() -> None:
-        async with locked(config, revisions) as session:
-            await session.pass_gate(Request(Caller.ACCEPT, (revision,)))
-            script = load_scripts(config.ini).get_revision(revision)
-            session.steps.options = StepOptions(command=database_command(f"accept {revision}"))
-            await session.prepare()
-            await session.accept(script)
+    async def work(session: MigrationSession) -> None:
+        await session.pass_gate(Request(Caller.ACCEPT, (revision,)))
+        script = load_scripts(config.ini).get_revision(revision)
+        session.steps.options = StepOptions(command=database_command(f"accept {revision}"))
+        await session.prepare()
+        await session.accept(script)
 
-    await with_fresh_tries(once)
+    await under_lock(config, configured_revisions(config.ini), work)

@@ -10,6 +10,7 @@ import asyncpg
 import click
 import msgspec
 
+from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.archive.entries import NOTE, Archive
 from gasket.migrator.archive.inventory import LossKind, count_rows
 from gasket.migrator.archive.manifest import drop_archive, list_archives, show_archive
@@ -20,7 +21,7 @@ from gasket.migrator.commands.running import ROW_NUMBER, look, run, show_target
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MissingPrivilegeError, ReadOnlyServerError
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.runner import locked, with_fresh_tries
+from gasket.migrator.runner import under_lock
 from gasket.postgres.errors import describe
 from gasket.postgres.quoting import quote_identifier
 
@@ -81,14 +82,7 @@ async def restore_from_archive(config: MigratorConfig, number: int) -> RestoreRe
         NotRestoredError: it failed for a reason that is not about the rows; nothing was changed.
     """
     revisions = configured_revisions(config.ini)
-    found: list[RestoreReport] = []
-
-    async def once() -> None:
-        async with locked(config, revisions) as session:
-            found.append(await session.restore_archive(number))
-
-    await with_fresh_tries(once)
-    return found[-1]
+    return await under_lock(config, revisions, lambda session: session.restore_archive(number))
 
 
 async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
@@ -99,30 +93,28 @@ async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
         MissingPrivilegeError: its tables are another role's.
         ReadOnlyServerError: the server takes no writes.
     """
-    revisions = configured_revisions(config.ini)
 
-    async def once() -> None:
-        async with locked(config, revisions) as session:
-            try:
-                await session.on_own_tables(lambda connection: drop_archive(connection, config.schema, archive.number))
-            except asyncpg.InsufficientPrivilegeError as error:
-                role: str = await session.on_own_tables(lambda connection: connection.fetchval("SELECT current_user"))
-                raise MissingPrivilegeError(
-                    role=role,
-                    need=f"drop archive {archive.number} ({describe(error)})",
-                    statement=_to_drop(config.schema, archive, quote_identifier(role)),
-                ) from None
-            except asyncpg.ReadOnlySQLTransactionError:
-                in_recovery: bool = await session.on_own_tables(
-                    lambda connection: connection.fetchval("SELECT pg_is_in_recovery()")
-                )
-                raise ReadOnlyServerError(
-                    setting=config.migration_setting,
-                    in_recovery=in_recovery,
-                    need=f"Archive {archive.number} is to be dropped",
-                ) from None
+    async def drop(session: MigrationSession) -> None:
+        try:
+            await session.on_own_tables(lambda connection: drop_archive(connection, config.schema, archive.number))
+        except asyncpg.InsufficientPrivilegeError as error:
+            role: str = await session.on_own_tables(lambda connection: connection.fetchval("SELECT current_user"))
+            raise MissingPrivilegeError(
+                role=role,
+                need=f"drop archive {archive.number} ({describe(error)})",
+                statement=_to_drop(config.schema, archive, quote_identifier(role)),
+            ) from None
+        except asyncpg.ReadOnlySQLTransactionError:
+            in_recovery: bool = await session.on_own_tables(
+                lambda connection: connection.fetchval("SELECT pg_is_in_recovery()")
+            )
+            raise ReadOnlyServerError(
+                setting=config.migration_setting,
+                in_recovery=in_recovery,
+                need=f"Archive {archive.number} is to be dropped",
+            ) from None
 
-    await with_fresh_tries(once)
+    await under_lock(config, configured_revisions(config.ini), drop)
 
 
 def format_restored(number: int, report: RestoreReport) -> str:

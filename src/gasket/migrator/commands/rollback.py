@@ -16,7 +16,7 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.targets import rollback_goal
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.runner import in_process_config, locked, with_fresh_tries
+from gasket.migrator.runner import in_process_config, under_lock
 from gasket.migrator.telling import outcome_told
 
 
@@ -59,16 +59,14 @@ async def rollback(config: MigratorConfig, target: str | None, options: StepOpti
     """
     revisions = configured_revisions(config.ini)
 
-    async def once() -> None:
-        async with locked(config, revisions) as session:
-            with outcome.following(session.steps):
-                await _roll_back(session, target, options)
+    async def work(session: MigrationSession) -> None:
+        with outcome.following(session.steps):
+            await _roll_back(session, target, options)
 
+    # The first try of a number of steps may have come further than anybody knows.
+    fresh_tries = not (target and counts_from_here(target))
     with outcome_told(config, options.command) as outcome:
-        if target and counts_from_here(target):
-            await once()  # its first try may have come further than anybody knows
-        else:
-            await with_fresh_tries(once)
+        await under_lock(config, revisions, work, fresh_tries=fresh_tries)
     return outcome.done
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import asyncpg
 
+from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.catalog.difference import Difference, compare_catalogs
 from gasket.migrator.catalog.query import MIGRATING_ROLE
 from gasket.migrator.catalog.read import Catalog, Object, read_catalog
@@ -15,7 +16,7 @@ from gasket.migrator.connecting import connected
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
-from gasket.migrator.runner import locked
+from gasket.migrator.runner import under_lock
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.held_back import HeldBack
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
@@ -75,9 +76,11 @@ async def record_adopted(config: MigratorConfig, revisions: Revisions, expected:
         role: str = await connection.fetchval("SELECT current_user::text")
         await write_record(connection, config.schema, _name_role(expected, role))
 
-    async with locked(config, revisions) as session:
+    async def work(session: MigrationSession) -> None:
         await session.prepare()
         await session.on_own_tables(write)
+
+    await under_lock(config, revisions, work, fresh_tries=False)
 
 
 async def _roles_not_there(config: MigratorConfig, held_back: Iterable[HeldBack]) -> list[str]:
