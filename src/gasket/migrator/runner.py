@@ -44,7 +44,7 @@ from gasket.migrator.revisions.loading import naming_the_file
 from gasket.migrator.revisions.rules.check import find_advice
 from gasket.migrator.revisions.scripts import alembic_config, require_same_files
 from gasket.migrator.signals import exiting_on_signals, until_signalled
-from gasket.migrator.sql.script import DIALECT, print_rendered
+from gasket.migrator.sql.script import print_rendered
 from gasket.migrator.synchronous import run_sync
 from gasket.migrator.target import find_target
 from gasket.migrator.telling import Outcome, outcome_told
@@ -319,7 +319,9 @@ def _print_sql(context: Any, config: MigratorConfig, command: RunningCommand) ->
     revisions = configured_revisions(config.ini)
     for target in filter(None, (command.start, *command.destinations)):
         require_target(target, revisions, revisions, config.ini)
-    context.configure(dialect_name=DIALECT, literal_binds=True, target_metadata=config.metadata, **_options(config))
+    # The dialect of psycopg, which is Alembic's for PostgreSQL, writes %% for %.
+    dialect = "postgresql+asyncpg"
+    context.configure(dialect_name=dialect, literal_binds=True, target_metadata=config.metadata, **_options(config))
     print_rendered(context.get_context(), config.metadata)
     context.execute(f"SET search_path TO {quote_identifier(config.schema)}")
     with context.begin_transaction():

@@ -25,7 +25,6 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from gasket.migrator.sql.literals import quote
 from gasket.migrator.sql.render import Rendering, Statement, from_json, render, to_json
 
 Body = Callable[[], object]
@@ -261,9 +260,9 @@ def test_a_type_that_wraps_its_parameters_still_does() -> None:
     assert one(lambda: op.execute(statement)) == "SELECT lower('<X>'::VARCHAR)"
 
 
-def test_quoting() -> None:
-    assert quote("it's") == "'it''s'"
-    assert quote("\\'") == r"E'\x5c'''"
+@pytest.mark.parametrize(("text", "literal"), [("it's", "'it''s'"), ("\\'", r"E'\x5c'''")])
+def test_quoting(text: str, literal: str) -> None:
+    assert one(lambda: op.execute(sa.text("SELECT :v").bindparams(v=text))) == f"SELECT {literal}::VARCHAR"
 
 
 # What is refused

@@ -34,7 +34,7 @@ _STRONG_OPTIONS = frozenset({"security_barrier", "security_invoker", "check_opti
 _OTHER_ENDS = "which other tables its foreign keys lock"
 
 
-def type_name(words: Sequence[Token]) -> str:
+def _type_name(words: Sequence[Token]) -> str:
     """A type on one line: `character varying(20)`, `numeric(10,2)`, `text[]`."""
     text = ""
     for token in words:
@@ -46,7 +46,7 @@ def type_name(words: Sequence[Token]) -> str:
 
 def read_column(words: Words) -> tuple[str, str]:
     """Name and type of a column, from its definition."""
-    return words.identifier(), type_name(words.until(*_AFTER_TYPE))
+    return words.identifier(), _type_name(words.until(*_AFTER_TYPE))
 
 
 def references(words: Words) -> tuple[Touch, ...]:
@@ -219,7 +219,7 @@ def _alter_column(table: Name, column: str, words: Words, was: str | None) -> Ac
 
 
 def _alter_type(table: Name, column: str, words: Words, was: str | None) -> Action:
-    now = type_name(words.until("using", "collate", "cascade"))
+    now = _type_name(words.until("using", "collate", "cascade"))
     computed = words.take("using") and not _is_cast_of(column, words)
     anew = True if computed else rewrites(was, now)
     change = AlterColumn(table, column, "type", now)
@@ -270,7 +270,7 @@ def _attribute(type_: Name, words: Words, verb: str) -> Action:
     if verb == "drop":
         return Action(Drop("type", type_, name), not_told=told)
     if verb == "alter" and (words.take("set", "data", "type") or words.take("type")):
-        return Action(AlterColumn(type_, name, "type", type_name(words.until("collate", "cascade"))), not_told=told)
+        return Action(AlterColumn(type_, name, "type", _type_name(words.until("collate", "cascade"))), not_told=told)
     return Action(not_told=told)
 
 

@@ -36,20 +36,20 @@ _INFINITE: dict[date, str] = {
 }
 
 
-class UnwritableError(Exception):
-    """The statement cannot be written as one text; the message says why, as "it ..."."""
+class Refusal(Exception):
+    """What a revision asks for cannot be rendered to SQL; the message says why, as what "it" does."""
 
 
 def write_out(statement: ClauseElement, parameters: Mapping[str, Any], dialect: Dialect) -> str:
     """The SQL of `statement` for the given parameters, all in one text.
 
     Raises:
-        UnwritableError: a parameter has no value, or one whose type is not known here.
+        Refusal: a parameter has no value, or one whose type is not known here.
     """
     compiled = _Compiler(dialect, statement, parameters)
     if compiled.prefetch:
         names = ", ".join(column.name for column in compiled.prefetch)
-        raise UnwritableError(f"leaves a value to be computed by Python at run time ({names})")
+        raise Refusal(f"leaves a value to be computed by Python at run time ({names})")
     return str(compiled)
 
 
@@ -77,7 +77,7 @@ class _Compiler(PGCompiler):
             if bindparam.key in values:
                 return values[bindparam.key]
         if bindparam.required:
-            raise UnwritableError(f"gives parameter :{bindparam.key} no value")
+            raise Refusal(f"gives parameter :{bindparam.key} no value")
         return bindparam.effective_value
 
     def _literal(self, value: Any, type_: TypeEngine[Any]) -> str:
@@ -90,13 +90,13 @@ class _Compiler(PGCompiler):
             literal = str(driver_value).lower()  # a number, true or false
         else:
             item_type = getattr(driver_type, "item_type", driver_type)
-            literal = quote(_input_text(driver_value, getattr(item_type, "timezone", False)))
+            literal = _quote(_input_text(driver_value, getattr(item_type, "timezone", False)))
         if not driver_type.render_bind_cast:
             return literal
         return str(self.render_bind_cast(type_, driver_type, literal))  # type: ignore[no-untyped-call]
 
 
-def quote(text: str) -> str:
+def _quote(text: str) -> str:
     r"""A string literal that reads the same whatever `standard_conforming_strings` is.
 
     A backslash is written as `\x5c`: SQLAlchemy would take one before a colon for an escape of its own.
@@ -125,7 +125,7 @@ def _input_text(value: Any, with_timezone: bool) -> str:
             return str(value)
         case _ if isinstance(value, _NETWORK):
             return str(value)
-    raise UnwritableError(f"has a parameter of type {type(value).__name__}, which cannot be written as SQL here")
+    raise Refusal(f"has a parameter of type {type(value).__name__}, which cannot be written as SQL here")
 
 
 def _array_item(value: Any, with_timezone: bool) -> str:

@@ -18,16 +18,12 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.functions import FunctionElement
 
 from gasket.migrator.sql.lexer import shortened, statements
-from gasket.migrator.sql.literals import UnwritableError, write_out
+from gasket.migrator.sql.literals import Refusal, write_out
 from gasket.migrator.sql.reader import may_control_transaction, read
 
 # Options of a statement that change nothing of what it does.
 _HARMLESS_OPTIONS = frozenset({"autocommit", "compiled_cache", "logging_token", "no_parameters"})
 _DROP_TYPE = re.compile(r"\ADROP (?:TYPE|DOMAIN) ")
-
-
-class Refusal(Exception):
-    """Leaves the function that is being rendered."""
 
 
 class Recorder:
@@ -107,7 +103,7 @@ class Recorder:
         for row in rows:
             try:
                 self._add(write_out(clause, row, self.dialect))
-            except UnwritableError as error:
+            except Refusal as error:
                 self.refuse(str(error))
 
     def _add_ddl(self, element: ExecutableDDLElement) -> None:

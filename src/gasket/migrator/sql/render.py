@@ -29,7 +29,7 @@ from sqlalchemy import Dialect, MetaData
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 from gasket.migrator.sql.reader import read
-from gasket.migrator.sql.recorder import Recorder, Refusal
+from gasket.migrator.sql.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,7 @@ def render(function: Callable[[], object], *, metadata: MetaData | None = None) 
     try:
         with _instead(alembic.op, operations), _instead(alembic.context, _NoEnvironment(recorder)):
             function()
-    except Refusal:
-        pass
-    except Exception as error:
+    except Exception as error:  # of a refusal the reason is noted already
         recorder.note(f"raises {type(error).__name__}: {error}")
     return Rendering(tuple(Statement(*noted) for noted in recorder.statements), recorder.reason)
 

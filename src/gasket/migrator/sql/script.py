@@ -22,9 +22,6 @@ from gasket.migrator.command_line import database_command
 from gasket.migrator.sql.lexer import tokens
 from gasket.migrator.sql.render import render
 
-DIALECT = "postgresql+asyncpg"
-"""The dialect of psycopg, which is Alembic's for PostgreSQL, writes `%%` for `%`."""
-
 
 def print_rendered(context: MigrationContext, metadata: MetaData | None) -> None:
     """Let the steps that `context` is going to print be printed as they are rendered."""
