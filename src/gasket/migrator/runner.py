@@ -41,7 +41,7 @@ from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.revisions.configuration import PYPROJECT, configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.loading import naming_the_file
-from gasket.migrator.revisions.rules.check import find_advice
+from gasket.migrator.revisions.rules.check import verdict_on
 from gasket.migrator.revisions.scripts import alembic_config, require_same_files
 from gasket.migrator.signals import exiting_on_signals, until_signalled
 from gasket.migrator.sql.script import print_rendered
@@ -149,8 +149,9 @@ async def migrate(
 
 
 def _warn_of(plan: Plan) -> None:
-    for finding in find_advice(plan.pending):
-        log.warning("revision %s (%s): %s", finding.revision, finding.file, finding.message)
+    for file in plan.pending:
+        if advice := verdict_on(file).advice:
+            log.warning("revision %s (%s): %s", file.revision, file.path.name, advice)
 
 
 async def _application(config: MigratorConfig) -> Application | None:

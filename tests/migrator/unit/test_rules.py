@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from gasket.migrator.revisions.files import RevisionFile, read_folders
-from gasket.migrator.revisions.rules.check import Finding, check_files, check_revision, find_advice, verdict_on
+from gasket.migrator.revisions.rules.check import Finding, check_revision, verdict_on
 from gasket.migrator.revisions.rules.rulebook import FILE_RULES, SQL_RULES
 from gasket.migrator.revisions.rules.source import made_extensions
 from gasket.migrator.revisions.rules.sql_rules import find_problems
@@ -36,6 +36,11 @@ def read_file(tmp_path: Path) -> ReadFile:
     return read
 
 
+def check_file(file: RevisionFile) -> list[Finding]:
+    """The findings of the file alone: nothing of it is run."""
+    return check_revision(file, lambda: None)
+
+
 def rules(found: list[Finding]) -> list[str]:
     return [finding.rule for finding in found]
 
@@ -55,7 +60,7 @@ def rules(found: list[Finding]) -> list[str]:
     ],
 )
 def test_a_file_that_keeps_the_rules(source: str, read_file: ReadFile) -> None:
-    assert check_files([read_file(source)]) == []
+    assert check_file(read_file(source)) == []
 
 
 @pytest.mark.parametrize(
@@ -81,14 +86,14 @@ def test_a_file_that_keeps_the_rules(source: str, read_file: ReadFile) -> None:
     ],
 )
 def test_a_file_that_breaks_a_rule(source: str, found: list[str], read_file: ReadFile) -> None:
-    findings = check_files([read_file(source)])
+    findings = check_file(read_file(source))
     assert rules(findings) == found
     assert set(found) <= FILE_RULES.keys()
     assert all((f.revision, f.file, f.allowed, f.warning) == ("r1", "2026_one.py", None, False) for f in findings)
 
 
 def test_nothing_of_a_file_is_run(read_file: ReadFile) -> None:
-    assert check_files([read_file(HEAD + BOTH + "raise SystemExit('run')")]) == []
+    assert check_file(read_file(HEAD + BOTH + "raise SystemExit('run')")) == []
 
 
 # SQL
@@ -602,7 +607,7 @@ UP = "def upgrade():\n    {up}\ndef downgrade():\n    {down}\n"
 def test_a_file_leaves_its_transaction_to_alembic(line: str, named: str, direction: str, read_file: ReadFile) -> None:
     body = UP.format(**{"up": "op.x()", "down": "op.y()", direction: line})
     file = read_file(HEAD + 'END = "END TRANSACTION"\n' + body)
-    [finding] = check_files([file])
+    [finding] = check_file(file)
     assert (finding.rule, finding.warning) == ("transaction-control", False)
     assert named in finding.message
     assert verdict_on(file).broken == finding.message
@@ -621,7 +626,7 @@ def test_a_file_leaves_its_transaction_to_alembic(line: str, named: str, directi
     ],
 )
 def test_a_file_that_only_speaks_of_transactions(line: str, read_file: ReadFile) -> None:
-    assert check_files([read_file(HEAD + UP.format(up=line, down="op.y()"))]) == []
+    assert check_file(read_file(HEAD + UP.format(up=line, down="op.y()"))) == []
 
 
 def test_transaction_control_that_only_rendering_shows(read_file: ReadFile) -> None:
@@ -679,11 +684,10 @@ def data_upgrades():
 )
 def test_a_block_that_needs_no_autocommit_is_pointed_out(line: str, named: str, read_file: ReadFile) -> None:
     file = read_file(HEAD + TEMPLATE.format(line=line))
-    assert check_files([file]) == []
-    [finding] = find_advice([file])
+    [finding] = check_file(file)
     assert (finding.rule, finding.warning) == ("autocommit-block", True)
     assert f"It runs {named} in an autocommit block." in finding.message
-    assert "autocommit-block" in rules(check_revision(file, lambda: None))
+    assert (verdict_on(file).broken, verdict_on(file).advice) == (None, finding.message)
 
 
 @pytest.mark.parametrize(
@@ -698,7 +702,7 @@ def test_a_block_that_needs_no_autocommit_is_pointed_out(line: str, named: str, 
     ],
 )
 def test_a_block_that_is_needed(line: str, read_file: ReadFile) -> None:
-    assert find_advice([read_file(HEAD + TEMPLATE.format(line=line))]) == []
+    assert verdict_on(read_file(HEAD + TEMPLATE.format(line=line))).advice is None
 
 
 def test_a_block_that_only_rendering_shows(read_file: ReadFile) -> None:
@@ -712,7 +716,5 @@ def test_a_block_that_only_rendering_shows(read_file: ReadFile) -> None:
 def test_a_block_is_allowed_with_its_reason(read_file: ReadFile) -> None:
     source = HEAD + "allowed_findings = {'autocommit-block': 'rows are filled in batches'}\n"
     file = read_file(source + TEMPLATE.format(line='op.execute("UPDATE t SET a = 1")'))
-    assert find_advice([file]) == []
-    assert [(f.rule, f.allowed) for f in check_revision(file, lambda: None)] == [
-        ("autocommit-block", "rows are filled in batches")
-    ]
+    assert verdict_on(file).advice is None
+    assert [(f.rule, f.allowed) for f in check_file(file)] == [("autocommit-block", "rows are filled in batches")]

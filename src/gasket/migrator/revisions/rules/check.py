@@ -1,7 +1,7 @@
 """The rules that every revision keeps, checked on its file and on its SQL before anything is applied.
 
-`verdict_on` and `check_files` read the files alone, for starts; `check_revision` also renders `upgrade()`, which is for
-whoever writes a revision or wants to know what one would do. A revision allows a finding by name, with the reason:
+`verdict_on` reads the file alone, for starts; `check_revision` also renders `upgrade()`, which is for whoever writes a
+revision or wants to know what one would do. A revision allows a finding by name, with the reason:
 
     allowed_findings = {"blocking-index": "the table has ten rows"}
 """
@@ -9,7 +9,7 @@ whoever writes a revision or wants to know what one would do. A revision allows 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ _TRANSACTION_CONTROL = (
     "out; Alembic begins and ends the transaction of each revision. For a part that may fail write "
     "`with op.get_bind().begin_nested():`."
 )
+_AUTOCOMMIT = "autocommit-block"
 SQUAWK = "squawk/"
 """What the names of the linter's rules begin with in `allowed_findings`; CI runs it (`.ci/squawk`)."""
 
@@ -46,35 +47,34 @@ class Finding(msgspec.Struct, frozen=True):
     warning: bool = False
 
 
-def check_files(files: Iterable[RevisionFile]) -> list[Finding]:
-    """What stands against applying these files; nothing of them is imported or run."""
-    return [finding for file in files for finding in _file_findings(file, *_parse(file))]
-
-
 class _Verdict(NamedTuple):
-    """The first rule that a file breaks, as a message; its digest, where it is Python; what a start warns of.
+    """The first rule that a file breaks, as a message; its digest, where it is Python; what a start warns of, and does.
 
     `concurrently`: the word is in it, in whatever place. `needs_background` are the revisions whose work it needs.
     """
 
     broken: str | None
     digest: str | None
-    advice: tuple[tuple[str, str], ...]
+    advice: str | None
     concurrently: bool
     needs_background: tuple[str, ...] = ()
 
 
 @cache
 def verdict_on(file: RevisionFile) -> _Verdict:
-    """Read, parsed and judged once: a start asks before it waits for the lock, under the lock, and when it records."""
+    """Read, parsed and judged once: a start asks before it waits for the lock, under the lock, and when it records.
+
+    Nothing of the file is imported or run.
+    """
     source, parsed = _parse(file)
     broken = next((message for _rule, message in _file_problems(file, source, parsed)), None)
     concurrently = b"concurrently" in source.lower()
     if not isinstance(parsed, ast.Module):
-        return _Verdict(broken, None, (), concurrently)
-    allowed = _allowed(parsed) if (advice := tuple(_advice(source, parsed))) else {}
-    kept = tuple(found for found in advice if found[0] not in allowed)
-    return _Verdict(broken, digest(parsed), kept, concurrently, _needs_background(parsed) or ())
+        return _Verdict(broken, None, None, concurrently)
+    advice = _advice(source, parsed)
+    if advice and _AUTOCOMMIT in _allowed(parsed):
+        advice = None
+    return _Verdict(broken, digest(parsed), advice, concurrently, _needs_background(parsed) or ())
 
 
 def declares_background(file: RevisionFile) -> bool:
@@ -91,15 +91,6 @@ def declares_background(file: RevisionFile) -> bool:
     return False
 
 
-def find_advice(files: Iterable[RevisionFile]) -> list[Finding]:
-    """What a start warns of before it applies these files, and does anyway; nothing of them is imported or run."""
-    return [
-        Finding(rule, file.revision, file.path.name, message, warning=True)
-        for file in files
-        for rule, message in verdict_on(file).advice
-    ]
-
-
 def check_revision(
     file: RevisionFile,
     upgrade: Callable[[], object],
@@ -112,7 +103,8 @@ def check_revision(
     `downgrade` tells more of what `upgrade` drops. `metadata` as for `render`.
     """
     source, module = _parse(file)
-    findings = _file_findings(file, source, module)
+    broken = _file_problems(file, source, module)
+    findings = [Finding(rule, file.revision, file.path.name, message) for rule, message in broken]
     if not isinstance(module, ast.Module):
         return findings
     allowed = _allowed(module)
@@ -123,8 +115,8 @@ def check_revision(
         findings.append(Finding("transaction-control", file.revision, file.path.name, message))
     back = render(downgrade, metadata=metadata) if downgrade else None
     problems = find_problems(rendering, compatible=file.backward_compatible is True, downgrade=back)
-    if not any(rule == "autocommit-block" for rule, _ in problems):
-        problems += _advice(source, module)
+    if not any(rule == _AUTOCOMMIT for rule, _ in problems) and (advice := _advice(source, module)):
+        problems.append((_AUTOCOMMIT, advice))
     return findings + [
         Finding(rule, file.revision, file.path.name, message, allowed.get(rule), SQL_RULES[rule].warning)
         for rule, message in problems
@@ -153,11 +145,6 @@ def _parse(file: RevisionFile) -> tuple[bytes, ast.Module | SyntaxError | ValueE
         return source, ast.parse(source)
     except (SyntaxError, ValueError) as error:
         return source, error
-
-
-def _file_findings(file: RevisionFile, source: bytes, module: ast.Module | SyntaxError | ValueError) -> list[Finding]:
-    problems = _file_problems(file, source, module)
-    return [Finding(rule, file.revision, file.path.name, message) for rule, message in problems]
 
 
 def _file_problems(
@@ -191,11 +178,12 @@ def _file_problems(
     yield from _wrongly_allowed(module)
 
 
-def _advice(source: bytes, module: ast.Module) -> Iterator[tuple[str, str]]:
-    """What a file shows and a revision may have with a reason."""
-    if b"autocommit_block" in source and (needless := needless_autocommit(module)):
-        rule = SQL_RULES["autocommit-block"]
-        yield "autocommit-block", f"It runs {needless} in an autocommit block. {rule.why} {rule.instead}"
+def _advice(source: bytes, module: ast.Module) -> str | None:
+    """The finding that a file shows and that a revision may have with a reason."""
+    if b"autocommit_block" not in source or not (needless := needless_autocommit(module)):
+        return None
+    rule = SQL_RULES[_AUTOCOMMIT]
+    return f"It runs {needless} in an autocommit block. {rule.why} {rule.instead}"
 
 
 def _empty_downgrade(module: ast.Module, functions: Mapping[str, list[ast.stmt] | None]) -> Iterator[tuple[str, str]]:

@@ -16,27 +16,19 @@ from gasket.migrator.sql.widening import is_same_type
 _Columns = dict[str, str]
 
 
-class _Dropped(msgspec.Struct, frozen=True):
-    """`column` is None for a table. `at` is the position of the statement in the revision."""
-
-    at: int
-    table: Name
-    column: str | None
-
-
 class _Direction(msgspec.Struct):
-    """What `upgrade` or `downgrade` drops and makes, in its order."""
+    """What `upgrade` or `downgrade` drops and makes: each with the position of the statement, in their order."""
 
     readings: Sequence[Reading]
-    dropped: list[_Dropped] = msgspec.field(default_factory=list)
+    dropped: list[tuple[int, Drop]] = msgspec.field(default_factory=list)
     added: list[tuple[int, AddColumn]] = msgspec.field(default_factory=list)
     created: list[tuple[int, Create]] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         for at, change in ((at, change) for at, reading in enumerate(self.readings) for change in reading.changes):
             match change:
-                case Drop(kind="table", name=table, part=column):
-                    self.dropped.append(_Dropped(at, table, column))
+                case Drop(kind="table"):
+                    self.dropped.append((at, change))
                 case AddColumn():
                     self.added.append((at, change))
                 case Create(kind="table", temporary=False):
@@ -69,11 +61,11 @@ def find_drop_and_add(upgrade: Sequence[Reading], downgrade: Sequence[Reading]) 
     A copy between the add and the drop keeps the values, so nothing is found then.
     """
     up, down = _Direction(upgrade), _Direction(downgrade)
-    for dropped in up.dropped:
-        if dropped.column is None:
-            yield from _of_table(dropped.at, dropped.table, up, down)
-        elif not up.makes(dropped.table) and up.type_of(dropped.table, dropped.column) is None:
-            yield from _of_column(dropped.at, dropped.table, dropped.column, up, down)
+    for at, drop in up.dropped:
+        if drop.part is None:
+            yield from _of_table(at, drop.name, up, down)
+        elif not up.makes(drop.name) and up.type_of(drop.name, drop.part) is None:
+            yield from _of_column(at, drop.name, drop.part, up, down)
 
 
 def _of_column(dropped_at: int, table: Name, column: str, up: _Direction, down: _Direction) -> Iterator[str]:

@@ -28,7 +28,7 @@ _MAY_CONTROL = re.compile(
 )
 _DEPTH = 8
 
-Names = Mapping[str, list[ast.expr]]
+_Names = Mapping[str, list[ast.expr]]
 
 
 def controls_transaction(source: bytes, module: ast.Module) -> Iterator[str]:
@@ -80,7 +80,7 @@ def needs_autocommit(reading: Reading) -> bool:
     return reading.needs_autocommit or any(isinstance(change, AddValue) for change in reading.changes)
 
 
-def _needless(call: ast.Call, names: Names) -> str | None:
+def _needless(call: ast.Call, names: _Names) -> str | None:
     name = _name_of(call)
     if name in _EXECUTES:
         texts = _texts_of(call, names)
@@ -123,7 +123,7 @@ def _is_operations(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and value.id in ("op", "batch_op")
 
 
-def _is_bind(value: ast.expr, names: Names, depth: int = 0) -> bool:
+def _is_bind(value: ast.expr, names: _Names, depth: int = 0) -> bool:
     """Whether it is the connection of the run: `op.get_bind()`, `op.get_context().connection`, or a name for it."""
     match value:
         case ast.Call(func=ast.Attribute(attr="get_bind")) | ast.Attribute(attr="connection" | "bind"):
@@ -152,12 +152,12 @@ def _names(module: ast.Module) -> dict[str, list[ast.expr]]:
     return names
 
 
-def _texts_of(call: ast.Call, names: Names) -> list[str]:
+def _texts_of(call: ast.Call, names: _Names) -> list[str]:
     given = call.args[:1] or [k.value for k in call.keywords if k.arg in ("sqltext", "statement")]
     return [text for expression in given for text in _texts(expression, names)]
 
 
-def _texts(value: ast.expr, names: Names, depth: int = 0) -> Iterator[str]:
+def _texts(value: ast.expr, names: _Names, depth: int = 0) -> Iterator[str]:
     """The texts that an expression may be, as far as they are written out; `_` stands for what is not."""
     if depth > _DEPTH:
         return

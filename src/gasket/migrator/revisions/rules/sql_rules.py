@@ -58,15 +58,15 @@ def find_problems(
     return [(rule, f"{_sentence(what)} {SQL_RULES[rule].why} {SQL_RULES[rule].instead}") for rule, what in found]
 
 
-Steps = list[tuple[Statement, tuple[Reading, ...]]]
-Found = Iterator[tuple[str, str]]
+_Steps = list[tuple[Statement, tuple[Reading, ...]]]
+_Found = Iterator[tuple[str, str]]
 
 
-def _steps(rendering: Rendering) -> Steps:
+def _steps(rendering: Rendering) -> _Steps:
     return [(statement, read(statement.sql, was=statement.was)) for statement in rendering.statements]
 
 
-def _readings(steps: Steps) -> list[Reading]:
+def _readings(steps: _Steps) -> list[Reading]:
     return [reading for _, of_statement in steps for reading in of_statement]
 
 
@@ -89,7 +89,7 @@ class _Made(msgspec.Struct):
 class _Compatibility:
     """Whether releases that lack the revision can run on the schema after it."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: _Steps) -> None:
         self._changes = [
             (statement, change) for statement, readings in steps for reading in readings for change in reading.changes
         ]
@@ -98,7 +98,7 @@ class _Compatibility:
         self._not_null: dict[tuple[Name, str], bool] = {}
         self._default: dict[tuple[Name, str], bool] = {}
 
-    def problems(self) -> Found:
+    def problems(self) -> _Found:
         for number, (statement, change) in enumerate(self._changes):
             if _subject(change) not in self._made:
                 yield from self._of(statement, change, number)
@@ -107,7 +107,7 @@ class _Compatibility:
             if not_null and not self._default[table, column]:
                 yield "requires", f"adds {_dotted(table)}.{column}, NOT NULL and without a default"
 
-    def _of(self, statement: Statement, change: Change, number: int) -> Found:
+    def _of(self, statement: Statement, change: Change, number: int) -> _Found:
         match change:
             case Drop(kind=kind, name=name, part=None) if not self._comes_back(change, number):
                 yield "drops", f"drops {kind} {_dotted(name)}"
@@ -150,7 +150,7 @@ class _Compatibility:
         )
 
 
-def _order(steps: Steps) -> Found:
+def _order(steps: _Steps) -> _Found:
     """What has to be in revisions of its own."""
     made = _Made()
     not_valid: set[tuple[Name, str | None]] = set()
@@ -177,7 +177,7 @@ def _order(steps: Steps) -> Found:
             yield "concurrently-beside-others", f"runs {_short(first)} beside {_short(others[0])}"
 
 
-def _waiting(steps: Steps) -> Found:
+def _waiting(steps: _Steps) -> _Found:
     """What makes others wait for long, on a table of some size."""
     made = _Made()
     for statement, readings in steps:
@@ -202,7 +202,7 @@ def _is_unbounded(readings: tuple[Reading, ...], statement: Statement) -> bool:
     return condition[-2:] == ["is", "null"] and not {"and", "or"} & set(condition)
 
 
-def _blocks(action: Action, touch: Touch) -> Found:
+def _blocks(action: Action, touch: Touch) -> _Found:
     """Work on all rows of a table while writers wait."""
     change, table = action.change, _dotted(touch.relation)
     if touch.index is not None:
@@ -217,7 +217,7 @@ def _blocks(action: Action, touch: Touch) -> Found:
         yield from _scans(change, table)
 
 
-def _rewrites(change: Change | None, table: str, *, known: bool) -> Found:
+def _rewrites(change: Change | None, table: str, *, known: bool) -> _Found:
     match change:
         case AddColumn(varies=False):  # of a type that may be a domain: most are not
             return
@@ -231,7 +231,7 @@ def _rewrites(change: Change | None, table: str, *, known: bool) -> Found:
             yield "rewrites-table", f"writes {table} anew" if known else f"writes {table} anew, unless it is so already"
 
 
-def _scans(change: Change | None, table: str) -> Found:
+def _scans(change: Change | None, table: str) -> _Found:
     match change:
         case AddColumn(not_null=True, has_default=False):  # it fails on the first row
             return
