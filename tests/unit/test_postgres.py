@@ -74,7 +74,8 @@ def test_the_hosts_of_a_url(url: str, expected: list[tuple[str, int | None]]) ->
 def _of_sqlalchemy(error: Exception) -> DBAPIError:
     """As SQLAlchemy raises what the driver has raised."""
     driver = PGDialect_asyncpg.import_dbapi()  # type: ignore[no-untyped-call]
-    [translated] = [driver._asyncpg_error_translate[kind] for kind in type(error).__mro__[:1]]
+    kinds = driver._asyncpg_error_translate
+    translated = next(kinds[kind] for kind in type(error).__mro__ if kind in kinds)
     original = translated("", error)
     original.__cause__ = error
     return DBAPIError("SELECT 1", None, original)
@@ -97,6 +98,15 @@ def test_a_lost_connection(error: Exception) -> None:
 def test_a_lost_connection_as_sqlalchemy_tells_it() -> None:
     assert is_lost(_of_sqlalchemy(asyncpg.InternalClientError("got result for unknown protocol state 3")))
     assert not is_lost(_of_sqlalchemy(asyncpg.InterfaceError("the server expects 1 argument")))
+
+
+@pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
+def test_class_08_of_another_server_leaves_the_session(severity: str) -> None:
+    """dblink and postgres_fdw raise it as an ERROR."""
+    fields = {"S": severity, "V": severity, "C": "08001", "M": "could not connect to server"}
+    error = asyncpg.PostgresError.new(fields)
+    lost = severity == "FATAL"
+    assert (is_lost(error), is_lost(_of_sqlalchemy(error))) == (lost, lost)
 
 
 @pytest.mark.parametrize("error", [asyncpg.LockNotAvailableError("x"), ValueError("x"), asyncpg.DataError("x")])

@@ -61,7 +61,13 @@ _FAILED_CONNECT = re.compile(r"\[Errno (\d+)\] Connect call failed \('([^']*)', 
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the error is one of LOST; an error of SQLAlchemy's is judged by the driver's that it stands for."""
+    """Whether the error is one of LOST; an error of SQLAlchemy's is judged by the driver's that it stands for.
+
+    The session goes on after an ERROR, whatever its SQLSTATE: dblink and postgres_fdw tell with class 08 that another
+    server is away. What ends a session is FATAL, or the driver's own error.
+    """
+    if getattr(driver_error(error), "severity_en", None) == "ERROR":
+        return False
     original = getattr(error, "orig", None) or error
     lost = isinstance(original, LOST) or isinstance(original.__cause__, LOST)
     state = getattr(original, "sqlstate", None) or ""

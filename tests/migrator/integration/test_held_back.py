@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -11,10 +12,12 @@ import pytest
 
 from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
+from gasket.migrator.errors import MigrationFailedError
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.scratch.adopt import compare_with_revision
 from gasket.migrator.scratch.rehearsal import _read_cluster
+from gasket.migrator.sql.locks import LockMode
 from tests.migrator.project import Project
 
 OUTSIDE = "its effect is outside of the scratch database"
@@ -50,7 +53,7 @@ ALONE = [
 ]
 CODE = [
     "CREATE FUNCTION makes_a_role(name text) RETURNS void LANGUAGE plpgsql "
-    "AS $$ BEGIN EXECUTE format('CREATE ROLE %I', name); END $$",
+    "AS $$ BEGIN EXECUTE concat_ws(' ', 'CREATE', 'ROLE', name); END $$",
     "CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql "
     "AS $$ BEGIN PERFORM makes_a_role(NEW.name); RETURN NEW; END $$",
     "CREATE TABLE with_trigger (name text)",
@@ -135,6 +138,97 @@ async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
     assert (following.not_tried, following.estimated) == ((), False)
     difference, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r2")
     assert difference.fits
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        ["SELECT touch('a')"],
+        ["CREATE TRIGGER touches BEFORE INSERT ON t0 FOR EACH ROW EXECUTE FUNCTION on_insert()"],
+        ["DO $$ BEGIN PERFORM touch('a'); END $$"],
+        ["CREATE FUNCTION calls_it() RETURNS void LANGUAGE sql AS $$ SELECT touch('a') $$", "SELECT calls_it()"],
+    ],
+    ids=["call", "trigger", "block", "call of a call"],
+)
+async def test_a_function_that_acts_outside_is_made_and_not_called(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str, uses: list[str]
+) -> None:
+    program = f"COPY (SELECT 1) TO PROGRAM ''touch /tmp/gasket-{role}''"
+    project.add(
+        'op.execute("CREATE TABLE t0 (id int)"); op.execute("CREATE FUNCTION touch(name text) RETURNS void '
+        f"LANGUAGE plpgsql AS 'BEGIN {program}; END'\"); op.execute(\"CREATE FUNCTION on_insert() RETURNS trigger "
+        "LANGUAGE plpgsql AS 'BEGIN PERFORM touch(NEW.id::text); RETURN NEW; END'\")"
+    )
+    project.add("; ".join(f"op.execute({use!r})" for use in uses))
+    project.add('op.execute("INSERT INTO t0 VALUES (1)"); op.execute("DROP FUNCTION IF EXISTS nobodys()")')
+    found = await forecast_pending(project.config(database_url))
+    assert await observer.fetchval("SELECT pg_stat_file($1, true) IS NULL", f"/tmp/gasket-{role}")
+    assert found.failure is None
+    told = [[held.statement for held in revision.not_tried] for revision in found.revisions]
+    assert told == [[], [len(uses)], [1] if "TRIGGER" in uses[0] else []]
+    [held] = found.revisions[1].not_tried
+    assert held.reason in [f"it uses {name}(), and {OUTSIDE}" for name in ("touch", "on_insert", "calls_it")]
+
+
+async def test_what_is_not_tried_out_has_the_locks_that_its_text_tells(
+    project: Project, database_url: str, role: str
+) -> None:
+    project.add('op.execute("CREATE TABLE t0 (id int)")')
+    project.add(
+        f'op.execute("CREATE ROLE {role}"); op.execute("ALTER TABLE t0 OWNER TO {role}"); '
+        f'op.execute("CREATE POLICY p ON t0 TO {role} USING (true)")'
+    )
+    found = await forecast_pending(project.config(database_url))
+    [lock] = found.revisions[1].locks
+    assert (lock.table, lock.mode, lock.estimated) == ("t0", LockMode.ACCESS_EXCLUSIVE, True)
+
+
+async def test_what_needs_another_server_that_is_away_is_left_out(project: Project, database_url: str) -> None:
+    """As dblink and postgres_fdw say it."""
+    project.add("op.execute(\"DO $$ BEGIN RAISE 'no connection' USING ERRCODE = '08001'; END $$\")")
+    project.add()
+    found = await forecast_pending(project.config(database_url))
+    assert (found.failure, found.estimated) == (None, None)
+    [held] = found.revisions[0].not_tried
+    assert held.reason == "it needs another server, which does not answer"
+    with pytest.raises(MigrationFailedError, match=r"no connection \[SQLSTATE 08001\].*Mend the fault of the server"):
+        await bring_to_head(project.config(database_url))
+
+
+async def test_rows_of_another_server_are_left_alone(
+    project: Project, database_url: str, observer: asyncpg.Connection, make_database: Callable[[], Awaitable[str]]
+) -> None:
+    if not await observer.fetchval("SELECT count(*) FROM pg_available_extensions WHERE name = 'postgres_fdw'"):
+        pytest.skip("the server has no postgres_fdw")
+    server = await asyncpg.connect(await make_database())
+    try:
+        await server.execute("CREATE TABLE rows (id int); INSERT INTO rows VALUES (1)")
+        port = await server.fetchval("SELECT current_setting('port')")
+        database = await server.fetchval("SELECT current_database()")
+        login = urlsplit(database_url)
+        for statement in [
+            "CREATE EXTENSION postgres_fdw",
+            f"CREATE SERVER there FOREIGN DATA WRAPPER postgres_fdw OPTIONS (port '{port}', dbname '{database}', "
+            "host '127.0.0.1')",
+            f"CREATE USER MAPPING FOR CURRENT_USER SERVER there OPTIONS "
+            f"(user '{login.username}', password '{login.password}')",
+            "CREATE FOREIGN TABLE rows (id int) SERVER there",
+            "CREATE TABLE t0 (id int)",
+            "CREATE FUNCTION copies() RETURNS trigger LANGUAGE plpgsql "
+            "AS 'BEGIN INSERT INTO rows VALUES (NEW.id); RETURN NEW; END'",
+            "CREATE TRIGGER copies BEFORE INSERT ON t0 FOR EACH ROW EXECUTE FUNCTION copies()",
+        ]:
+            project.add(f"op.execute({statement!r})")
+        writes = ["INSERT INTO rows VALUES (2)", "DELETE FROM rows", "TRUNCATE rows", "INSERT INTO t0 VALUES (3)"]
+        for statement in writes:
+            project.add(f"op.execute({statement!r})")
+        found = await forecast_pending(project.config(database_url))
+        assert [row[0] for row in await server.fetch("SELECT id FROM rows")] == [1]
+    finally:
+        await server.close()
+    assert found.failure is None
+    told = [held.reason for revision in found.revisions for held in revision.not_tried]
+    assert told == [f"it writes to rows, and {OUTSIDE}"] * len(writes)
 
 
 @pytest.mark.parametrize(

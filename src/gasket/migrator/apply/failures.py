@@ -22,7 +22,7 @@ from gasket.postgres.errors import describe, is_lost
 from gasket.postgres.quoting import quote_identifier
 
 # PostgreSQL manual, "PostgreSQL Error Codes": no memory or disk is left, the system failed, the server itself did.
-_SERVER_FAULTS = ("53", "58", "XX")
+_SERVER_FAULTS = ("08", "53", "58", "XX")  # 08: of a server that this one asks (dblink, postgres_fdw)
 
 
 def refusal_of(

@@ -60,7 +60,7 @@ def _add_touches(
         effects.statements.append(Statement(statement.sql, statement.autocommit))
         for table, touch in touched_tables(readings, schema, part_of):
             if table not in made:
-                _add(effects, table, touch)
+                add_touch(effects, table, touch)
                 effects.unknown += [f"Statement {number} may {what} {table}." for what in _possible(touch)]
         made.update(names_made(readings, schema))
         untold = [phrase for reading in readings for phrase in reading.not_told]
@@ -73,7 +73,8 @@ def _possible(touch: Touch) -> list[str]:
     return ["read all of"] if touch.scans is None else []
 
 
-def _add(effects: Effects, table: str, touch: Touch) -> None:
+def add_touch(effects: Effects, table: str, touch: Touch) -> None:
+    """What the last statement does to a table, as far as its text tells."""
     effects.add_lock(table, touch.mode, estimated=True)
     if touch.rewrites:
         effects.add_rewrite(table)

@@ -3,12 +3,14 @@
 Roles, databases, tablespaces and their settings belong to all databases of a server. Files, programs and other servers
 lie beyond it. Two things tell such a statement:
 
-- its text, and so it is not run;
+- its text, and so it is not run. It may also name a function whose own text tells it: a trigger that calls it, say;
 - PostgreSQL's locks: who writes to a catalog that the databases share holds ROW EXCLUSIVE on it to the end of the
-  transaction. So what a function or a trigger does is found too, and rolled back to a savepoint. What cannot run in a
-  transaction (CREATE DATABASE, ALTER SYSTEM) cannot run in a function either, and its text tells it.
+  transaction, and who writes to a foreign table one on that. So what a function or a trigger does is found too, and
+  rolled back to a savepoint, at the other server as well. What cannot run in a transaction (CREATE DATABASE, ALTER
+  SYSTEM) cannot run in a function either, and its text tells it.
 
-A statement that fails because it names what was not made for this reason (GRANT ... TO a role) is left out as well.
+A statement that fails because it names what was not made for this reason (GRANT ... TO a role), or because another
+server does not answer, is left out as well.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from sqlalchemy.util import await_only
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.sql.lexer import Kind, tokens
-from gasket.migrator.sql.reader import read
+from gasket.migrator.sql.reader import made_routines, outside_routines, read
 from gasket.migrator.sql.reading import Reading, any_of
+from gasket.postgres.errors import is_lost
 
 _OUTSIDE = "its effect is outside of the scratch database"
 _SHARED = (
@@ -38,15 +41,22 @@ _SHARED = (
 _WRITTEN = """
 SELECT string_agg(c.relname, ', ' ORDER BY c.relname)
 FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
-WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.database = 0 AND l.mode = 'RowExclusiveLock'
-  AND c.relname = ANY ($1)
+WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
+  AND (l.database = 0 AND l.mode = 'RowExclusiveLock' AND c.relname = ANY ($1)
+       OR l.database <> 0 AND l.mode = $2 AND c.relkind = 'f')
 """
 _SAVEPOINT = "gasket_statement"
 # What a name that is not there is told with: undefined object, table, column, function, schema; and SET ROLE's.
 _NOT_THERE = frozenset({"42704", "42P01", "42703", "42883", "3F000", "22023"})
+_NO_CONNECTION = "08"
 _ENDS_A_TRANSACTION = "2D000"
 _QUERIES = frozenset({"select", "table", "values", "with"})
 _FIRES_TRIGGERS = frozenset({"insert", "update", "delete", "merge", "copy", "truncate"})
+_ONLY_NAMES = frozenset(
+    ["comment", "grant", "revoke"]
+    + [f"{verb} {kind}" for verb in ("create", "alter", "drop") for kind in ("function", "procedure", "routine")]
+)
+"""Statements that name a function and do not use it."""
 _QUOTED = re.compile(r'["\u00ab\u201c\u201e](.+?)["\u00bb\u201c\u201d]')  # as PostgreSQL quotes in its languages
 
 _Run = Callable[[], None]
@@ -74,6 +84,8 @@ class Guard:
         self.held_back: list[HeldBack] = []
         self.cluster_changes: list[str] = []
         self._names = set(not_there)
+        self._outside_routines: set[str] = set()
+        self._fires_outside: set[str] = set()
         self._last: HeldBack | None = None
 
     def start(self, steps: StepRecorder, connection: Connection) -> None:
@@ -102,33 +114,50 @@ class Guard:
         reason: str | None = _OUTSIDE
         if not any_of(reading.outside_database for reading in readings):
             run = partial(context.dialect.do_execute, cursor, sql, parameters, context)
-            reason = self._run(run, readings)
+            reason = self._uses_outside_routine(sql, readings) or self._run(run, readings)
         if reason and self._steps.in_revision:  # else a check of its background work, which is left out then
             self._hold_back(cursor, sql, readings[0].kind, reason)
         return True
 
+    def _uses_outside_routine(self, sql: str, readings: Sequence[Reading]) -> str | None:
+        """Whether it uses a function that was made to act outside; one that it makes now is remembered."""
+        used = self._outside_routines.intersection(_names(sql)) if self._outside_routines else set()
+        if all(reading.kind in _ONLY_NAMES for reading in readings):
+            made = set(made_routines(sql))
+            self._outside_routines -= made
+            self._outside_routines |= made if used - made else set(outside_routines(sql))
+            return None
+        touched = [(reading.kind, touch.relation[-1]) for reading in readings for touch in reading.touches]
+        if used:
+            self._fires_outside.update(table for kind, table in touched if kind == "create trigger")
+            return f"it uses {min(used)}(), and {_OUTSIDE}"
+        fires = [table for kind, table in touched if kind in _FIRES_TRIGGERS and table in self._fires_outside]
+        return f"it may fire a trigger of {fires[0]}, and {_OUTSIDE}" if fires else None
+
     def _run(self, run: _Run, readings: Sequence[Reading]) -> str | None:
         """Run the statement; if it was taken back, why."""
+        # TRUNCATE is the one that writes under a lock of its own.
+        lock = "AccessExclusiveLock" if any(reading.kind == "truncate" for reading in readings) else "RowExclusiveLock"
         if self._driver.is_in_transaction():
-            return self._run_in_savepoint(run)
+            return self._run_in_savepoint(run, lock)
         if any(reading.needs_autocommit for reading in readings) or not any(map(_runs_code, readings)):
             return self._run_alone(run)
-        return self._run_in_transaction(run)
+        return self._run_in_transaction(run, lock)
 
-    def _run_in_savepoint(self, run: _Run) -> str | None:
+    def _run_in_savepoint(self, run: _Run, lock: str) -> str | None:
         await_only(self._driver.execute(f"SAVEPOINT {_SAVEPOINT}"))
-        reason = self._run_alone(run) or self._written()
+        reason = self._run_alone(run) or self._written(lock)
         if reason:
             await_only(self._driver.execute(f"ROLLBACK TO {_SAVEPOINT}"))
         await_only(self._driver.execute(f"RELEASE {_SAVEPOINT}"))
         return reason
 
-    def _run_in_transaction(self, run: _Run) -> str | None:
+    def _run_in_transaction(self, run: _Run, lock: str) -> str | None:
         """In an autocommit block what a function does would stay."""
         await_only(self._driver.execute("BEGIN"))
         reason = None
         try:
-            reason = self._run_alone(run) or self._written()
+            reason = self._run_alone(run) or self._written(lock)
         except Exception as error:
             if getattr(error, "sqlstate", None) != _ENDS_A_TRANSACTION:
                 raise
@@ -145,16 +174,23 @@ class Guard:
         try:
             run()
         except Exception as error:
-            reason = self._not_there(error)
+            reason = self._no_answer(error) or self._not_there(error)
             if reason is None:
                 raise
             return reason
         return None
 
-    def _written(self) -> str | None:
-        """What is said of a statement that has written to catalogs of all databases."""
-        catalogs = await_only(self._driver.fetchval(_WRITTEN, list(_SHARED)))
-        return f"it writes to {catalogs}, and {_OUTSIDE}" if catalogs else None
+    def _written(self, lock: str) -> str | None:
+        """What is said of a statement that has written to catalogs of all databases, or with `lock` to other servers'
+        tables.
+        """
+        tables = await_only(self._driver.fetchval(_WRITTEN, list(_SHARED), lock))
+        return f"it writes to {tables}, and {_OUTSIDE}" if tables else None
+
+    def _no_answer(self, error: Exception) -> str | None:
+        """Whether it fails for another server that does not answer."""
+        of_another = (getattr(error, "sqlstate", None) or "").startswith(_NO_CONNECTION) and not is_lost(error)
+        return "it needs another server, which does not answer" if of_another else None
 
     def _not_there(self, error: Exception) -> str | None:
         """Whether it fails for a name that is not there for a reason."""

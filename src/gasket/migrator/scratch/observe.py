@@ -9,7 +9,7 @@ transaction, and its messages at `client_min_messages = debug1`, which are not t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -24,12 +24,13 @@ from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import Scratch
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement
+from gasket.migrator.scratch.estimate import add_touch
 from gasket.migrator.scratch.held_back import Guard, is_of_a_revision
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.scratch.requirements import SeenRequirements
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import read
-from gasket.migrator.sql.reading import touched_tables
+from gasket.migrator.sql.reading import Touch, touched_tables
 
 # `name` is without the schema if that is $1. `part_of` is the table that an index or a column's sequence belongs to.
 _RELATIONS = """
@@ -176,6 +177,8 @@ class _Watcher:
         effects.statements.append(Statement(_with_parameters(statement, parameters), autocommit=not in_transaction))
         if held := self._guard.take_last():
             effects.not_tried.append(NotTried(len(effects.statements), held.kind, held.reason))
+            for name, touch in self._told_by(statement):
+                add_touch(effects, name, touch)
             return
         now = await_only(_read_relations(self._driver, self._schema))
         self._note_locks(effects, statement, in_transaction)
@@ -191,16 +194,20 @@ class _Watcher:
 
     def _note_locks(self, effects: Effects, statement: str, in_transaction: bool) -> None:
         if not in_transaction:
-            names = {relation.name for relation in self._known.values()}
-            for name, touch in touched_tables(read(statement), self._schema, _parts(self._known)):
-                if name in names:
-                    effects.add_lock(name, touch.mode, estimated=True)
+            for name, touch in self._told_by(statement):
+                effects.add_lock(name, touch.mode, estimated=True)
             return
         for row in await_only(self._driver.fetch(_LOCKS)):
             if table := self._table(row["relation"]):
                 mode = max((LockMode.of_pg_locks(mode) for mode in row["modes"]), key=lambda mode: mode.strength)
                 effects.add_lock(table.name, mode, estimated=False)
                 self._note_row_lock(effects, row["relation"], row["modes"])
+
+    def _told_by(self, statement: str) -> Iterator[tuple[str, Touch]]:
+        """What its text tells of the tables that are there before the revision."""
+        names = {relation.name for relation in self._known.values()}
+        touched = touched_tables(read(statement), self._schema, _parts(self._known))
+        return ((name, touch) for name, touch in touched if name in names)
 
     def _note_row_lock(self, effects: Effects, oid: int, modes: Sequence[str]) -> None:
         """Of a table itself: nextval() takes the same lock on a sequence."""

@@ -37,6 +37,11 @@ def read_do(words: Words, read: _ReadStatement) -> Reading:
     )
 
 
+def acts_outside_when_run(body: str, read: _ReadStatement) -> bool:
+    """Whether a statement in the body of a function acts outside of the database."""
+    return any(_read_part(part, read).outside_database for part in _parts(body))
+
+
 def _left_by(settings: Sequence[Setting]) -> Setting | None:
     """Of the settings that a block changes, one that it leaves on; else the last."""
     last = {setting.name: setting for setting in settings if not setting.local}

@@ -8,16 +8,17 @@ a server and compares what is observed with what is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from msgspec.structs import replace
 
-from gasket.migrator.sql.blocks import read_do
-from gasket.migrator.sql.lexer import Token, Words, split
+from gasket.migrator.sql.blocks import acts_outside_when_run, read_do
+from gasket.migrator.sql.expressions import acts_outside
+from gasket.migrator.sql.lexer import Kind, Token, Words, split
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.objects import read_alter, read_comment, read_create, read_drop, read_reindex
-from gasket.migrator.sql.reading import Action, Reading, Setting, Touch, TouchIndex
+from gasket.migrator.sql.reading import Action, Create, Reading, Setting, Touch, TouchIndex
 from gasket.migrator.sql.rows import read_copy, read_query, read_truncate
 
 _AE = LockMode.ACCESS_EXCLUSIVE
@@ -61,6 +62,27 @@ def built_index(sql: str) -> TouchIndex | None:
         case [TouchIndex(action="create" | "create unique", index=(*_,), table=(*_,), concurrently=True) as index]:
             return index
     return None
+
+
+def made_routines(sql: str) -> Iterator[str]:
+    """The names, without schemas, of the functions and procedures that it makes."""
+    for _, name in _routines(sql):
+        yield name
+
+
+def outside_routines(sql: str) -> Iterator[str]:
+    """Those of them whose own text acts outside of the database when they are called."""
+    for statement, name in _routines(sql):
+        bodies = (token.text for token in statement if token.kind is Kind.STRING)
+        if acts_outside(statement) or any(acts_outside_when_run(body, _read) for body in bodies):
+            yield name
+
+
+def _routines(sql: str) -> Iterator[tuple[Sequence[Token], str]]:
+    for statement in split(sql):
+        for change in _read(statement).changes:
+            if isinstance(change, Create) and change.kind in ("function", "procedure"):
+                yield statement, change.name[-1]
 
 
 def _read(statement: Sequence[Token], was: str | None = None) -> Reading:
