@@ -13,9 +13,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.archive.keep import ArchiveReport, Known, archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.keep import ArchiveReport, archive_before_downgrade, check_after_downgrade
 from gasket.migrator.archive.restore import RestoreReport, restore_archive, upgrade_restoring
 from gasket.migrator.archive.schema import check_archive_rights
+from gasket.migrator.archive.trial import Known, TrialStep
 from gasket.migrator.sql.render import render
 from gasket.migrator.synchronous import run_sync
 from gasket.postgres.quoting import quote_identifier
@@ -147,11 +148,9 @@ class ArchiveProject(Project):
             report = archive_before_downgrade(
                 context,
                 schema=self.schema,
-                revision=revision,
+                step=TrialStep(revision, render(step.revision.module.downgrade), real),
                 digest=run.digest,
                 release="1.0",
-                rendering=render(step.revision.module.downgrade),
-                run_downgrade=real,
                 discard=run.discard,
                 strong=run.strong,
                 known=run.known,

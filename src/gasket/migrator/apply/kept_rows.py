@@ -12,10 +12,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
-from gasket.migrator.archive.keep import Known, archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.keep import archive_before_downgrade, check_after_downgrade
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.restore import RestoreReport, restore_late, upgrade_restoring
-from gasket.migrator.archive.trial import connection_of
+from gasket.migrator.archive.trial import Known, TrialStep, connection_of
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.revisions.files import RevisionFile
 from gasket.migrator.revisions.rules.check import verdict_on
@@ -102,11 +102,9 @@ class KeptRows:
             report = archive_before_downgrade(
                 context,
                 schema=self._config.schema,
-                revision=script.revision,
+                step=TrialStep(script.revision, rendering, run),
                 digest=digest,
                 release=self._config.release,
-                rendering=rendering,
-                run_downgrade=run,
                 discard=discard,
                 strong=copies.strong,
                 known=self._known,

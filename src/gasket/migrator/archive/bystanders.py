@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from gasket.migrator.archive.inventory import Inventory
+from gasket.migrator.archive.inventory import After
 from gasket.postgres.driver import fetch
 
 # Extensions bring their own again. A foreign key's clones for partitions go with it.
@@ -67,23 +67,20 @@ def read_bystanders(connection: Connection) -> tuple[_Bystander, ...]:
     return tuple(_Bystander._make((*facts, tuple(columns))) for *facts, columns in rows)
 
 
-def taken_along(
-    before: Sequence[_Bystander], after: Sequence[_Bystander], *, tables: Inventory, held: Collection[int], sql: str
-) -> str | None:
+def taken_along(before: Sequence[_Bystander], now: Sequence[_Bystander], after: After, sql: str) -> str | None:
     """What a step drops beside what it says, in words; None where that is nothing.
 
-    `tables` are as they are afterwards, `held` is what the step has locked. What belongs to a table or a column goes
-    with it, and what the step's own `sql` names is no surprise.
+    What belongs to a table or a column goes with it, and what the step's own `sql` names is no surprise.
     """
-    remaining = {(bystander.kind, bystander.oid) for bystander in after}
-    made_anew = {(bystander.kind, bystander.home, bystander.name) for bystander in after}
-    views = {bystander.oid for bystander in after if bystander.kind == "view"}
+    remaining = {(bystander.kind, bystander.oid) for bystander in now}
+    made_anew = {(bystander.kind, bystander.home, bystander.name) for bystander in now}
+    homes = after.held.marks.keys() | {bystander.oid for bystander in now if bystander.kind == "view"}
     gone = [
         f"{bystander.kind} {bystander.shown}"
         for bystander in before
         if (bystander.kind, bystander.oid) not in remaining
         and (bystander.kind, bystander.home, bystander.name) not in made_anew
-        and not _goes_with_its_table(bystander, tables, held, views)
+        and not _goes_with_its_table(bystander, after, homes)
         and not re.search(rf"\b{re.escape(bystander.name)}\b", sql, re.IGNORECASE)
     ]
     if not gone:
@@ -93,13 +90,11 @@ def taken_along(
     return f"CASCADE also drops {named}: not archived; they come back only if upgrade() makes them"
 
 
-def _goes_with_its_table(
-    bystander: _Bystander, tables: Inventory, held: Collection[int], views: Collection[int]
-) -> bool:
-    """Or with what another session has done to a table that is not the step's."""
+def _goes_with_its_table(bystander: _Bystander, after: After, homes: Set[int]) -> bool:
+    """Or with what another session has done to a table that is not the step's. `homes` are those still there."""
     if bystander.kind not in _OF_TABLES:
         return False
-    if bystander.home not in held or (bystander.home not in tables.marks and bystander.home not in views):
+    if bystander.home not in after.held.oids or bystander.home not in homes:
         return True
-    table = tables.relations.get(bystander.home)  # None: the step has nothing to do with it, its columns are there
+    table = after.relations.get(bystander.home)  # None: the step has nothing to do with it, its columns are there
     return table is not None and not table.columns.keys() >= set(bystander.columns)

@@ -135,37 +135,7 @@ class Loss(msgspec.Struct, frozen=True):
     doubtful: bool = False
 
 
-class Losses(msgspec.Struct, frozen=True):
-    """What a step takes away: what can be copied first, and in words what cannot, each with its relation."""
-
-    found: tuple[Loss, ...]
-    not_copied: tuple[tuple[Relation, str], ...]
-
-
-class Counted:
-    """The relations of which this session may have changed rows: the server goes on counting them for a while.
-
-    Of thousands of relations a step touches a few. So all of them are read before a run's first step alone, and what
-    the steps touch is added. `oids` is None while they are not known: at first, and after a step that failed.
-    """
-
-    def __init__(self) -> None:
-        self.oids: frozenset[int] | None = None
-
-    def read(self, connection: Connection, names: Iterable[str]) -> _Marks:
-        """The marks of these and of the relations of the given names, before a step; of all that are not in it the
-        counts are 0."""
-        marks = _read_marks(connection, self.oids, names)
-        self.oids = frozenset(oid for oid, mark in marks.items() if any(mark[1:]))
-        return marks
-
-    def add(self, oids: Iterable[int]) -> None:
-        """A step has touched them."""
-        if self.oids is not None:
-            self.oids |= frozenset(oids)
-
-
-def _read_marks(connection: Connection, oids: Collection[int] | None, names: Iterable[str]) -> _Marks:
+def read_marks(connection: Connection, oids: Collection[int] | None, names: Iterable[str]) -> _Marks:
     """Of the relations with these oids or of these names, in whichever schema, that are there.
 
     Without `oids`, of every relation but PostgreSQL's own.
@@ -202,15 +172,6 @@ def _mark(row: asyncpg.Record) -> Mark:
     return Mark(row["file"], row["inserted"], row["updated"], row["deleted"])
 
 
-def changed_rows(before: _Marks, after: _Marks) -> frozenset[int]:
-    """The relations of which this session updated or deleted rows in between."""
-    return frozenset(
-        oid
-        for oid, mark in after.items()
-        if (mark.updated, mark.deleted) != (before[oid][2:] if oid in before else (0, 0))
-    )
-
-
 class Held(NamedTuple):
     """Relations that this transaction holds locks on with which it may write; `exclusive` are those that nothing can be
     dropped, retyped or truncated without, and `gone` are of these such as are not there any more. `marks` are of the
@@ -235,37 +196,58 @@ def held_relations(connection: Connection) -> Held:
     )
 
 
-def emptied(connection: Connection, before: _Marks, after: Inventory) -> frozenset[int]:
-    """Of the tables whose file changed, or may have: those without a row now."""
-    return frozenset(
+class After(NamedTuple):
+    """What is to be seen after a step: what it holds, the relations that it has changed, or may have, as they are now,
+    and of these the tables without a row whose file is another one, or may be.
+    """
+
+    held: Held
+    relations: _Relations
+    empty: frozenset[int]
+
+
+def look_after_step(connection: Connection, schema: str, before: _Marks) -> After:
+    """`before` are the marks before the step, as far as they are known."""
+    held = held_relations(connection)
+    with_changed_rows = {
         oid
-        for oid, relation in after.relations.items()
+        for oid, mark in held.marks.items()
+        if (mark.updated, mark.deleted) != (before[oid][2:] if oid in before else (0, 0))
+    }
+    relations = read_inventory(connection, schema, held.exclusive - held.gone | with_changed_rows).relations
+    empty = frozenset(
+        oid
+        for oid, relation in relations.items()
         if relation.kind == "r"
-        and (oid not in before or after.marks[oid].file != before[oid].file)
+        and (oid not in before or held.marks[oid].file != before[oid].file)
         and not connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM ONLY {relation.quoted})").scalar_one()
     )
+    return After(held, relations, empty)
 
 
-def find_losses(before: Inventory, after: Inventory, *, locked: Collection[int], empty: Collection[int]) -> Losses:
-    """Compare; `locked` and `empty` are what `held_relations` and `emptied` say after the step."""
+def find_losses(before: Inventory, after: After) -> tuple[Loss, ...]:
+    """What a step takes away and can be copied first."""
     found = {
         oid: loss
         for oid, relation in before.relations.items()
-        if oid in locked and (loss := _loss(relation, before, after, empty=oid in empty))
+        if oid in after.held.exclusive and (loss := _loss(relation, before, after))
     }
-    return Losses(
-        found=tuple(loss for loss in found.values() if not _covered(loss, found, before.relations)),
-        not_copied=tuple(
-            (relation, words)
-            for oid, relation in before.relations.items()
-            if (now := after.relations.get(oid)) and (words := _words(relation, now, before, after, found.get(oid)))
-        ),
-    )
+    return tuple(loss for loss in found.values() if not _covered(loss, found, before.relations))
 
 
-def _loss(relation: Relation, before: Inventory, after: Inventory, *, empty: bool) -> Loss | None:
-    now = after.relations.get(relation.oid)
-    was, mark = before.marks[relation.oid], after.marks.get(relation.oid)
+def find_changes(before: Inventory, after: After, losses: Iterable[Loss]) -> list[tuple[Relation, str]]:
+    """What a step takes away beside `losses` and cannot be copied: the relation, and what of it, in words."""
+    emptied = {loss.relation.oid for loss in losses if loss.kind is LossKind.ROWS}
+    return [
+        (relation, words)
+        for oid, relation in before.relations.items()
+        if oid in after.relations and oid not in emptied and (words := _words(relation, before, after))
+    ]
+
+
+def _loss(relation: Relation, before: Inventory, after: After) -> Loss | None:
+    now, empty = after.relations.get(relation.oid), relation.oid in after.empty
+    was, mark = before.marks[relation.oid], after.held.marks.get(relation.oid)
     if relation.kind == "c":
         return None
     if relation.kind == "S":
@@ -313,14 +295,13 @@ def count_rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number:,} rows"
 
 
-def _words(relation: Relation, now: Relation, before: Inventory, after: Inventory, loss: Loss | None) -> str | None:
+def _words(relation: Relation, before: Inventory, after: After) -> str | None:
     """What of a relation that stays goes without a copy; None when nothing does."""
     if relation.kind == "c":
+        now = after.relations[relation.oid]
         gone = [relation.columns[number].name for number in sorted(relation.columns.keys() - now.columns.keys())]
         return f"attribute {', '.join(gone)} of type {relation} goes: its values are not archived" if gone else None
-    if loss is not None and loss.kind is LossKind.ROWS:
-        return None
-    was, mark = before.marks[relation.oid], after.marks[relation.oid]
+    was, mark = before.marks[relation.oid], after.held.marks[relation.oid]
     changes = [
         f"{verb} {count_rows(number)}"
         for verb, number in (("updates", mark.updated - was.updated), ("deletes", mark.deleted - was.deleted))

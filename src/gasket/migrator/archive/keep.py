@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from alembic.runtime.migration import MigrationContext
@@ -18,23 +18,19 @@ from sqlalchemy import Connection
 from gasket.migrator.archive.copies import Book, Kept, exact_settings
 from gasket.migrator.archive.entries import Entry
 from gasket.migrator.archive.inventory import (
-    Counted,
-    Inventory,
     Loss,
     LossKind,
     Relation,
     count_rows,
-    emptied,
     find_losses,
     held_relations,
-    read_inventory,
+    look_after_step,
 )
 from gasket.migrator.archive.manifest import Manifest
-from gasket.migrator.archive.trial import TrialStep, Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.trial import Known, TrialStep, Tried, connection_of, touches_only_indexes, try_out
 from gasket.migrator.archive.versions import carry_on, mark_changed
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import NotArchivedError
-from gasket.migrator.sql.render import Rendering
 from gasket.postgres.driver import fetch
 
 log = logging.getLogger("gasket.migrator")
@@ -92,50 +88,34 @@ class ArchiveReport:
         return "; ".join([*parts, *problems, *self.not_archived]) or "nothing is lost"
 
 
-@dataclass
-class Known:
-    """What the steps of one run need not find out again; after a step that failed nothing is known.
-
-    `archive_is_made`: this role may write to its manifest. `values_wait`: some archive keeps values of rows that stay.
-    """
-
-    counted: Counted = field(default_factory=Counted)
-    archive_is_made: bool = False
-    values_wait: bool | None = None
-
-
 def archive_before_downgrade(
     context: MigrationContext,
     *,
     schema: str,
-    revision: str,
+    step: TrialStep,
     digest: str | None,
     release: str,
-    rendering: Rendering,
-    run_downgrade: Callable[[], None],
-    discard: bool = False,
-    strong: bool = False,
-    known: Known | None = None,
+    discard: bool,
+    strong: bool,
+    known: Known,
 ) -> ArchiveReport:
     """Find out what the step would take away, lock it, and copy it. To be called in the step's own transaction.
 
-    The caller then runs the real step in the same transaction. `run_downgrade` is called here only where `rendering`
-    gives a reason, to try it out. `strong` keeps readers off too: the real step then has its locks already. `known`
-    is that of the run.
+    The caller then runs the real step in the same transaction. `strong` keeps readers off too: the real step then has
+    its locks already. `known` is that of the run.
 
     Raises:
         NotArchivedError: something cannot be kept; nothing may be committed then.
         MissingPrivilegeError: the role may not make the archive.
         sqlalchemy.exc.DBAPIError: the trial failed, a lock was not free in time, or the connection is gone.
     """
+    revision = step.revision
     if discard:
         return ArchiveReport(revision, discarded=True)
-    if touches_only_indexes(rendering):
+    if touches_only_indexes(step.rendering):
         return ArchiveReport(revision)
-    known = known or Known()
     connection = connection_of(context)
-    [tried] = try_out(context, schema, [TrialStep(revision, rendering, run_downgrade)], known.counted)
-    losses = tried.losses
+    [tried] = try_out(context, schema, [step], known)
     if tried.refusal:
         mend = (
             "Write its downgrade() without the autocommit block, run: "
@@ -143,14 +123,14 @@ def archive_before_downgrade(
         )
         raise NotArchivedError(revision=revision, reason=tried.refusal, mend=mend)
     entries = _entries_of_written(connection, schema, tried, known)
-    if not losses.found and not tried.not_copied and not entries:
+    if not tried.losses and not tried.not_copied and not entries:
         return ArchiveReport(revision, tried=tried)
     started = time.monotonic()
     relations = tried.before.relations
-    lost = {loss.relation.oid for loss in losses.found}
-    [before] = fetch(connection, _BEFORE_LOCKING, list(lost), list(tried.locked & relations.keys()))
+    lost = {loss.relation.oid for loss in tried.losses}
+    [before] = fetch(connection, _BEFORE_LOCKING, list(lost), list(tried.held.exclusive & relations.keys()))
     _refuse_old_snapshot(before["isolation"], revision)
-    if not losses.found and not tried.not_copied:
+    if not tried.losses and not tried.not_copied:
         waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
         return ArchiveReport(revision, tried=tried, waiting=waiting)
     if not known.archive_is_made:
@@ -166,7 +146,7 @@ def archive_before_downgrade(
     waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
     book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
-        kept = tuple(kept for loss in losses.found if (kept := book.keep(loss)))
+        kept = tuple(kept for loss in tried.losses if (kept := book.keep(loss)))
     if any(one.kind is LossKind.COLUMNS for one in kept):
         known.values_wait = True
     for relation, words in tried.not_copied:
@@ -197,21 +177,19 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
     if tried is None or tried.in_parts:
         return
     connection = connection_of(context)
-    held = held_relations(connection)
-    locked = held.exclusive
-    after = Inventory(read_inventory(connection, schema, locked - held.gone).relations, held.marks)
-    empty = emptied(connection, tried.before.marks, after)
-    kept = {loss.relation.oid: loss for loss in tried.losses.found}
+    after = look_after_step(connection, schema, tried.before.marks)
+    held = after.held
+    kept = {loss.relation.oid: loss for loss in tried.losses}
     more = [
         str(loss.relation)
-        for loss in find_losses(tried.before, after, locked=locked, empty=empty).found
+        for loss in find_losses(tried.before, after)
         if not _is_kept(loss, kept.get(loss.relation.oid))
     ]
     # Of what it had not locked, nothing is known but that it was there: once rolled back, its oid tells the name.
-    unexpected = (locked & held.marks.keys()) - tried.locked - report.held
+    unexpected = (held.exclusive & held.marks.keys()) - tried.held.exclusive - report.held
     unexpected -= _made_here(connection, unexpected)
     # What a step makes and drops again, as ALTER COLUMN TYPE does, has another oid each time.
-    dropped, only_tried = held.gone - tried.locked - report.held, tried.gone - held.gone
+    dropped, only_tried = held.gone - tried.held.exclusive - report.held, tried.held.gone - held.gone
     if len(dropped) > len(only_tried - _there(connection, only_tried if dropped else ())):
         unexpected |= dropped
     more += [str(after.relations.get(oid, f"{oid}::regclass")) for oid in unexpected]

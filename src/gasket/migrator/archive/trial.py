@@ -6,9 +6,9 @@ commit: an autocommit block would end the transaction, and what was tried would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 from alembic.runtime.migration import MigrationContext
@@ -17,17 +17,17 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.bystanders import read_bystanders, taken_along
 from gasket.migrator.archive.inventory import (
-    Counted,
+    After,
     Held,
     Inventory,
-    Losses,
+    Loss,
     Mark,
     Relation,
-    changed_rows,
-    emptied,
+    find_changes,
     find_losses,
-    held_relations,
+    look_after_step,
     read_inventory,
+    read_marks,
 )
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.sql.reader import read, without_concurrently
@@ -56,31 +56,25 @@ class TrialStep(msgspec.Struct, frozen=True):
 class Tried(msgspec.Struct, frozen=True):
     """What a step did when it was tried out. `before` are the relations that it had to do with, as they were.
 
-    `in_parts`: the real one is committed in parts, by autocommit blocks. `locked`, `gone` and `written` are oids:
-    `gone` are those of the locked that are not there any more, `written` relations whose rows are written anew, or
-    gone. `taken_along` says what CASCADE would take beside rows.
+    `in_parts`: the real one is committed in parts, by autocommit blocks. `losses` can be copied, `not_copied` cannot:
+    in words, each with its relation, if it is of one. `held` is what it and the steps tried before it have locked,
+    `written` are oids of relations whose rows are written anew, or gone.
     """
 
     in_parts: bool
-    losses: Losses
+    losses: tuple[Loss, ...]
+    not_copied: tuple[tuple[Relation | None, str], ...]
     before: Inventory
-    locked: frozenset[int]
-    gone: frozenset[int]
+    held: Held
     written: frozenset[int]
-    taken_along: str | None
-
-    @property
-    def not_copied(self) -> list[tuple[Relation | None, str]]:
-        """What is lost and cannot be copied, in words, each with its relation, if it is of one."""
-        return [*self.losses.not_copied, *([(None, self.taken_along)] if self.taken_along else [])]
 
     @property
     def refusal(self) -> str | None:
         """Why what the step takes away cannot be archived; None where it can."""
-        if not (self.losses.found and self.in_parts):
+        if not (self.losses and self.in_parts):
             return None
         return (
-            f"it takes data of {', '.join(str(loss.relation) for loss in self.losses.found)} away and has an "
+            f"it takes data of {', '.join(str(loss.relation) for loss in self.losses)} away and has an "
             "autocommit block, which commits the copy and lets writers in before the rest is done"
         )
 
@@ -119,73 +113,69 @@ def _taken_back(connection: Connection) -> Iterator[None]:
             connection.connection.rollback()
 
 
-class _Seen(NamedTuple):
-    """What one step showed while it was tried out. `held` is what all steps up to it have locked so as to write."""
+class Known(msgspec.Struct):
+    """What the steps of one run need not find out again; after a step that failed nothing is known.
 
-    in_parts: bool
-    held: Held
-    after: Inventory
-    empty: frozenset[int]
+    `counted` are oids of relations of which this session may have changed rows, for the server goes on counting those
+    for a while: of thousands of relations a step touches a few, and only a run's first step looks at all.
+    `archive_is_made`: this role may write to its manifest. `values_wait`: some archive keeps values of rows that stay.
+    """
+
+    counted: frozenset[int] | None = None
+    archive_is_made: bool = False
+    values_wait: bool | None = None
 
 
-def try_out(
-    context: MigrationContext,
-    schema: str,
-    steps: Sequence[TrialStep],
-    counted: Counted | None = None,
-) -> list[Tried]:
-    """Try steps out one after the other, and take them back.
-
-    `counted` is that of the run, where several steps are tried out one after the other for real.
+def try_out(context: MigrationContext, schema: str, steps: Sequence[TrialStep], known: Known) -> list[Tried]:
+    """Try steps out one after the other, and take them back. `known` is that of the run.
 
     Raises:
         NotArchivedError: one commits by itself.
         sqlalchemy.exc.DBAPIError: one fails, as the real one would, or a lock was not free in time.
     """
     connection = connection_of(context)
-    seen: list[_Seen] = []
+    seen: list[tuple[bool, After]] = []
     watched = any(_may_cascade(step.rendering) for step in steps)
     bystanders = [read_bystanders(connection) if watched else ()]
-    counted = counted or Counted()
     named = {name for step in steps for name in _named(step.rendering)}
     with _taken_back(connection):
         # What is known of what was there. The rest is looked at when the steps are taken back.
-        start = known = counted.read(connection, named)
+        start = marks = read_marks(connection, known.counted, named)
         for step in steps:
             in_parts = _try_downgrade(context, step)
-            held = held_relations(connection)
-            changed = held.exclusive - held.gone | changed_rows(known, held.marks)
-            after = Inventory(read_inventory(connection, schema, changed).relations, held.marks)
-            seen.append(_Seen(in_parts, held, after, emptied(connection, known, after)))
+            after = look_after_step(connection, schema, marks)
+            seen.append((in_parts, after))
             bystanders.append(read_bystanders(connection) if watched else ())
-            known = {oid: mark for oid, mark in known.items() if oid not in held.oids} | dict(held.marks)
+            marks = _marks_after(marks, after.held)
     # Until a step has locked a relation, it is as it is now; from then on as the step before has left it.
-    held_by_any = frozenset[int]().union(*(of_step.held.oids for of_step in seen))
-    counted.add(held_by_any)
+    held_by_any = frozenset[int]().union(*(after.held.oids for _, after in seen))
+    known.counted = held_by_any.union(oid for oid, mark in start.items() if any(mark[1:]))
     present = read_inventory(connection, schema, held_by_any)
     marks_before = {oid: Mark(mark.file, 0, 0, 0) for oid, mark in present.marks.items()} | dict(start)
     tried: list[Tried] = []
     left, touched = present.relations, frozenset[int]()
-    for number, of_step in enumerate(seen):
-        after, held = of_step.after, of_step.held
+    for number, (in_parts, after) in enumerate(seen):
+        held = after.held
         relations = {
             oid: relation for oid, relation in present.relations.items() if oid not in touched and oid in marks_before
         }
         relations |= {oid: relation for oid, relation in left.items() if oid in touched}
         before_it = Inventory(relations, marks_before)
-        losses = find_losses(before_it, after, locked=held.exclusive, empty=of_step.empty)
-        written = frozenset(oid for oid in held.oids & marks_before.keys() if after.marks.get(oid) != marks_before[oid])
-        along = taken_along(
-            bystanders[number],
-            bystanders[number + 1],
-            tables=after,
-            held=held.oids,
-            sql="\n".join(statement.sql for statement in steps[number].rendering.statements),
-        )
-        tried.append(Tried(of_step.in_parts, losses, before_it, held.exclusive, held.gone, written, along))
+        losses = find_losses(before_it, after)
+        not_copied: list[tuple[Relation | None, str]] = [*find_changes(before_it, after, losses)]
+        sql = "\n".join(statement.sql for statement in steps[number].rendering.statements)
+        if along := taken_along(bystanders[number], bystanders[number + 1], after, sql):
+            not_copied.append((None, along))
+        written = frozenset(oid for oid in held.oids & marks_before.keys() if held.marks.get(oid) != marks_before[oid])
+        tried.append(Tried(in_parts, losses, tuple(not_copied), before_it, held, written))
         left, touched = after.relations, held.exclusive
-        marks_before = {oid: mark for oid, mark in marks_before.items() if oid not in held.oids} | dict(after.marks)
+        marks_before = _marks_after(marks_before, held)
     return tried
+
+
+def _marks_after(before: Mapping[int, Mark], held: Held) -> dict[int, Mark]:
+    """The marks after a step that holds `held`."""
+    return {oid: mark for oid, mark in before.items() if oid not in held.oids} | dict(held.marks)
 
 
 def _named(rendering: Rendering) -> Iterator[str]:
