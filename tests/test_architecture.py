@@ -67,7 +67,6 @@ NO_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "lib
 # Their values need what a struct lacks: a field left out of repr or comparison, a cached property, metadata of fields.
 NEED_DATACLASSES = {
     "gasket.settings",
-    "gasket.migrator.archive.keep",
     "gasket.migrator.config",
     "gasket.migrator.scratch.effects",
     "gasket.migrator.sql.render",

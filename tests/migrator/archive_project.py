@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from gasket.migrator.archive.keep import ArchiveReport, archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.keep import ArchiveReport, archiving
 from gasket.migrator.archive.restore import RestoreReport, restore_archive, upgrade_restoring
 from gasket.migrator.archive.schema import check_archive_rights
 from gasket.migrator.archive.trial import Known, TrialStep
@@ -145,7 +145,7 @@ class ArchiveProject(Project):
         real, revision = step.migration_fn, step.revision.revision
 
         def downgrade() -> None:
-            report = archive_before_downgrade(
+            with archiving(
                 context,
                 schema=self.schema,
                 step=TrialStep(revision, render(step.revision.module.downgrade), real),
@@ -154,11 +154,10 @@ class ArchiveProject(Project):
                 discard=run.discard,
                 strong=run.strong,
                 known=run.known,
-            )
-            assert context.connection is not None
-            run.before_real(context.connection)
-            real()
-            check_after_downgrade(context, self.schema, report)
+            ) as report:
+                assert context.connection is not None
+                run.before_real(context.connection)
+                real()
             run.archived.append(report)
 
         def upgrade() -> None:

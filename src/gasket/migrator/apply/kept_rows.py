@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS, Attempts
-from gasket.migrator.archive.keep import archive_before_downgrade, check_after_downgrade
+from gasket.migrator.archive.keep import archiving
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.restore import RestoreReport, restore_late, upgrade_restoring
 from gasket.migrator.archive.trial import Known, TrialStep, connection_of
@@ -99,7 +99,7 @@ class KeptRows:
     ) -> None:
         """Archive what the step takes away, run it, and make sure that it took no more."""
         try:
-            report = archive_before_downgrade(
+            with archiving(
                 context,
                 schema=self._config.schema,
                 step=TrialStep(script.revision, rendering, run),
@@ -108,15 +108,14 @@ class KeptRows:
                 discard=discard,
                 strong=copies.strong,
                 known=self._known,
-            )
-            if self._attempts.patient and (report.archive is not None or report.waiting):
-                # A request that has read a row waits for our lock with its UPDATE, and our step for what the request
-                # has read: the shorter wait is ours, also in a try that was patient with autovacuum, or it is a
-                # deadlock.
-                connection_of(context).exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
-            with copies.counted():
-                run()
-            check_after_downgrade(context, self._config.schema, report)
+            ) as report:
+                if self._attempts.patient and (report.archive is not None or report.waiting):
+                    # A request that has read a row waits for our lock with its UPDATE, and our step for what the
+                    # request has read: the shorter wait is ours, also in a try that was patient with autovacuum, or it
+                    # is a deadlock.
+                    connection_of(context).exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
+                with copies.counted():
+                    run()
         except BaseException:
             self._known = Known()  # what it has changed was not seen
             raise

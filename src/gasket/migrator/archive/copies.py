@@ -159,14 +159,14 @@ def exact_settings(connection: Connection) -> Iterator[None]:
 
 
 class Book:
-    """Writes the archive of one step; `number` is its number, None while it has no entry."""
+    """Writes the archive of one step of `revision`; `number` is its number, None while it has no entry."""
 
     def __init__(self, connection: Connection, schema: str, *, revision: str, digest: str | None, release: str) -> None:
         self.number: int | None = None
         self._connection = connection
         self._schema = schema
         self._manifest = Manifest(connection, schema)
-        self._revision = revision
+        self.revision = revision
         self._step = {"revision": revision, "digest": digest, "release": release}
 
     def keep(self, loss: Loss) -> Kept | None:
@@ -182,7 +182,7 @@ class Book:
             if is_passing(error) or lagging_own_table(error, self._schema):
                 raise
             raise NotArchivedError(
-                revision=self._revision,
+                revision=self.revision,
                 reason=f"copying {loss.relation} failed: {describe(error.orig or error)}",
                 mend="Correct the cause and try again.",
             ) from error

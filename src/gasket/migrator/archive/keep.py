@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
+import asyncpg
+import msgspec
 from alembic.runtime.migration import MigrationContext
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.copies import Book, Kept, exact_settings
@@ -60,12 +63,10 @@ WHERE pg_xact_status(greatest(0, own.number + ahead + CASE WHEN ahead > 21474836
 _SMALL = 8_000_000  # bytes: copied in some 50 ms
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveReport:
+class ArchiveReport(msgspec.Struct, frozen=True):
     """What was kept of one step, and in words what was not. `archive` is its number in `archive list`.
 
-    `waiting` are entries of later steps: values of rows that this one writes. `held` are oids of what the archive
-    itself has locked.
+    `waiting` are entries of later steps: values of rows that this one writes.
     """
 
     revision: str
@@ -74,9 +75,7 @@ class ArchiveReport:
     not_archived: tuple[str, ...] = ()
     discarded: bool = False
     seconds: float = 0.0
-    tried: Tried | None = field(default=None, repr=False)
-    waiting: tuple[Entry, ...] = field(default=(), repr=False)
-    held: frozenset[int] = field(default=frozenset(), repr=False)
+    waiting: tuple[Entry, ...] = ()
 
     def __str__(self) -> str:
         if self.discarded:
@@ -88,7 +87,8 @@ class ArchiveReport:
         return "; ".join([*parts, *problems, *self.not_archived]) or "nothing is lost"
 
 
-def archive_before_downgrade(
+@contextmanager
+def archiving(
     context: MigrationContext,
     *,
     schema: str,
@@ -98,41 +98,54 @@ def archive_before_downgrade(
     discard: bool,
     strong: bool,
     known: Known,
-) -> ArchiveReport:
-    """Find out what the step would take away, lock it, and copy it. To be called in the step's own transaction.
+) -> Iterator[ArchiveReport]:
+    """Around the real step, in its transaction: copy what it will take away, then make sure that it took no more.
 
-    The caller then runs the real step in the same transaction. `strong` keeps readers off too: the real step then has
-    its locks already. `known` is that of the run.
+    `strong` keeps readers off too: the real step then has its locks already. `known` is that of the run.
 
     Raises:
-        NotArchivedError: something cannot be kept; nothing may be committed then.
+        NotArchivedError: something cannot be kept, or the step has done more than when it was tried out (it depends on
+            the clock, the environment, chance); nothing may be committed then.
         MissingPrivilegeError: the role may not make the archive.
         sqlalchemy.exc.DBAPIError: the trial failed, a lock was not free in time, or the connection is gone.
     """
-    revision = step.revision
-    if discard:
-        return ArchiveReport(revision, discarded=True)
-    if touches_only_indexes(step.rendering):
-        return ArchiveReport(revision)
+    if discard or touches_only_indexes(step.rendering):
+        yield ArchiveReport(step.revision, discarded=discard)
+        return
     connection = connection_of(context)
     [tried] = try_out(context, schema, [step], known)
     if tried.refusal:
         mend = (
             "Write its downgrade() without the autocommit block, run: "
-            f"{database_command(f'accept {revision}')}, and downgrade again."
+            f"{database_command(f'accept {step.revision}')}, and downgrade again."
         )
-        raise NotArchivedError(revision=revision, reason=tried.refusal, mend=mend)
+        raise NotArchivedError(revision=step.revision, reason=tried.refusal, mend=mend)
     entries = _entries_of_written(connection, schema, tried, known)
-    if not tried.losses and not tried.not_copied and not entries:
-        return ArchiveReport(revision, tried=tried)
+    report, own_locks = ArchiveReport(step.revision), frozenset[int]()
+    if tried.losses or tried.not_copied:
+        book = Book(connection, schema, revision=step.revision, digest=digest, release=release)
+        report = _archive(connection, schema, tried, entries, book, strong, known)
+        own_locks = held_relations(connection).exclusive
+    elif entries:
+        _look_before_locking(connection, step.revision, tried)
+        report = replace(report, waiting=tuple(mark_changed(connection, schema, entries, strong=strong)))
+    yield report
+    if not tried.in_parts:
+        _refuse_more(connection, schema, step.revision, tried, own_locks)
+        carry_on(connection, schema, report.waiting)  # what the step has written is no change of anybody's
+
+
+def _archive(
+    connection: Connection,
+    schema: str,
+    tried: Tried,
+    entries: Iterable[Entry],
+    book: Book,
+    strong: bool,
+    known: Known,
+) -> ArchiveReport:
     started = time.monotonic()
-    relations = tried.before.relations
-    lost = {loss.relation.oid for loss in tried.losses}
-    [before] = fetch(connection, _BEFORE_LOCKING, list(lost), list(tried.held.exclusive & relations.keys()))
-    _refuse_old_snapshot(before["isolation"], revision)
-    if not tried.losses and not tried.not_copied:
-        waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
-        return ArchiveReport(revision, tried=tried, waiting=waiting)
+    before = _look_before_locking(connection, book.revision, tried)
     if not known.archive_is_made:
         Manifest(connection, schema).ensure()
         known.archive_is_made = True
@@ -140,11 +153,10 @@ def archive_before_downgrade(
     # request has read: a deadlock. A copy that takes a moment begins with the step's own locks instead.
     at_once = strong or before["size"] <= _SMALL
     if strong:
-        log.warning("queries of these tables wait while the rows of revision %s are archived", revision)
-    to_lock = lost.union(before["lockable"]) if at_once else lost
-    _lock(connection, [relations[oid] for oid in sorted(to_lock)], strong=at_once)
+        log.warning("queries of these tables wait while the rows of revision %s are archived", book.revision)
+    to_lock = {loss.relation.oid for loss in tried.losses}.union(before["lockable"] if at_once else ())
+    _lock(connection, [tried.before.relations[oid] for oid in sorted(to_lock)], strong=at_once)
     waiting = tuple(mark_changed(connection, schema, entries, strong=strong))
-    book = Book(connection, schema, revision=revision, digest=digest, release=release)
     with exact_settings(connection):
         kept = tuple(kept for loss in tried.losses if (kept := book.keep(loss)))
     if any(one.kind is LossKind.COLUMNS for one in kept):
@@ -152,31 +164,19 @@ def archive_before_downgrade(
     for relation, words in tried.not_copied:
         book.note(relation, words)
     report = ArchiveReport(
-        revision=revision,
+        revision=book.revision,
         archive=book.number,
         kept=kept,
         not_archived=tuple(words for _, words in tried.not_copied),
         seconds=time.monotonic() - started,
-        tried=tried,
         waiting=waiting,
-        held=held_relations(connection).exclusive,
     )
-    log.info("archived the rows of revision %s: %s (%.1f s)", revision, report, report.seconds)
+    log.info("archived the rows of revision %s: %s (%.1f s)", book.revision, report, report.seconds)
     return report
 
 
-def check_after_downgrade(context: MigrationContext, schema: str, report: ArchiveReport) -> None:
-    """Make sure, in the same transaction, that the real step took away no more than its trial did.
-
-    And note which rows it has written, whose other values wait in the archive.
-
-    Raises:
-        NotArchivedError: it did (it depends on the clock, the environment, chance): let nothing be committed.
-    """
-    tried = report.tried
-    if tried is None or tried.in_parts:
-        return
-    connection = connection_of(context)
+def _refuse_more(connection: Connection, schema: str, revision: str, tried: Tried, own_locks: frozenset[int]) -> None:
+    """Refuse a real step that took away more than its trial did. `own_locks` are on what the archive has locked."""
     after = look_after_step(connection, schema, tried.before.marks)
     held = after.held
     kept = {loss.relation.oid: loss for loss in tried.losses}
@@ -186,20 +186,19 @@ def check_after_downgrade(context: MigrationContext, schema: str, report: Archiv
         if not _is_kept(loss, kept.get(loss.relation.oid))
     ]
     # Of what it had not locked, nothing is known but that it was there: once rolled back, its oid tells the name.
-    unexpected = (held.exclusive & held.marks.keys()) - tried.held.exclusive - report.held
+    unexpected = (held.exclusive & held.marks.keys()) - tried.held.exclusive - own_locks
     unexpected -= _made_here(connection, unexpected)
     # What a step makes and drops again, as ALTER COLUMN TYPE does, has another oid each time.
-    dropped, only_tried = held.gone - tried.held.exclusive - report.held, tried.held.gone - held.gone
+    dropped, only_tried = held.gone - tried.held.exclusive - own_locks, tried.held.gone - held.gone
     if len(dropped) > len(only_tried - _there(connection, only_tried if dropped else ())):
         unexpected |= dropped
     more += [str(after.relations.get(oid, f"{oid}::regclass")) for oid in unexpected]
     if more:
         raise NotArchivedError(
-            revision=report.revision,
+            revision=revision,
             reason=f"it has changed {', '.join(more)}, and had not done so when it was tried out",
             mend="Let downgrade() do the same every time.",
         )
-    carry_on(connection, schema, report.waiting)
 
 
 def _there(connection: Connection, oids: Collection[int]) -> frozenset[int]:
@@ -228,14 +227,18 @@ def _is_kept(loss: Loss, copy: Loss | None) -> bool:
     return copy.kind is not LossKind.COLUMNS or (loss.kind is LossKind.COLUMNS and loss.columns <= copy.columns)
 
 
-def _refuse_old_snapshot(isolation: str, revision: str) -> None:
-    """A copy must see every row that was committed before its lock was granted."""
-    if isolation != "read committed":
+def _look_before_locking(connection: Connection, revision: str, tried: Tried) -> asyncpg.Record:
+    """How large the tables are, and which may be locked; a copy must see all rows committed before its lock."""
+    lost = [loss.relation.oid for loss in tried.losses]
+    to_lock = list(tried.held.exclusive & tried.before.relations.keys())
+    [found] = fetch(connection, _BEFORE_LOCKING, lost, to_lock)
+    if found["isolation"] != "read committed":
         raise NotArchivedError(
             revision=revision,
-            reason=f"its transaction is {isolation}, and would not copy rows that were written since it began",
+            reason=f"its transaction is {found['isolation']}, and would not copy rows that were written since it began",
             mend="Set default_transaction_isolation of the migration role to 'read committed'.",
         )
+    return found
 
 
 def _lock(connection: Connection, relations: Collection[Relation], *, strong: bool) -> None:
