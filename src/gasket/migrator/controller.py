@@ -23,7 +23,7 @@ from gasket.migrator.operations import SchemaOperations
 from gasket.migrator.starting import StartReport
 from gasket.postgres.errors import DRIVER_ERRORS
 
-Operations = NamedDependency[SchemaOperations]
+_Operations = NamedDependency[SchemaOperations]
 
 
 @get(
@@ -51,18 +51,18 @@ async def readiness(schema_monitor: NamedDependency[SchemaMonitor]) -> Response[
     return Response(answer, status_code=200 if answer.ready else 503)
 
 
-async def migrations(
-    schema_monitor: NamedDependency[SchemaMonitor],
+async def _migrations(
+    schema_operations: _Operations,
     limit: Annotated[int, QueryParameter(ge=1, le=1000, description="At most this many rows of history")] = 100,
     drift: Annotated[bool, QueryParameter(description="Compare the live database with what it should be, too")] = False,
 ) -> StatusReport:
     """The same as `gasket database status`."""
     with refusals_answered():
-        return await schema_monitor.report(rows=limit, drift=drift)
+        return await schema_operations.report(rows=limit, drift=drift)
 
 
-async def revisions(
-    schema_operations: Operations,
+async def _revisions(
+    schema_operations: _Operations,
     limit: Annotated[int, QueryParameter(ge=1, le=200, description="At most this many revisions")] = 50,
     offset: Annotated[int, QueryParameter(ge=0, le=1_000_000, description="So many newer ones are left out")] = 0,
 ) -> Chain:
@@ -71,20 +71,20 @@ async def revisions(
         return await schema_operations.chain(limit=limit, offset=offset)
 
 
-async def revision(schema_operations: Operations, revision: FromPath[str]) -> Step:
+async def _revision(schema_operations: _Operations, revision: FromPath[str]) -> Step:
     """One of the chain."""
     with refusals_answered():
         return await schema_operations.step(revision)
 
 
-async def plan(schema_operations: Operations) -> dict[str, Any]:
+async def _plan(schema_operations: _Operations) -> dict[str, Any]:
     """The same as `gasket database plan --json`."""
     with refusals_answered():
         found: dict[str, Any] = msgspec.to_builtins(await schema_operations.plan())
         return found
 
 
-async def archives(schema_operations: Operations) -> list[Archive]:
+async def _archives(schema_operations: _Operations) -> list[Archive]:
     """The same as `gasket database archive list`."""
     with refusals_answered():
         return await schema_operations.archives()
@@ -127,21 +127,21 @@ def migrations_routes(
             ),
             tags=tags,
             responses=problems,
-        )(migrations),
+        )(_migrations),
         get(
             "/migrations/revisions",
             summary="The chain of revisions",
             description="Newest first: those that are ahead of this release, then its own, applied or pending.",
             tags=tags,
             responses=problems,
-        )(revisions),
+        )(_revisions),
         get(
             "/migrations/revisions/{revision:str}",
             summary="A revision, with its SQL",
             description="Every row of the ledger about it, and the statements of both directions.",
             tags=tags,
             responses=not_there,
-        )(revision),
+        )(_revision),
         post(
             "/migrations/plan",
             status_code=200,
@@ -152,12 +152,12 @@ def migrations_routes(
             ),
             tags=tags,
             responses=problems,
-        )(plan),
+        )(_plan),
         get(
             "/migrations/archives",
             summary="What downgrades have taken away and kept",
             description="Newest first; `rows_left` of each is what has not come back.",
             tags=tags,
             responses=problems,
-        )(archives),
+        )(_archives),
     ]

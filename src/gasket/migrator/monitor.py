@@ -1,4 +1,4 @@
-"""How the live schema stands, asked while serving: for readiness probes and for `GET /api/migrations`."""
+"""How the live schema stands, asked while serving: for readiness probes, and for whatever else only looks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
 
-from gasket.migrator.commands.status import StatusReport, report_on
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.gate.plan import Plan, SchemaState
@@ -74,9 +73,7 @@ class SchemaMonitor:
         self._using = asyncio.Lock()
         self._probe: asyncio.Task[Readiness] | None = None
         self._probed_at = 0.0
-        self._plan: Plan | None = None
-        self._planned_for: frozenset[str] | None = None
-        self._detail: str | None = None
+        self._situation: Situation | None = None
         self._last_good: Readiness | None = None
         self._good_at = 0.0
         self._leaving = False
@@ -92,7 +89,7 @@ class SchemaMonitor:
     @property
     def pending(self) -> int | None:
         """How many revisions of this release were not applied when the database was last asked; None: never asked."""
-        return len(self._plan.pending) if self._plan else None
+        return len(self._situation.plan.pending) if self._situation else None
 
     def start(self) -> None:
         """Look every few seconds from now on, until `close`. This replica serves."""
@@ -107,22 +104,12 @@ class SchemaMonitor:
     async def readiness(self) -> Readiness:
         """At most two seconds old is what this answers, within about two seconds."""
         if self._leaving:
-            return self._not_for_long()
+            return self._as_of_last(ready=False, state=LEAVING, detail="This replica is being stopped.")
         now = time.monotonic()
         if self._probe is None or (self._probe.done() and now - self._probed_at >= _SHARED_FOR):
             self._probed_at = now
             self._probe = asyncio.create_task(self._look())
         return await asyncio.shield(self._probe)
-
-    async def report(self, *, rows: int, drift: bool) -> StatusReport:
-        """What `gasket database status` says too; `rows` bounds the history, `drift` asks for it.
-
-        Raises:
-            OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the database is away.
-        """
-        return await self.ask(
-            lambda connection, revisions: report_on(connection, self._config, revisions, rows=rows, drift=drift)
-        )
 
     async def ask(self, read: Callable[[asyncpg.Connection, Revisions], Awaitable[T]]) -> T:
         """What `read` finds over this connection, with the files of this release; it has ten seconds.
@@ -130,22 +117,14 @@ class SchemaMonitor:
         Raises:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the database is away.
         """
-        async with asyncio.timeout(_REPORT_TIMEOUT), self._using:
-            try:
-                return await read(await self._connected(), self._revisions)
-            except BaseException:
-                self._drop_connection()
-                raise
+        async with self._turn(_REPORT_TIMEOUT) as connection:
+            return await read(connection, self._revisions)
 
     async def replicas(self) -> list[Replica] | None:
         """The replicas that serve from this schema now; None where the database does not answer."""
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT), self._using:
-                try:
-                    return await serving_replicas(await self._connected(), self._config.schema)
-                except BaseException:
-                    self._drop_connection()
-                    raise
+            async with self._turn(_PROBE_TIMEOUT) as connection:
+                return await serving_replicas(connection, self._config.schema)
         except DRIVER_ERRORS:
             return None
 
@@ -155,12 +134,8 @@ class SchemaMonitor:
         `works` is what was seen last of work that is neither complete nor void.
         """
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT), self._using:
-                try:
-                    self.works = await self._read_works(await self._connected())
-                except BaseException:
-                    self._drop_connection()
-                    raise
+            async with self._turn(_PROBE_TIMEOUT) as connection:
+                self.works = await self._read_works(connection)
         except DRIVER_ERRORS:
             return None
         return [work for work in self.works if work.state in OPEN]
@@ -190,12 +165,8 @@ class SchemaMonitor:
 
     async def _look(self) -> Readiness:
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT), self._using:
-                try:
-                    answer = await self._ask(await self._connected())
-                except BaseException:
-                    self._drop_connection()
-                    raise
+            async with self._turn(_PROBE_TIMEOUT) as connection:
+                answer = await self._ask(connection)
         except DRIVER_ERRORS as error:
             if not self._told_away:
                 self._told_away = True
@@ -213,16 +184,15 @@ class SchemaMonitor:
         return answer
 
     async def _ask(self, connection: asyncpg.Connection) -> Readiness:
+        """Only the versions are read, unless they are others than before, or this release did not serve on those."""
         versions = await read_versions(connection, self._config.schema)
-        if self._plan is None or versions != self._planned_for or not self._plan.serves:
-            situation = await read_situation(connection, self._config.schema, self._revisions)
-            before, self._plan = self._plan, situation.plan
-            self._planned_for = versions
-            self._detail = _why_not_ready(self._plan, versions) or "; ".join(map(str, situation.edits)) or None
-            if before is None or before.serves is not self._plan.serves:
-                await self._tell_of_change(connection, situation, first=before is None)
-        plan, revision = self._plan, ", ".join(sorted(versions)) or None
-        return Readiness(plan.serves, plan.state.value, revision, plan.head, self._detail)
+        before = self._situation
+        if before and before.plan.serves and versions == before.database.versions:
+            return _readiness_in(before)
+        self._situation = now = await read_situation(connection, self._config.schema, self._revisions)
+        if before is None or before.plan.serves is not now.plan.serves:
+            await self._tell_of_change(connection, now, first=before is None)
+        return _readiness_in(now)
 
     async def _tell_of_change(self, connection: asyncpg.Connection, situation: Situation, *, first: bool) -> None:
         """One log line when this replica stops being ready, with what the ledger says of it, and one when it is again.
@@ -240,7 +210,7 @@ class SchemaMonitor:
         log.warning(
             "the schema was changed while this replica was serving; it is no longer ready. %s %s",
             _last_change(history, plan),
-            self._detail,
+            _readiness_in(situation).detail,
         )
 
     def _away(self, error: Exception) -> Readiness:
@@ -250,13 +220,20 @@ class SchemaMonitor:
         detail = "The database does not let this replica read the state of the schema." if refused else _NO_ANSWER
         return self._as_of_last(ready=ready, state=DATABASE_AWAY, detail=detail)
 
-    def _not_for_long(self) -> Readiness:
-        return self._as_of_last(ready=False, state=LEAVING, detail="This replica is being stopped.")
-
     def _as_of_last(self, *, ready: bool, state: str, detail: str) -> Readiness:
         last = self._last_good
-        head = self._plan.head if self._plan else None
+        head = self._situation.plan.head if self._situation else None
         return Readiness(ready, state, revision=last.revision if last else None, head=head, detail=detail)
+
+    @asynccontextmanager
+    async def _turn(self, limit: float) -> AsyncIterator[asyncpg.Connection]:
+        """The connection, for one at a time and for `limit` seconds; after an error the next one gets another."""
+        async with asyncio.timeout(limit), self._using:
+            try:
+                yield await self._connected()
+            except BaseException:
+                self._drop_connection()
+                raise
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -280,15 +257,18 @@ class SchemaMonitor:
                 connection.terminate()
 
 
-def _why_not_ready(plan: Plan, versions: frozenset[str]) -> str | None:
-    """For everybody who may ask for readiness: no more than the revisions. None where this release serves."""
-    current = ", ".join(sorted(versions)) or "no revision"
+def _readiness_in(situation: Situation) -> Readiness:
+    """For everybody who may ask for readiness: no more than the revisions."""
+    plan, revision = situation.plan, ", ".join(sorted(situation.database.versions)) or None
+    current = revision or "no revision"
     if plan.state is SchemaState.BEHIND:
         how = "was taken back" if plan.taken_back else "has not been applied"
-        return f"The schema is at {current}; this release needs {plan.head}, which {how}."
-    if plan.state is SchemaState.INCOMPATIBLE:
-        return f"The schema is at {current}, on which this release cannot run; it needs {plan.head}."
-    return None
+        detail = f"The schema is at {current}; this release needs {plan.head}, which {how}."
+    elif plan.state is SchemaState.INCOMPATIBLE:
+        detail = f"The schema is at {current}, on which this release cannot run; it needs {plan.head}."
+    else:
+        detail = "; ".join(map(str, situation.edits))
+    return Readiness(plan.serves, plan.state.value, revision, plan.head, detail or None)
 
 
 def _last_change(history: Sequence[dict[str, Any]], plan: Plan) -> str:

@@ -21,6 +21,7 @@ from gasket.migrator.archive.look import ArchivedRows, read_archived_rows
 from gasket.migrator.archive.manifest import list_archives
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.chain import Chain, Link, Sql, Step, read_chain, read_step, sql_of
+from gasket.migrator.commands.status import StatusReport, report_on
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import looking
 from gasket.migrator.errors import MigratorError, NotThereError
@@ -59,6 +60,12 @@ class SchemaOperations:
         self._config = replace(config, database_wait=_DATABASE_WAIT)
         self._monitor = monitor
         self._turn_wait = turn_wait
+
+    async def report(self, *, rows: int, drift: bool) -> StatusReport:
+        """What `gasket database status` says too; `rows` bounds the history, `drift` asks for it."""
+        return await self._monitor.ask(
+            lambda connection, revisions: report_on(connection, self._config, revisions, rows=rows, drift=drift)
+        )
 
     async def chain(self, *, limit: int, offset: int = 0) -> Chain:
         """The revisions, newest first."""

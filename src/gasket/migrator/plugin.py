@@ -58,7 +58,7 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         """Register handlers and routes; nothing touches the database yet."""
         app_config.on_startup.append(self._bring_to_head)
         app_config.on_shutdown += [self._worker.stop, self.drift.stop, self.monitor.close]
-        app_config.dependencies["schema_monitor"] = Provide(self._provide_monitor, sync_to_thread=False)
+        app_config.dependencies["schema_monitor"] = Provide(lambda: self.monitor, sync_to_thread=False)
         app_config.dependencies["schema_operations"] = Provide(lambda: self.operations, sync_to_thread=False)
         app_config.signature_types += [SchemaMonitor, SchemaOperations]
         app_config.route_handlers.append(readiness)
@@ -76,6 +76,3 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         self.monitor.start()
         self._worker.start()
         self.drift.start()
-
-    def _provide_monitor(self) -> SchemaMonitor:
-        return self.monitor

@@ -21,7 +21,6 @@ from gasket.migrator.commands.plan_text import compatibility, facts, format_find
 from gasket.migrator.commands.status import StatusReport
 from gasket.migrator.controller import refusals_answered
 from gasket.migrator.ledger.background import OPEN, State
-from gasket.migrator.monitor import SchemaMonitor
 from gasket.migrator.operations import SchemaOperations
 from gasket.ui.formats import number as in_digits
 from gasket.ui.lists import Pager
@@ -40,7 +39,6 @@ _KINDS = {"at_head": "good", "ahead": "good", "behind": "warn", "edited": "warn"
 _RUN_WORDS = {"upgrade": "applied", "downgrade": "taken back", "stamp": "stamped", "accept": "accepted"}
 
 Operations = NamedDependency[SkipValidation[SchemaOperations]]
-Monitor = NamedDependency[SkipValidation[SchemaMonitor]]
 _PageNumber = Annotated[int, QueryParameter(ge=1, le=1_000_000, description="Which page; the first is 1")]
 _LookForDrift = Annotated[bool, QueryParameter(description="Compare the live database with what it should be")]
 
@@ -73,7 +71,6 @@ class SchemaPages(Controller):
     async def schema(
         self,
         request: PageRequest,
-        schema_monitor: Monitor,
         schema_operations: Operations,
         drift: _LookForDrift = False,
         revisions: _PageNumber = 1,
@@ -81,7 +78,7 @@ class SchemaPages(Controller):
     ) -> Template:
         """Everything of one glance; long lists page by page."""
         with refusals_answered():
-            report = await schema_monitor.report(rows=_FAILURES, drift=drift)
+            report = await schema_operations.report(rows=_FAILURES, drift=drift)
             chain = await schema_operations.chain(limit=_REVISIONS, offset=_REVISIONS * (revisions - 1))
         kept, no_archives = await _archives(report, schema_operations)
         moving = report.lock_holder or any(work.state in OPEN for work in report.background)
