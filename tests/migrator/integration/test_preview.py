@@ -14,6 +14,7 @@ from alembic import command
 from gasket.migrator.commands.preview import Preview, preview_downgrade
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import NotArchivedError
+from gasket.migrator.gate.callers import Caller
 from gasket.migrator.head import bring_to_head
 from tests.migrator.archive_project import ArchiveProject, manifest
 from tests.migrator.integration.test_archive_chains import alembic
@@ -27,7 +28,7 @@ def add(project: Project, up: str, down: str) -> None:
 
 
 async def shown(config: MigratorConfig, *, archived: bool = True, target: str = "-1") -> str:
-    preview: Preview = await preview_downgrade(config, target, from_ledger=False, tried=True)
+    preview: Preview = await preview_downgrade(config, Caller.DOWNGRADE, target, tried=True)
     return preview.text(archived=archived)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sized
 
 import click
 
+from gasket.migrator.alembic_command import rest_of
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.command_line import database_command
-from gasket.migrator.commands.preview import Preview
-from gasket.migrator.commands.running import show_target
+from gasket.migrator.commands.preview import preview_downgrade
+from gasket.migrator.commands.running import run, show_target
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import NotConfirmedError
+from gasket.migrator.gate.callers import Caller
 
 _NOBODY_TO_ASK = (
     "This has to be confirmed, and there is no terminal to ask at; nothing was changed. Add --no-prompt to confirm it."
@@ -32,22 +34,18 @@ def confirmations(command: Callable[..., None]) -> Callable[..., None]:
 
 def confirm(
     config: MigratorConfig,
-    preview: Callable[[bool], Preview],
+    caller: Caller,
+    revision: str | None,
     *,
-    typed: str,
-    rest: str,
     no_prompt: bool,
     no_archive: bool,
     discard_data: bool,
 ) -> StepOptions:
-    """Show what would happen, and ask; a second time where rows would be lost.
-
-    `typed` is the command, `rest` the one that would go on after a step that failed.
-
-    `preview` is told whether to try the steps out, which is for a question alone.
+    """Show what a downgrade or a rollback would do, and ask; a second time where rows would be lost.
 
     Raises:
         NotConfirmedError: there is no terminal, or the answer was no.
+        MigratorError: as `preview_downgrade`.
     """
     if no_prompt and no_archive and not discard_data:
         raise NotConfirmedError(
@@ -56,7 +54,8 @@ def confirm(
         )
     require_answer(no_prompt=no_prompt)
     target = show_target(config)
-    shown = preview(not no_prompt)
+    tried = not no_prompt  # which is for a question alone
+    shown = run(config, lambda: preview_downgrade(config, caller, revision, tried=tried))
     click.echo(shown.text(archived=not no_archive))
     if shown.steps:
         consequence = target.consequence([step.revision for step in shown.steps])
@@ -65,6 +64,9 @@ def confirm(
         ask(f"Take {count(shown.steps)} back on {target.address}? {consequence}", no_prompt=no_prompt)
         if no_archive:
             ask("These rows will be lost, not archived. Are you sure?", no_prompt=no_prompt)
+    typed = rest = str(caller)
+    if revision:
+        typed, rest = f"{caller} {revision}", f"{caller} {rest_of(revision)}"
     return StepOptions(
         discard_data=no_archive,
         without_archive=database_command(f"{rest} --no-archive"),

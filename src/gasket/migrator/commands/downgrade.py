@@ -5,11 +5,9 @@ from __future__ import annotations
 import alembic.command
 import click
 
-from gasket.migrator.alembic_command import rest_of
 from gasket.migrator.commands.confirm import confirm, confirmations
-from gasket.migrator.commands.preview import preview_downgrade
-from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
+from gasket.migrator.gate.callers import Caller
 from gasket.migrator.revisions.scripts import alembic_config
 from gasket.migrator.runner import OPTIONS
 
@@ -26,13 +24,7 @@ def downgrade_command(config: MigratorConfig) -> click.Command:
         if sql:
             alembic.command.downgrade(alembic_config(config.ini), revision, sql=True, tag=tag)
             return
-        options = confirm(
-            config,
-            lambda tried: run(config, lambda: preview_downgrade(config, revision, from_ledger=False, tried=tried)),
-            typed=f"downgrade {revision}",
-            rest=f"downgrade {rest_of(revision)}",
-            **answers,
-        )
+        options = confirm(config, Caller.DOWNGRADE, revision, **answers)
         alembic.command.downgrade(alembic_config(config.ini, **{OPTIONS: options}), revision, tag=tag)
 
     downgrade.context_settings["ignore_unknown_options"] = True  # "-1" is a revision

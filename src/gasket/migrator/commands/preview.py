@@ -102,13 +102,13 @@ def _losses(estimate: Estimate, *, archived: bool) -> list[str]:
     return lines
 
 
-async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_ledger: bool, tried: bool) -> Preview:
+async def preview_downgrade(config: MigratorConfig, caller: Caller, target: str | None, *, tried: bool) -> Preview:
     """The steps down to `target`; where they are `tried` out on the live tables, with what they would take away.
 
     The trial is taken back. What the steps lock and rewrite is really locked and rewritten meanwhile, for as long as
     their statements take.
 
-    `from_ledger`: revisions that this release lacks are taken from the ledger (rollback); None is this release's own.
+    A rollback takes revisions that this release lacks from the ledger; without a target it goes to this release's own.
 
     Raises:
         TargetError: there is no such revision.
@@ -116,7 +116,7 @@ async def preview_downgrade(config: MigratorConfig, target: str | None, *, from_
         NotReplayableError: a revision cannot be taken back from the ledger.
     """
     revisions = configured_revisions(config.ini)
-    caller = Caller.ROLLBACK if from_ledger else Caller.DOWNGRADE
+    from_ledger = caller is Caller.ROLLBACK
     request = Request(caller, (target,) if target else (), discard_data=True)  # to look needs no archive
     async with looking(config, migrating=True) as connection:
         situation = await pass_gate(connection, config, revisions, request, migrating=True)

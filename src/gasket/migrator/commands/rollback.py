@@ -5,12 +5,11 @@ from __future__ import annotations
 import click
 from alembic import command
 
-from gasket.migrator.alembic_command import counts_from_here, rest_of
+from gasket.migrator.alembic_command import counts_from_here
 from gasket.migrator.apply.progress import progress_shown
 from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.confirm import confirm, confirmations
-from gasket.migrator.commands.preview import preview_downgrade
 from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
@@ -31,13 +30,7 @@ def rollback_command(config: MigratorConfig) -> click.Command:
     @click.argument("revision", required=False)
     @confirmations
     def roll_back(revision: str | None, **answers: bool) -> None:
-        options = confirm(
-            config,
-            lambda tried: run(config, lambda: preview_downgrade(config, revision, from_ledger=True, tried=tried)),
-            typed=f"rollback {revision}" if revision else "rollback",
-            rest=f"rollback {rest_of(revision)}" if revision else "rollback",
-            **answers,
-        )
+        options = confirm(config, Caller.ROLLBACK, revision, **answers)
         with progress_shown(config.log_format):
             taken_back = run(config, lambda: rollback(config, revision, options))
         if taken_back:  # or the preview has said that nothing would be
