@@ -14,10 +14,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from alembic import command
+from click.testing import CliRunner
 from sqlalchemy.exc import DBAPIError
 
-from gasket.migrator.commands.archive import format_restored, restore_from_archive
+from gasket.migrator.commands.archive import archive_commands
 from gasket.migrator.commands.status import read_report
+from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import LocksNotGrantedError, MigrationFailedError, NotRestoredError, TargetError
 from gasket.migrator.head import bring_to_head
 from tests.migrator.archive_project import (
@@ -203,20 +205,26 @@ async def test_what_stays_is_told_and_comes_back_with_the_command(
 
     # As long as the cause is there nothing changes, however often it is run.
     for _ in range(2):
-        restored = await restore_from_archive(config, 1)
-        assert format_restored(1, restored) == f"0 rows of public.t, 1 stay in archive 1 ({EXISTS})"
+        assert await restore(config, 1) == f"0 rows of public.t, 1 stay in archive 1 ({EXISTS})"
     await observer.execute("DELETE FROM c WHERE t = 1; DELETE FROM t WHERE id = 1")
-    assert format_restored(1, await restore_from_archive(config, 1)) == "1 row of public.t"
+    assert await restore(config, 1) == "1 row of public.t"
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, "mine"), (2, "too")]
     await observer.execute("UPDATE migration_failures SET failed_at = failed_at + interval '2 s'")  # after the step
     report = await read_report(config)
     assert report.left_in_archive == []
     assert [failure.over for failure in report.failures] == [True]
-    assert "nothing that could come back" in format_restored(1, await restore_from_archive(config, 1))
+    assert "nothing that could come back" in await restore(config, 1)
     [entry] = [entry for entry in await manifest(observer) if entry["object_name"] == "t"]
     assert (entry["row_count"], entry["restored_rows"], entry["stored_in"]) == (2, 2, None)
     with pytest.raises(TargetError):
-        await restore_from_archive(config, 99)
+        await restore(config, 99)
+
+
+async def restore(config: MigratorConfig, number: int) -> str:
+    """What the command says after its first line, which names the database."""
+    arguments = ["restore", str(number)]
+    done = await asyncio.to_thread(CliRunner().invoke, archive_commands(config), arguments, catch_exceptions=False)
+    return done.output.partition("\n")[2].rstrip()
 
 
 async def test_a_passing_fault_of_the_command_changes_nothing(
@@ -235,13 +243,13 @@ async def test_a_passing_fault_of_the_command_changes_nothing(
     await asyncio.to_thread(command.upgrade, alembic(project, config), "head")
     await observer.execute("UPDATE fault SET state = '53100'")
     with pytest.raises(NotRestoredError, match="53100.*nothing was changed.*archive restore 1"):
-        await restore_from_archive(config, 1)
+        await restore(config, 1)
     await observer.execute("DELETE FROM fault; BEGIN; LOCK TABLE t IN SHARE MODE")
     with pytest.raises(LocksNotGrantedError, match="Archive 1 could not be put back.*nothing was changed"):
-        await restore_from_archive(config, 1)
+        await restore(config, 1)
     assert "\narchive 1: locks are taken (try 1" in "\n".join(record.getMessage() for record in caplog.records)
     await observer.execute("COMMIT")
-    assert (await restore_from_archive(config, 1)).remedies == ()
+    assert await restore(config, 1) == "1 row of public.t"
 
 
 @pytest.mark.parametrize("shape", ["row", "column", "array"])

@@ -10,13 +10,14 @@ import alembic.command
 import asyncpg
 import pytest
 from alembic.runtime.migration import MigrationContext
+from click.testing import CliRunner
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.inventory import LossKind
 from gasket.migrator.archive.manifest import Manifest, drop_archive, list_archives, show_archive
 from gasket.migrator.archive.trial import TrialStep
-from gasket.migrator.commands.archive import _drop_from_archive
+from gasket.migrator.commands.archive import archive_commands
 from gasket.migrator.errors import ReadOnlyServerError, TargetError
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.scripts import alembic_config
@@ -159,13 +160,14 @@ async def test_on_a_server_that_takes_no_writes_an_archive_stays(
     arguments = alembic_config(config.ini, read_config=lambda: config)
     await asyncio.to_thread(alembic.command.downgrade, arguments, "base")
     [archive] = await list_archives(observer, "public")
+    drop = ["drop", str(archive.number), "--no-prompt"]
     name = await observer.fetchval("SELECT quote_ident(current_database())")
     await observer.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     try:
         with pytest.raises(
             ReadOnlyServerError, match="is to be dropped, but the server of DATABASE_URL takes no writes"
         ):
-            await _drop_from_archive(config, archive)
+            await asyncio.to_thread(CliRunner().invoke, archive_commands(config), drop, catch_exceptions=False)
     finally:
         await observer.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
     assert await list_archives(observer, "public") == [archive]

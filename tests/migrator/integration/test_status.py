@@ -8,10 +8,10 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from sqlalchemy import MetaData
 
-from gasket.migrator.commands.status import StatusReport, format_status, read_report, status_command
+from gasket.migrator.commands.status import StatusReport, read_report, status_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigrationFailedError
 from gasket.migrator.head import bring_to_head
@@ -25,9 +25,12 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
+async def run_status(config: MigratorConfig, *options: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, status_command(config), options)
+
+
 async def exit_code(config: MigratorConfig) -> int:
-    done = await asyncio.to_thread(CliRunner().invoke, status_command(config), ["--check"])
-    return done.exit_code
+    return (await run_status(config, "--check")).exit_code
 
 
 async def test_the_exit_code_says_nothing_to_do_pending_or_refused(
@@ -80,7 +83,7 @@ async def test_a_failure_is_shown_until_its_revision_is_applied(failed: tuple[Mi
     report = await read_report(config)
     [failure] = report.failures
     assert failure.over
-    assert "over since: " in format_status(report)
+    assert "over since: " in (await run_status(config)).output
 
 
 async def test_failures_of_a_revision_that_is_gone_are_left_out(failed: tuple[MigratorConfig, Path]) -> None:
@@ -104,7 +107,7 @@ async def test_a_run_is_shown_with_its_description(project: Project, database_ur
     await bring_to_head(config)
     report = await read_report(config)
     assert [(run.description, run.command) for run in report.history] == [("Keys are counted", "start")]
-    assert "upgrade r1 (Keys are counted) by release 1.0" in format_status(report)
+    assert "upgrade r1 (Keys are counted) by release 1.0" in (await run_status(config)).output
 
 
 @pytest.mark.parametrize(

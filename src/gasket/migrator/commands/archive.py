@@ -57,8 +57,8 @@ def archive_commands(config: MigratorConfig) -> click.Group:
     @click.argument("number", type=ROW_NUMBER)
     def archive_restore(number: int) -> None:
         show_target(config)
-        report = run(config, lambda: restore_from_archive(config, number))
-        click.echo(format_restored(number, report))
+        report = run(config, lambda: _restore_from_archive(config, number))
+        click.echo(_format_restored(number, report))
 
     @archive.command("drop", help="Drop archive NUMBER for good.")
     @click.argument("number", type=ROW_NUMBER)
@@ -74,7 +74,7 @@ def archive_commands(config: MigratorConfig) -> click.Group:
     return archive
 
 
-async def restore_from_archive(config: MigratorConfig, number: int) -> RestoreReport:
+async def _restore_from_archive(config: MigratorConfig, number: int) -> RestoreReport:
     """Put back what is left in one archive, as far as it fits now.
 
     Raises:
@@ -117,7 +117,7 @@ async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
     await under_lock(config, configured_revisions(config.ini), drop)
 
 
-def format_restored(number: int, report: RestoreReport) -> str:
+def _format_restored(number: int, report: RestoreReport) -> str:
     """What came back, what stayed and why, one thing a line."""
     lines = [str(put_back) for put_back in report.put_back]
     lines += [f"Materialized view {view} is stale. Run: REFRESH MATERIALIZED VIEW {view}" for view in report.stale]

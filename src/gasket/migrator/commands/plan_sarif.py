@@ -28,10 +28,12 @@ _Json = dict[str, Any]
 
 def plan_in_sarif(plan: Forecast, paths: Mapping[str, Path], root: Path, release: str) -> _Json:
     """The log file. `paths` are those of the revisions' files, `root` is the folder of the repository."""
-    results = [result for revision in plan.revisions for result in _results(revision, _Place(paths, root))]
+    locations = {one.revision: _location(paths[one.revision], root) for one in plan.revisions}
+    results = [result for one in plan.revisions for result in _results(one, locations[one.revision])]
     untried = [revision for revision in plan.revisions if revision.estimated] or list(plan.revisions)
     if plan.failure and untried:
-        results.insert(0, _Place(paths, root).result("fails", "error", f"{plan.failure}.", untried[0].revision))
+        failed = untried[0].revision
+        results.insert(0, _result("fails", "error", f"{plan.failure}.", failed, locations[failed]))
     rules = {rule: f"{SQL_RULES[rule].why} {SQL_RULES[rule].instead}" for rule in SQL_RULES}
     rules |= {rule: f"{words[0].upper()}{words[1:]}." for rule, words in FILE_RULES.items()} | _OBSERVED
     driver = {
@@ -43,44 +45,41 @@ def plan_in_sarif(plan: Forecast, paths: Mapping[str, Path], root: Path, release
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-class _Place:
-    """Where results belong: the line on which `upgrade()` begins, else the first."""
-
-    def __init__(self, paths: Mapping[str, Path], root: Path) -> None:
-        self._paths = paths
-        self._root = root
-
-    def result(self, rule: str, level: str, text: str, revision: str) -> _Json:
-        path = self._paths[revision]
-        inside = path.is_relative_to(self._root)
-        uri = quote(path.relative_to(self._root).as_posix()) if inside else path.as_uri()
-        location = {"artifactLocation": {"uri": uri}, "region": {"startLine": _line_of_upgrade(path)}}
-        return {
-            "ruleId": rule,
-            "level": level,
-            "message": {"text": f"Revision {revision}: {text}"},
-            "locations": [{"physicalLocation": location}],
-        }
+def _location(path: Path, root: Path) -> _Json:
+    """The line on which `upgrade()` begins, else the first."""
+    inside = path.is_relative_to(root)
+    uri = quote(path.relative_to(root).as_posix()) if inside else path.as_uri()
+    return {"artifactLocation": {"uri": uri}, "region": {"startLine": _line_of_upgrade(path)}}
 
 
-def _results(revision: RevisionForecast, place: _Place) -> Iterator[_Json]:
+def _result(rule: str, level: str, text: str, revision: str, location: _Json) -> _Json:
+    return {
+        "ruleId": rule,
+        "level": level,
+        "message": {"text": f"Revision {revision}: {text}"},
+        "locations": [{"physicalLocation": location}],
+    }
+
+
+def _results(revision: RevisionForecast, location: _Json) -> Iterator[_Json]:
+    name = revision.revision
     for finding in revision.findings:
-        yield _of_finding(finding, place)
+        yield _of_finding(finding, location)
     for found in revision.row_findings:
         level = "error" if found.certain else "warning"
-        yield place.result("rows-in-the-way", level, f"{found.sentence}.", revision.revision)
+        yield _result("rows-in-the-way", level, f"{found.sentence}.", name, location)
     for table in revision.rewrites:
-        yield place.result("rewrites", "note", f"rewrites {table}, with all its indexes.", revision.revision)
+        yield _result("rewrites", "note", f"rewrites {table}, with all its indexes.", name, location)
     for lock, blocks in locks(revision):
         if lock.bytes is not None and lock.mode.strength >= LockMode.SHARE.strength:
             of_rows, of_bytes = size(lock)
             words = f"locks {lock.table} {lock.mode}, {blocks}; {of_rows}, {of_bytes}."
-            yield place.result("locks", "note", words, revision.revision)
+            yield _result("locks", "note", words, name, location)
 
 
-def _of_finding(finding: Finding, place: _Place) -> _Json:
+def _of_finding(finding: Finding, location: _Json) -> _Json:
     level = "warning" if finding.warning else "error"
-    result = place.result(finding.rule, level, finding.message, finding.revision)
+    result = _result(finding.rule, level, finding.message, finding.revision, location)
     if finding.allowed:
         result["suppressions"] = [{"kind": "inSource", "justification": finding.allowed}]
     return result

@@ -21,12 +21,11 @@ from gasket.migrator.connecting import looking
 from gasket.migrator.errors import HeldRevisionError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import find_refusal
-from gasket.migrator.gate.plan import Plan, SchemaState
+from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.background import UNFINISHED, Work, format_work, read_works
-from gasket.migrator.ledger.read import DatabaseState, read_failures, read_history
+from gasket.migrator.ledger.read import read_failures, read_history
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.revisions.edits import Edit
 from gasket.migrator.revisions.files import Revisions
 
 _PENDING = 3
@@ -48,7 +47,7 @@ def status_command(config: MigratorConfig) -> click.Command:
     @click.option("--models", is_flag=True, help="Compare the tables with this release's models, too.")
     def status(as_json: bool, check: bool, models: bool) -> None:
         report = run(config, lambda: read_report(config, models=models))
-        click.echo(msgspec.json.encode(report).decode() if as_json else format_status(report))
+        click.echo(msgspec.json.encode(report).decode() if as_json else _format_status(report))
         if check:
             sys.exit(_REFUSED if report.refused else _PENDING if report.pending else 0)
 
@@ -148,7 +147,7 @@ async def report_on(
     schema = config.schema
     request = Request(Caller.STATUS if config.migrate_on_startup else Caller.FOLLOWER)
     situation = await read_situation(connection, schema, revisions)
-    database, plan, edits = situation.database, situation.plan, situation.edits
+    database, plan = situation.database, situation.plan
     holder = await find_holder(connection, schema)
     history = await read_history(connection, schema, rows) if database.has_ledger else []
     failures = await read_failures(connection, schema, rows * _MORE_FAILURES)
@@ -162,14 +161,14 @@ async def report_on(
         found = await find_drift(connection, config, models=models)
     differences = found.differences if found else None
     return StatusReport(
-        state=_word(plan, refusal, edits, differences),
-        sentence=f"A start refuses. {refusal}" if refusal else _sentence(config, plan, edits, differences, database),
+        state=_word(situation, refusal, differences),
+        sentence=f"A start refuses. {refusal}" if refusal else _sentence(config, situation, differences),
         refused=refusal is not None,
         current=sorted(database.versions),
         head=plan.head,
         pending=[file.revision for file in plan.pending],
         ahead=[revision.revision for revision in plan.unknown],
-        edited=[str(edit) for edit in edits],
+        edited=[str(edit) for edit in situation.edits],
         held=situation.hold.revision if situation.hold else None,
         drift=differences,
         tuned=found.tuned if found else None,
@@ -208,7 +207,8 @@ def _failures_of_interest(
     return failures
 
 
-def _word(plan: Plan, refusal: MigratorError | None, edits: tuple[Edit, ...], drift: list[str] | None) -> str:
+def _word(situation: Situation, refusal: MigratorError | None, drift: list[str] | None) -> str:
+    plan, edits = situation.plan, situation.edits
     if isinstance(refusal, HeldRevisionError):
         return "held"
     if refusal and plan.state is not SchemaState.INCOMPATIBLE:
@@ -218,18 +218,17 @@ def _word(plan: Plan, refusal: MigratorError | None, edits: tuple[Edit, ...], dr
     return plan.state.value
 
 
-def _sentence(
-    config: MigratorConfig, plan: Plan, edits: tuple[Edit, ...], drift: list[str] | None, database: DatabaseState
-) -> str:
+def _sentence(config: MigratorConfig, situation: Situation, drift: list[str] | None) -> str:
     """Of a schema on which a start does not refuse."""
-    current = ", ".join(sorted(database.versions)) or "no revision"
+    plan = situation.plan
+    current = ", ".join(sorted(situation.database.versions)) or "no revision"
     if plan.state is SchemaState.BEHIND:
         what = "applies what is pending" if config.migrate_on_startup else "waits until another process has applied it"
         pending = f"{len(plan.pending)} revisions are" if len(plan.pending) > 1 else "1 revision is"
         return f"The schema is at {current}; {pending} pending, up to {plan.head}. A start {what}."
     if plan.state is SchemaState.AHEAD:
         return f"The schema is at {current}, newer than {plan.head}; this release can run on it."
-    if edits:
+    if situation.edits:
         return f"The schema is at head {plan.head}, but applied files are not what was applied."
     if drift:
         points = f"{len(drift)} point{'s' if len(drift) > 1 else ''}"
@@ -246,7 +245,7 @@ async def _archive_bytes(connection: asyncpg.Connection, schema: str) -> int:
     return size
 
 
-def format_status(report: StatusReport) -> str:
+def _format_status(report: StatusReport) -> str:
     """The report as lines for a terminal; what is empty is left out."""
     lines = [
         f"{report.state}: {report.sentence}",
