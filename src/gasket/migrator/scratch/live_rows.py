@@ -7,6 +7,7 @@ counts and SQLSTATEs.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -201,7 +202,8 @@ def _finding(requirement: Requirement, problem: str, count: int | None) -> RowFi
     many = count is not None and count > COUNTED
     number = f"more than {COUNTED:,}" if many else f"{count:,}" if count is not None else ""
     table = shown(requirement.table)
-    told = problem.format(table=table, number=number, rows=f"{number} row{'' if count == 1 else 's'}")
+    values = {"table": table, "number": number, "rows": f"{number} row{'' if count == 1 else 's'}"}
+    told = re.sub(r"\{(table|number|rows)\}", lambda found: values[found[1]], problem)  # it may have other braces
     if requirement.after_writes:
         sentence = f"may fail {told}; what runs before it writes to {table}, so it may be mended by then"
     else:

@@ -38,6 +38,10 @@ def probes(requirement: Requirement, sql: str) -> list[Probe]:
     if kind in ("check", "partition bound"):
         problem = "a CHECK constraint does not hold" if kind == "check" else "they do not belong into the partition"
         return [Probe(_count(f"FROM {table} WHERE NOT ({expressions[0]})"), problem)]
+    if kind == "expression":
+        condition, *values = expressions
+        query = f"SELECT count(({', '.join(values)})) FROM {table} WHERE {condition}"
+        return [Probe(query, "an expression fails on at least one of them", fails_itself=True)]
     if kind == "unique":
         return [_unique(requirement)]
     if None in (*requirement.columns, *requirement.other_columns):

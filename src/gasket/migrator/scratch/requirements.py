@@ -52,6 +52,17 @@ SELECT 'unique', i.indrelid::bigint, i.indexrelid::regclass::text, i.indkey::int
     NULL, NULL
 FROM own JOIN pg_index AS i ON i.indrelid = own.oid AND i.indisunique AND i.indisvalid
 UNION ALL
+SELECT 'expression', i.indrelid::bigint, i.indexrelid::regclass::text, NULL,
+    coalesce(pg_get_expr(i.indpred, i.indrelid), 'true')
+        || ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, false) FROM generate_series(1, i.indnkeyatts) AS n),
+    NULL, NULL
+FROM own JOIN pg_index AS i ON i.indrelid = own.oid AND NOT i.indisunique AND i.indisvalid AND i.indexprs IS NOT NULL
+UNION ALL
+SELECT 'expression', a.attrelid::bigint, a.attnum::text, NULL,
+    ARRAY['true', format('(%s)::%s', pg_get_expr(d.adbin, d.adrelid), format_type(a.atttypid, a.atttypmod))], NULL, NULL
+FROM own JOIN pg_attribute AS a ON a.attrelid = own.oid AND a.attgenerated = 's' AND NOT a.attisdropped
+JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
 SELECT 'exclusion', c.conrelid::bigint, c.conname::text, c.conkey,
     ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
           FROM unnest(c.conexclop) WITH ORDINALITY AS x(operator, place) JOIN pg_operator AS o ON o.oid = x.operator
@@ -95,9 +106,10 @@ class _Row(NamedTuple):
 class Requirement(msgspec.Struct, frozen=True):
     """What rows of `table` have to fulfil for statement number `statement` (from 1) to pass.
 
-    `kind` is `no rows`, `not null`, `type`, `check`, `foreign key`, `unique`, `exclusion`, `partition bound` or
-    `domain`. Names are those before the first pending revision; a column that is newer is None. `expressions` as the
-    kind has them, `after_writes`: an earlier pending statement writes rows of the table.
+    `kind` is `no rows`, `not null`, `type`, `check`, `foreign key`, `unique`, `exclusion`, `partition bound`,
+    `domain` or `expression`: of an index or a stored column, it must give a value. Names are those before the first
+    pending revision; a column that is newer is None. `expressions` as the kind has them, `after_writes`: an earlier
+    pending statement writes rows of the table.
     """
 
     statement: int
@@ -218,7 +230,7 @@ def _kind(row: _Row, before: _Types, after: _Types, *, filled: str, known: bool)
     retyped = [column for column in columns if column in before and before[column] != after.get(column)]
     if row.kind == "column":
         return "type" if retyped and not widens(before[retyped[0]], row.expressions[0]) else None
-    if known and retyped:
+    if known and (retyped or row.kind == "expression"):
         return None  # it is built anew for the type of a column
     if row.kind == "not null" and columns[0] not in before:
         return {"filled": None, "generated": row.kind}.get(filled, "no rows")
