@@ -27,7 +27,6 @@ from gasket.migrator.gate.targets import going_back
 from gasket.migrator.ledger.background import STOPPED, has_background_table, read_works_of
 from gasket.migrator.ledger.progress import read_progress
 from gasket.migrator.ledger.read import read_stored
-from gasket.migrator.revisions.edits import file_digest
 from gasket.migrator.sql.lexer import shortened
 
 _RULES = "gasket.migrator.revisions.rules.check"
@@ -119,7 +118,7 @@ async def files_as_applied(case: Case) -> None:
         return
     edit = edits[0]
     if not pending and not edit.gone:
-        file_digest(situation.revisions[edit.revision])  # where it is not Python, that is what has to be said
+        situation.revisions[edit.revision].parse()  # where it is not Python, that is what has to be said
     raise EditedRevisionError(
         revision=edit.revision,
         gone=edit.gone,

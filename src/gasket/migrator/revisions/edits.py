@@ -10,7 +10,7 @@ import msgspec
 from gasket.migrator.errors import RevisionFileError
 from gasket.migrator.ledger.read import LedgerEntry, read_digests
 from gasket.migrator.revisions.digest import digest
-from gasket.migrator.revisions.files import RevisionFile, parse_source
+from gasket.migrator.revisions.files import RevisionFile
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -50,17 +50,8 @@ async def find_edits(
     )
 
 
-def file_digest(file: RevisionFile) -> str:
-    """The digest of a file as it is now.
-
-    Raises:
-        RevisionFileError: it is not Python.
-    """
-    return digest(parse_source(file.path, file.path.read_bytes()))
-
-
 def _is_edited(file: RevisionFile, applied: set[str]) -> bool:
     try:
-        return file_digest(file) not in applied
+        return digest(file.parse()) not in applied
     except RevisionFileError:
         return True

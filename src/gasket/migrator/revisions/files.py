@@ -62,10 +62,18 @@ class RevisionFile(NamedTuple):
             return f"with {' '.join(map(repr, odd))}: commands could not name it"
         return None
 
+    def parse(self) -> ast.Module:
+        """The syntax tree of the file as it is now.
+
+        Raises:
+            RevisionFileError: it is not Python.
+        """
+        return _parse_source(self.path, self.path.read_bytes())
+
     def read_description(self) -> str:
         """The first line of its docstring; empty where it has none or is not Python."""
         try:
-            text = ast.get_docstring(parse_source(self.path, self.path.read_bytes())) or ""
+            text = ast.get_docstring(self.parse()) or ""
         except RevisionFileError:
             return ""
         return text.partition("\n")[0]
@@ -167,12 +175,7 @@ class Revisions(Mapping[str, RevisionFile]):
         return tuple(order)
 
 
-def parse_source(path: Path, content: bytes) -> ast.Module:
-    """The syntax tree of a file.
-
-    Raises:
-        RevisionFileError: it is not Python.
-    """
+def _parse_source(path: Path, content: bytes) -> ast.Module:
     try:
         return ast.parse(content)
     except SyntaxError as error:
@@ -259,7 +262,7 @@ def _content(location: str) -> bytes:
 def _parse_declarations(path: Path, content: bytes) -> dict[str, object]:
     """The same from the syntax tree, for files that do not write one declaration a line."""
     declared: dict[str, object] = {}
-    for node in parse_source(path, content).body:
+    for node in _parse_source(path, content).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         value = getattr(node, "value", None)
         for target in targets:

@@ -29,7 +29,7 @@ def names_made(config: MigratorConfig, revisions: Revisions) -> set[str]:
 
 def _names_in_source(file: RevisionFile, schema: str) -> Iterator[str]:
     """What can be read off a revision that cannot be rendered to its end: create_table("..."), SQL in quotes."""
-    for node in ast.walk(ast.parse(file.path.read_bytes())):
+    for node in ast.walk(file.parse()):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from made_by(read(node.value), schema)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "create_table":

@@ -127,9 +127,9 @@ def allowed_findings(file: RevisionFile) -> dict[str, str]:
     """What the revision allows: names of rules with the reasons.
 
     Raises:
-        SyntaxError, ValueError: the file is not Python.
+        RevisionFileError: the file is not Python.
     """
-    return _allowed(ast.parse(file.path.read_bytes()))
+    return _allowed(file.parse())
 
 
 def _allowed(module: ast.Module) -> dict[str, str]:
