@@ -13,7 +13,8 @@ from gasket.postgres.quoting import quote_identifier
 _TABLE_RIGHTS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN"})
 _COLUMN = re.compile(r"(?P<type>.*?)(?P<not_null> NOT NULL)?(?: DEFAULT (?P<default>.*))?", re.DOTALL)
 _OF_A_DOMAIN = re.compile(r"\bVALUE\b")
-_FIRES_OTHERWISE = (" DISABLED", " ENABLED REPLICA", " ENABLED ALWAYS")
+# What stands behind the statement in the definition of an index or a trigger, where that alone does not make it.
+_NOT_BY_CREATE = (" INVALID", " DISABLED", " ENABLED REPLICA", " ENABLED ALWAYS")
 
 
 def mending_sql(entry: Entry) -> str | None:
@@ -22,7 +23,7 @@ def mending_sql(entry: Entry) -> str | None:
         case "function" | "procedure":
             return f"{entry.expected.rstrip()};" if entry.expected else None
         case "index":
-            return _index(entry)
+            return _made_anew(entry, f"DROP INDEX {entry.name};")
         case "trigger":
             return _made_anew(entry, f"DROP TRIGGER {_part(entry)} ON {entry.owner};")
         case "policy":
@@ -49,16 +50,10 @@ def _replaced(entry: Entry, drop: str, create: str) -> str:
 
 
 def _made_anew(entry: Entry, drop: str) -> str | None:
-    """Of a definition that is the statement which makes the object, unless it fires otherwise than usual."""
-    if entry.expected is not None and entry.expected.endswith(_FIRES_OTHERWISE):
+    """Of a definition that is the statement which makes the object."""
+    if entry.expected is not None and entry.expected.endswith(_NOT_BY_CREATE):
         return None
     return _replaced(entry, drop, entry.expected or "")
-
-
-def _index(entry: Entry) -> str | None:
-    if entry.expected is not None and entry.expected.endswith(" INVALID"):
-        return None
-    return _replaced(entry, f"DROP INDEX {entry.name};", entry.expected or "")
 
 
 def _constraint(entry: Entry) -> str | None:

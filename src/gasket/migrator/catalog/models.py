@@ -47,12 +47,8 @@ def compared_with_models(connection: Connection, metadata: MetaData, schema: str
             return True
         tables, foreign_keys = left_out()
         if kind == "table":
-            return not _is_of_the_migrator(name) and name not in tables
+            own = name == VERSION_TABLE or name.startswith(OWN_TABLES_PREFIX)
+            return not own and name not in tables
         return (parents["table_name"], name) not in foreign_keys
 
     return include
-
-
-def _is_of_the_migrator(table: str) -> bool:
-    """Whether the name is one of the migrator's own tables."""
-    return table == VERSION_TABLE or table.startswith(OWN_TABLES_PREFIX)

@@ -206,12 +206,9 @@ def _alter_column(table: Name, column: str, words: Words, was: str | None) -> Ac
             (Touch(table, _AE, scans=None),),
             (f"whether a valid constraint says already that {column} is not null",),
         )
-    if words.take("drop", "not", "null"):
-        return Action(AlterColumn(table, column, "drop not null"), (Touch(table, _AE),))
-    if words.take("set", "default"):
-        return Action(AlterColumn(table, column, "set default"), (Touch(table, _AE),))
-    if words.take("drop", "default"):
-        return Action(AlterColumn(table, column, "drop default"), (Touch(table, _AE),))
+    for action in ("drop not null", "set default", "drop default"):
+        if words.take(*action.split()):
+            return Action(AlterColumn(table, column, action), (Touch(table, _AE),))
     if words.take("set", "expression"):
         return Action(touches=(Touch(table, _AE, rewrites=None),), not_told=(f"whether {column} is stored",))
     weak = words.take("set", "statistics") or words.take("set", "(") or words.take("reset", "(")

@@ -32,6 +32,8 @@ _TWO_WORDS = {
 _RELATIONS = frozenset({"table", "foreign table", "view", "materialized view", "sequence"})
 _NAMED = _RELATIONS | {"aggregate", "domain", "extension", "function", "procedure", "routine", "schema", "type"}
 _ON_TABLE = frozenset({"trigger", "rule", "policy"})
+# What CREATE makes for a table: the word before the name of the table, and how that is locked.
+_BELONG_TO_TABLE = {"trigger": ("on", _SRE), "policy": ("on", _AE), "rule": ("to", _AE), "statistics": ("from", _SUE)}
 _IN_CLUSTER = frozenset({"database", "group", "role", "subscription", "tablespace", "user", "system", "parameter"})
 
 
@@ -142,22 +144,11 @@ def _create(kind: str, words: Words, before: set[str]) -> Iterator[Action]:
             yield Action(change, not_told=(f"what the script of extension {name[-1]} does",))
         else:
             yield Action(change)
-    elif kind == "trigger":
-        words.until("on")
-        words.take("on")
-        yield Action.locking(words.name(), _SRE)
-    elif kind == "policy":
-        words.identifier()
-        words.take("on")
-        yield Action.locking(words.name(), _AE)
-    elif kind == "rule":
-        words.until("to")
-        words.take("to")
-        yield Action.locking(words.name(), _AE)
-    elif kind == "statistics":
-        words.until("from")
-        words.take("from")
-        yield Action.locking(words.name(), _SUE)
+    elif kind in _BELONG_TO_TABLE:
+        before_table, mode = _BELONG_TO_TABLE[kind]
+        words.until(before_table)
+        words.take(before_table)
+        yield Action.locking(words.name(), mode)
     elif kind == "publication":
         words.identifier()
         yield from _published(words)
