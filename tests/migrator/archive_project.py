@@ -174,6 +174,7 @@ class ArchiveProject(Project):
                     digests=dict.fromkeys(self.chain[self.chain.index(revision) :], run.digest),
                     run_upgrade=run_upgrade,
                     render_upgrade=lambda: render(step.revision.module.upgrade),
+                    restore=True,
                     strong=run.strong,
                 )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncpg import LockNotAvailableError
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.schema import MANIFEST, archive_schema
@@ -11,9 +12,8 @@ from gasket.migrator.ledger.sequences import lagging_table
 # transaction, the role's log-in, a transaction that has to be run again, memory and disk, an operator, the system, a
 # snapshot, a configuration file, a foreign server, the server itself.
 _PASSING_CLASSES = ("08", "25", "28", "2D", "3B", "40", "53", "57", "58", "72", "F0", "HV", "XX")
-LOCK_NOT_AVAILABLE = "55P03"
 
-PASSING_SQL = f"(left(SQLSTATE, 2) IN {_PASSING_CLASSES} OR SQLSTATE = '{LOCK_NOT_AVAILABLE}')"
+PASSING_SQL = f"(left(SQLSTATE, 2) IN {_PASSING_CLASSES} OR SQLSTATE = '{LockNotAvailableError.sqlstate}')"
 """`is_passing`, in an exception handler of PL/pgSQL."""
 
 
@@ -32,7 +32,7 @@ def is_passing(error: DBAPIError) -> bool:
     return (
         error.connection_invalidated
         or state is None
-        or state == LOCK_NOT_AVAILABLE
+        or state == LockNotAvailableError.sqlstate
         or state.startswith(_PASSING_CLASSES)
     )
 

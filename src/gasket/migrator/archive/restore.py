@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.archive.entries import Entry
+from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import LossKind, count_rows
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.put_back import PutBack, put_archives_back
@@ -80,8 +81,8 @@ def upgrade_restoring(
     digests: Mapping[str, str | None],
     run_upgrade: Callable[[], None],
     render_upgrade: Callable[[], Rendering],
-    restore: bool = True,
-    strong: bool = False,
+    restore: bool,
+    strong: bool,
 ) -> RestoreReport:
     """Run the step, and put back what a downgrade under the same digest had taken away. In the step's transaction.
 
@@ -125,13 +126,11 @@ def upgrade_restoring(
     transaction = _transaction(connection)
     with named():
         run_upgrade()
-        connection = connection_of(context)
         if entries:  # what upgrade() itself has deferred is checked here, as its error and not as one of the archive
             connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     if _transaction(connection) != transaction:
         marked, waiting = [], []  # an autocommit block let writers in: now nothing tells which rows they changed
     started = time.monotonic()
-    manifest = Manifest(connection, schema)
     put_back = put_archives_back(manifest, entries, {entry.id for entry in marked}) if entries else ()
     _stay_unchanged(connection, schema, put_back, waiting, marked)
     stale = refresh_views(connection, _tables(put_back))
@@ -208,7 +207,7 @@ def _archive_named(archived: Sequence[Entry]) -> Iterator[None]:
         yield
     except DBAPIError as error:
         kept = ", ".join(f"archive {e.archive}: {count_rows(e.row_count)} of {e.name}" for e in archived if e.stored_in)
-        if kept and error.orig and getattr(error.orig, "sqlstate", None) in _ABOUT_ROWS:
+        if kept and error.orig and sqlstate(error) in _ABOUT_ROWS:
             error.orig.add_note(
                 f"what its downgrade took away comes back only after upgrade() ({kept}): if that is what it lacks, "
                 "change the rows on which it fails, start again, and change them back"

@@ -129,16 +129,12 @@ class Target(msgspec.Struct, frozen=True):
         by_key = self.entry.kind == LossKind.COLUMNS
         return key.parent == self.oid and not (by_key and {v.name for v in self.values}.isdisjoint(key.keys))
 
-    @property
-    def incoming(self) -> str:
+    def incoming(self, rows: str = "true") -> str:
         """A query for the rows that nothing speaks against yet, as they would be in the table.
 
-        `gasket_row` is the row's place in the archive, `gasket_place` its place in the table, if it has one.
+        `gasket_row` is the row's place in the archive, `gasket_place` its place in the table, if it has one. `rows` is
+        a condition on the archived rows `a`.
         """
-        return self.incoming_of("true")
-
-    def incoming_of(self, rows: str) -> str:
-        """The same for a part of the archived rows: `rows` is a condition on `a`."""
         values = ", ".join(f"{value.archived} AS {value.quoted}" for value in self.values)
         where = f"WHERE a.{LEFT_BEHIND} IS NULL AND {rows}"
         if not self.keys:

@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 import msgspec
 from alembic.runtime.migration import MigrationContext
+from asyncpg import ActiveSQLTransactionError
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.bystanders import read_bystanders, taken_along
+from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import (
     After,
     Held,
@@ -29,6 +31,7 @@ from gasket.migrator.archive.inventory import (
     read_inventory,
     read_marks,
 )
+from gasket.migrator.archive.savepoints import savepoint
 from gasket.migrator.errors import NotArchivedError
 from gasket.migrator.sql.reader import read, without_concurrently
 from gasket.migrator.sql.reading import Reading, TouchIndex
@@ -36,7 +39,6 @@ from gasket.migrator.sql.render import Rendering
 from gasket.postgres.driver import Batch
 
 _SAVEPOINT = "gasket_trial"
-_ACTIVE_SQL_TRANSACTION = "25001"
 # What the text of these does not tell is about locks, scans and rewrites; without CASCADE they drop nothing else.
 _DROPS_WHAT_IT_NAMES = frozenset({"alter table", "create table", "drop table"})
 
@@ -99,8 +101,7 @@ def touches_only_indexes(rendering: Rendering) -> bool:
 def _taken_back(connection: Connection) -> Iterator[None]:
     """A savepoint that is rolled back in every case; the locks taken in it are free again afterwards.
 
-    And released: SQLAlchemy's own leaves a subtransaction open, and the rows that the real step then writes would not
-    bear the number of its transaction, which tells them from rows that another session changed.
+    And released, as by `savepoint`, for the same reason.
     """
     connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
     transaction = connection.get_transaction()
@@ -225,10 +226,10 @@ def _takes_no_data(reading: Reading) -> bool:
 def _try_alone(connection: Connection, sql: str) -> None:
     """What cannot run in a transaction at all (VACUUM, REINDEX CONCURRENTLY, ...) takes no data away: left out."""
     try:
-        with connection.begin_nested():
+        with savepoint(connection):
             connection.exec_driver_sql(without_concurrently(sql))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _ACTIVE_SQL_TRANSACTION:
+        if sqlstate(error) != ActiveSQLTransactionError.sqlstate:
             raise
 
 

@@ -7,8 +7,8 @@ others are noted. The table is locked against writers in between: every version 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 from sqlalchemy import Connection
@@ -46,9 +46,19 @@ def mark_changed(connection: Connection, schema: str, entries: Iterable[Entry], 
     Raises:
         sqlalchemy.exc.DBAPIError: a lock was not free in time, or the connection is gone.
     """
-    return [
-        entry for entry in entries if _unless_unknown(connection, partial(_mark, connection, schema, entry, strong))
-    ]
+    marked = []
+    for entry in entries:
+        with _unless_unknown(connection):
+            source = _source(connection, entry)
+            connection.exec_driver_sql(f"LOCK TABLE {source} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")
+            connection.exec_driver_sql(
+                f"UPDATE {_copy(schema, entry)} AS a SET {CHANGED} = true FROM {source} AS t "
+                f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} "
+                f"AND t.xmin <> a.{VERSION} AND t.xmin <> $1::text::xid",
+                (entry.transaction,),
+            )
+            marked.append(entry)
+    return marked
 
 
 def carry_on(connection: Connection, schema: str, entries: Iterable[Entry]) -> None:
@@ -57,7 +67,11 @@ def carry_on(connection: Connection, schema: str, entries: Iterable[Entry]) -> N
     The entries are what `mark_changed` and `follow` returned.
     """
     for entry in entries:
-        _unless_unknown(connection, partial(_note_versions, connection, schema, entry))
+        with _unless_unknown(connection):
+            connection.exec_driver_sql(
+                f"UPDATE {_copy(schema, entry)} AS a SET {VERSION} = t.xmin FROM {_source(connection, entry)} AS t "
+                f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} AND t.xmin <> a.{VERSION}"
+            )
 
 
 def follow(connection: Connection, schema: str, back: PutBack, waiting: Iterable[Entry]) -> list[Entry]:
@@ -65,30 +79,12 @@ def follow(connection: Connection, schema: str, back: PutBack, waiting: Iterable
 
     Where some of its rows stayed in the archive, what has their key in the table is another row.
     """
-    work = (
-        partial(_follow, connection, schema, back, entry) for entry in waiting if entry.relation == back.entry.relation
-    )
-    return [entry for each in work if (entry := _unless_unknown(connection, each))]
-
-
-def _mark(connection: Connection, schema: str, entry: Entry, strong: bool) -> Entry:
-    source = _source(connection, entry)
-    connection.exec_driver_sql(f"LOCK TABLE {source} IN {'ACCESS' if strong else 'SHARE ROW'} EXCLUSIVE MODE")
-    connection.exec_driver_sql(
-        f"UPDATE {_copy(schema, entry)} AS a SET {CHANGED} = true FROM {source} AS t "
-        f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} "
-        f"AND t.xmin <> a.{VERSION} AND t.xmin <> $1::text::xid",
-        (entry.transaction,),
-    )
-    return entry
-
-
-def _note_versions(connection: Connection, schema: str, entry: Entry) -> Entry:
-    connection.exec_driver_sql(
-        f"UPDATE {_copy(schema, entry)} AS a SET {VERSION} = t.xmin FROM {_source(connection, entry)} AS t "
-        f"WHERE {_joined(connection, entry)} AND NOT a.{CHANGED} AND t.xmin <> a.{VERSION}"
-    )
-    return entry
+    following = []
+    for entry in waiting:
+        if entry.relation == back.entry.relation:
+            with _unless_unknown(connection):
+                following.append(_follow(connection, schema, back, entry))
+    return following
 
 
 def _follow(connection: Connection, schema: str, back: PutBack, entry: Entry) -> Entry:
@@ -135,17 +131,17 @@ def _joined(connection: Connection, entry: Entry) -> str:
     )
 
 
-def _unless_unknown(connection: Connection, work: Callable[[], Entry]) -> Entry | None:
-    """Do the work in a savepoint; None where it fails. The rows then count as changed, which loses nothing.
+@contextmanager
+def _unless_unknown(connection: Connection) -> Iterator[None]:
+    """Where the block fails, take back what it has done, and go on: the rows count as changed, which loses nothing.
 
     `exact_settings` makes PostgreSQL raise an error where a policy hides rows from this role.
     """
     try:
         with savepoint(connection), exact_settings(connection):
-            return work()
+            yield
     except _UnknownError:
-        return None
+        pass
     except DBAPIError as error:
         if is_passing(error):
             raise
-        return None

@@ -108,7 +108,7 @@ def _insert(target: Target, rows: str) -> str:
     columns = ", ".join(value.quoted for value in target.values)
     return (
         f"INSERT INTO {target.table} {columns and f'({columns})'} OVERRIDING SYSTEM VALUE "
-        f"SELECT {columns} FROM ({target.incoming_of(rows)}) AS i"
+        f"SELECT {columns} FROM ({target.incoming(rows)}) AS i"
     )
 
 
@@ -148,7 +148,7 @@ def _remove_identical(connection: Connection, target: Target) -> None:
     numbered = "SELECT {place}, image, row_number() OVER (PARTITION BY image) AS number FROM ({rows}) AS r"
     live = f"SELECT {image} AS image FROM {target.source}"
     rows = (
-        f"SELECT gasket_row, image FROM (SELECT gasket_row, {image} AS image FROM ({target.incoming}) AS i) AS i "
+        f"SELECT gasket_row, image FROM (SELECT gasket_row, {image} AS image FROM ({target.incoming()}) AS i) AS i "
         f"WHERE image IN ({live})"
     )
     connection.exec_driver_sql(
@@ -169,8 +169,9 @@ def _leave_duplicates(connection: Connection, target: Target) -> None:
             connection,
             target,
             _EXISTS,
-            f"SELECT i.gasket_row FROM (SELECT gasket_row, gasket_place, {keys} FROM ({target.incoming}) AS i {where}) "
-            f"AS i JOIN (SELECT {PLACE} AS gasket_place, {keys} FROM {target.source} AS t {where}) AS t ON {equal} "
+            "SELECT i.gasket_row "
+            f"FROM (SELECT gasket_row, gasket_place, {keys} FROM ({target.incoming()}) AS i {where}) AS i "
+            f"JOIN (SELECT {PLACE} AS gasket_place, {keys} FROM {target.source} AS t {where}) AS t ON {equal} "
             "WHERE i.gasket_place IS DISTINCT FROM t.gasket_place",
         )
 
@@ -184,14 +185,14 @@ def _leave_orphans_of(connection: Connection, target: Target, key: ForeignKey, p
     equal = " AND ".join(
         f"p.{quote_identifier(there)} = i.{here}" for there, here in zip(key.keys, columns, strict=True)
     )
-    sources = [key.parent_source, *(f"({parent.incoming})" for parent in parents)]
+    sources = [key.parent_source, *(f"({parent.incoming()})" for parent in parents)]
     missing = " AND ".join(f"NOT EXISTS (SELECT FROM {source} AS p WHERE {equal})" for source in sources)
     refers = " AND ".join(f"i.{column} IS NOT NULL" for column in columns)
     return _leave(
         connection,
         target,
         _ORPHANED,
-        f"SELECT i.gasket_row FROM ({target.incoming}) AS i WHERE {refers} AND {missing}",
+        f"SELECT i.gasket_row FROM ({target.incoming()}) AS i WHERE {refers} AND {missing}",
     )
 
 

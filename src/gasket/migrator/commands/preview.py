@@ -16,7 +16,7 @@ from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.apply.graft import graft
 from gasket.migrator.apply.steps import downgrade_steps
 from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
-from gasket.migrator.archive.faults import LOCK_NOT_AVAILABLE, sqlstate
+from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import count_rows
 from gasket.migrator.archive.trial import TrialStep, touches_only_indexes
 from gasket.migrator.config import MigratorConfig
@@ -149,7 +149,7 @@ async def _with_trial(
         with watch.watching():
             estimate = await run_sync(connection, lambda c: _try_out(config, c, steps))
     except DBAPIError as error:
-        if sqlstate(error) == LOCK_NOT_AVAILABLE:
+        if sqlstate(error) == asyncpg.LockNotAvailableError.sqlstate:
             return Preview(steps, unknown=_held(watch.blockers), locked=True)
         return Preview(steps, unknown=f"The step fails when it is tried out: {describe(error)}")
     except Exception as error:  # of the migration's own Python: the real step will say it better, and where
