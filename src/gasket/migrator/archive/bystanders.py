@@ -12,7 +12,9 @@ from gasket.migrator.archive.inventory import After
 from gasket.postgres.driver import fetch
 
 # Extensions bring their own again. A foreign key's clones for partitions go with it.
-_OBJECTS = """
+_QUERY = """
+WITH own AS (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')),
+    of_extensions AS (SELECT objid FROM pg_depend WHERE deptype = 'e')
 SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END AS kind, c.oid::bigint AS oid,
     c.relnamespace::bigint AS home, c.relname::text AS name, c.oid::regclass::text AS shown, '{}'::smallint[] AS columns
 FROM pg_class AS c WHERE c.relkind IN ('v', 'm') AND c.relnamespace NOT IN (SELECT oid FROM own)
@@ -40,11 +42,6 @@ UNION ALL
 SELECT 'default', d.oid, d.adrelid, a.attname, format('of %s.%I', d.adrelid::regclass, a.attname), ARRAY[d.adnum]
 FROM pg_attrdef AS d JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
 WHERE a.attgenerated = ''
-"""
-_QUERY = f"""
-WITH own AS (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast')),
-    of_extensions AS (SELECT objid FROM pg_depend WHERE deptype = 'e')
-{_OBJECTS}
 """
 _OF_TABLES = frozenset({"foreign key", "trigger", "policy", "rule", "default"})
 _SHOWN = 10

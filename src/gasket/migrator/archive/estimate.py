@@ -15,7 +15,7 @@ from gasket.migrator.archive.copies import exact_settings, plan_copy
 from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import Loss, LossKind, read_inventory
 from gasket.migrator.archive.savepoints import savepoint
-from gasket.migrator.archive.trial import Known, TrialStep, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.trial import Known, TrialStep, connection_of, try_out
 
 # What a small machine copies at least: rough, and rather too long than too short.
 _ROWS_A_SECOND = 300e3
@@ -77,7 +77,7 @@ def estimate_downgrade(context: MigrationContext, *, schema: str, steps: Sequenc
         NotArchivedError: a step commits by itself.
     """
     connection = connection_of(context)
-    to_try = [step for step in steps if not touches_only_indexes(step.rendering)]
+    to_try = [step for step in steps if not step.touches_only_indexes]
     tried = try_out(context, schema, to_try, Known())
     outcomes = [(step.revision, outcome) for step, outcome in zip(to_try, tried, strict=True)]
     # A step may take away what an earlier one has just made: of that there is nothing yet. Or what it has renamed.

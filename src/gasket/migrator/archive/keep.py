@@ -30,7 +30,7 @@ from gasket.migrator.archive.inventory import (
     look_after_step,
 )
 from gasket.migrator.archive.manifest import Manifest
-from gasket.migrator.archive.trial import Known, TrialStep, Tried, connection_of, touches_only_indexes, try_out
+from gasket.migrator.archive.trial import Known, TrialStep, Tried, connection_of, try_out
 from gasket.migrator.archive.versions import carry_on, mark_changed
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import NotArchivedError
@@ -109,7 +109,7 @@ def archiving(
         MissingPrivilegeError: the role may not make the archive.
         sqlalchemy.exc.DBAPIError: the trial failed, a lock was not free in time, or the connection is gone.
     """
-    if discard or touches_only_indexes(step.rendering):
+    if discard or step.touches_only_indexes:
         yield ArchiveReport(step.revision, discarded=discard)
         return
     connection = connection_of(context)

@@ -61,7 +61,7 @@ SELECT unnest($1::bigint[]) UNION
 SELECT a.oid::oid::bigint FROM unnest($1::bigint[]) AS t(oid), pg_partition_ancestors(t.oid::oid::regclass) AS a(oid)
 """
 _KEEPS_VALUES = f"kind = '{LossKind.COLUMNS}' AND stored_in IS NOT NULL"
-_OPEN = "restored_at IS NULL AND problem IS NULL AND kind <> 'note'"
+_OPEN = "restored_at IS NULL AND problem IS NULL"
 # What cannot be put back by itself, until that was said when its revision was applied again.
 _BY_HAND = "problem IS NOT NULL AND stored_in IS NOT NULL AND restore_error IS NULL"
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import msgspec
 from alembic.runtime.migration import MigrationContext
@@ -98,14 +97,14 @@ def upgrade_restoring(
     manifest = Manifest(connection, schema)
     archived = manifest.entries_to_restore(revision, later=digests)
     by_hand = manifest.entries_by_hand(revision)
-    named = partial(_archive_named, [entry for entry in archived if entry.revision == revision])
+    own = [entry for entry in archived if entry.revision == revision]
     if not restore:
-        with named():
+        with _archive_named(own):
             run_upgrade()
         return RestoreReport(revision)
     fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
     entries = [entry for entry in fitting if entry.revision == revision]
-    others = [e for e in archived if e.revision == revision and e.stored_in and e not in entries]
+    others = [entry for entry in own if entry.stored_in and entry not in entries]
     for entry in others:
         manifest.update(entry.id, restore_error=_ANOTHER)
     for entry in by_hand:
@@ -116,7 +115,7 @@ def upgrade_restoring(
     if waiting:
         waiting = _reached_by_step(connection, waiting, {entry.relation for entry in entries}, render_upgrade())
     if not entries and not waiting:
-        with named():
+        with _archive_named(own):
             run_upgrade()
         return _reported(RestoreReport(revision, not_back))
     watched = [*waiting, *(entry for entry in entries if entry.keeps_values)]
@@ -124,7 +123,7 @@ def upgrade_restoring(
     if marked:  # as before a downgrade's step: the shorter wait is ours, or it is a deadlock with a request
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
     transaction = _transaction(connection)
-    with named():
+    with _archive_named(own):
         run_upgrade()
         if entries:  # what upgrade() itself has deferred is checked here, as its error and not as one of the archive
             connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")

@@ -54,6 +54,17 @@ class TrialStep(msgspec.Struct, frozen=True):
     run_downgrade: Callable[[], None]
     description: str = ""
 
+    @property
+    def touches_only_indexes(self) -> bool:
+        """Whether it only builds and drops indexes concurrently. It then loses nothing, and need not be tried out.
+
+        Tried out, it would hold writers off for as long as the index takes.
+        """
+        return self.rendering.reason is None and all(
+            statement.autocommit and all(map(_touches_an_index, read(statement.sql)))
+            for statement in self.rendering.statements
+        )
+
 
 class Tried(msgspec.Struct, frozen=True):
     """What a step did when it was tried out. `before` are the relations that it had to do with, as they were.
@@ -85,16 +96,6 @@ def connection_of(context: MigrationContext) -> Connection:
     """The connection of a context that is not offline."""
     assert context.connection is not None
     return context.connection
-
-
-def touches_only_indexes(rendering: Rendering) -> bool:
-    """Whether it only builds and drops indexes concurrently. It then loses nothing, and need not be tried out.
-
-    Tried out, it would hold writers off for as long as the index takes.
-    """
-    return rendering.reason is None and all(
-        statement.autocommit and all(map(_touches_an_index, read(statement.sql))) for statement in rendering.statements
-    )
 
 
 @contextmanager

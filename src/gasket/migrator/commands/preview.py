@@ -18,7 +18,7 @@ from gasket.migrator.apply.steps import downgrade_steps
 from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import count_rows
-from gasket.migrator.archive.trial import TrialStep, touches_only_indexes
+from gasket.migrator.archive.trial import TrialStep
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected, looking, open_connection
 from gasket.migrator.gate.callers import Caller, Request
@@ -70,8 +70,7 @@ class Preview(msgspec.Struct, frozen=True):
         in_parts = [
             step.revision
             for step in self.steps
-            if any(statement.autocommit for statement in step.rendering.statements)
-            and not touches_only_indexes(step.rendering)
+            if any(statement.autocommit for statement in step.rendering.statements) and not step.touches_only_indexes
         ]
         if in_parts:
             return (
