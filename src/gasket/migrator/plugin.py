@@ -13,7 +13,7 @@ from litestar.di import Provide
 from litestar.plugins import CLIPlugin, InitPlugin
 
 from gasket.migrator.background.worker import BackgroundWorker
-from gasket.migrator.commands.cli import DatabaseCommands, Decorate, undecorated
+from gasket.migrator.commands.cli import DatabaseCommands, Decorate
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.controller import readiness
 from gasket.migrator.drift_watch import DriftWatch
@@ -37,7 +37,7 @@ class MigratorPlugin(InitPlugin, CLIPlugin):
         self,
         config: MigratorConfig,
         read_alembic_configs: Callable[[], list[Any]] = list,
-        decorate: Decorate = undecorated,
+        decorate: Decorate | None = None,
     ) -> None:
         self._config = config
         self.read_alembic_configs = read_alembic_configs

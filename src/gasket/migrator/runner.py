@@ -60,7 +60,7 @@ T = TypeVar("T")
 _FRESH_TRIES = 3
 _POLL = 0.5
 _IN_PROCESS = "gasket_migration"
-OPTIONS = "gasket_options"
+_OPTIONS = "gasket_options"
 """The attribute of Alembic's configuration that holds the StepOptions of a command."""
 
 
@@ -209,6 +209,11 @@ def upgrade_in_process(session: MigrationSession, connection: Connection, revisi
         session.scripts.run_env()
 
 
+def command_config(config: MigratorConfig, options: StepOptions) -> Config:
+    """Alembic's configuration for a command of `gasket database`, which has shown already what it changes."""
+    return alembic_config(config.ini, **{_OPTIONS: options})
+
+
 def in_process_config(session: MigrationSession, connection: Connection) -> Config:
     """Alembic's configuration, with which env.py runs on the session's connection instead of one of its own."""
     return alembic_config(session.config.ini, **{_IN_PROCESS: (session, connection)})
@@ -222,7 +227,7 @@ async def _write(context: Any, config: MigratorConfig, caller: Caller, targets: 
 
     async def work(session: MigrationSession) -> None:
         situation = await session.pass_gate(request)
-        if OPTIONS not in context.config.attributes:  # else a command of ours has said it
+        if _OPTIONS not in context.config.attributes:  # else a command of ours has said it
             log.info("%s", await session.on_own_tables(lambda connection: find_target(connection, config)))
         if caller is Caller.UPGRADE:
             _warn_of(situation.plan)
@@ -244,7 +249,7 @@ async def _write(context: Any, config: MigratorConfig, caller: Caller, targets: 
 
 def _options_of(context: Any, caller: Caller, targets: Sequence[str]) -> StepOptions:
     """Of `gasket database ...`, or of plain Alembic's `-x discard_data=yes` and `-x restore=no`."""
-    given: StepOptions | None = context.config.attributes.get(OPTIONS)
+    given: StepOptions | None = context.config.attributes.get(_OPTIONS)
     if given is not None:
         return given
     named: dict[str, str] = context.get_x_argument(as_dictionary=True)

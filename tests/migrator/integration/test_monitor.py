@@ -16,7 +16,7 @@ from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.monitor import SchemaMonitor
-from gasket.migrator.runner import OPTIONS
+from gasket.migrator.runner import command_config
 from gasket.postgres.sessions import serving_replicas
 from tests.migrator.project import Project, is_true
 
@@ -52,8 +52,8 @@ def unshared_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def downgrade(config: MigratorConfig, target: str, typed: str) -> None:
-    attributes = {"read_config": lambda: config, OPTIONS: StepOptions(command=typed)}
-    command = Config(str(config.ini), attributes=attributes)
+    command = command_config(config, StepOptions(command=typed))
+    command.attributes["read_config"] = lambda: config
     await asyncio.to_thread(alembic.command.downgrade, command, target)
 
 

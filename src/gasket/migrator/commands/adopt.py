@@ -13,9 +13,14 @@ from gasket.migrator.errors import AdoptionError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.revisions.scripts import alembic_config
-from gasket.migrator.runner import OPTIONS
-from gasket.migrator.scratch.adopt import NOT_COMPARED, compare_with_revision, record_adopted
+from gasket.migrator.runner import command_config
+from gasket.migrator.scratch.adopt import compare_with_revision, record_adopted
+
+_NOT_COMPARED = (
+    "Not compared: rows, the order of columns, owners, roles and their memberships, tablespaces, settings of roles and "
+    "of the database, versions of extensions, large objects, security labels."
+)
+"""What a revision may change and no catalog of ours shows."""
 
 
 def adopt_command(config: MigratorConfig) -> click.Command:
@@ -36,12 +41,12 @@ def adopt_command(config: MigratorConfig) -> click.Command:
         meant = set(revisions.heads) if revision in ("head", "heads") else {revision}
         difference, expected = run(config, lambda: compare_with_revision(config, revisions, revision))
         click.echo("\n".join(difference.lines()) or f"The live schema is what revision {revision} builds.")
-        click.echo(NOT_COMPARED)
+        click.echo(_NOT_COMPARED)
         if not (difference.fits or force):
             raise AdoptionError(revision=revision)
         if situation.database.versions != meant:
             options = StepOptions(command=database_command(f"adopt {revision}{' --force' if force else ''}"))
-            alembic.command.stamp(alembic_config(config.ini, **{OPTIONS: options}), revision)
+            alembic.command.stamp(command_config(config, options), revision)
         run(config, lambda: record_adopted(config, revisions, expected))
         click.echo(f"The schema is recorded at {revision}.")
 

@@ -43,14 +43,8 @@ _REQUIRE_TARGET = "gasket.migrator.gate.targets:require_target"
 _NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _OTHERS = "advanced_alchemy.extensions.litestar.cli:database_group"
 
-
 Decorate = Callable[[MigratorConfig, click.Command], click.Command]
 """Returns the command that is called in the place of one of the migrator's."""
-
-
-def undecorated(_config: MigratorConfig, command: click.Command) -> click.Command:
-    """The command as it is."""
-    return command
 
 
 class DatabaseCommands(click.Group):
@@ -64,7 +58,7 @@ class DatabaseCommands(click.Group):
         self,
         read_config: Callable[[], MigratorConfig],
         read_alembic_configs: Callable[[], list[Any]],
-        decorate: Decorate = undecorated,
+        decorate: Decorate | None = None,
     ) -> None:
         super().__init__("database", help="Manage the schema.", context_settings=_CONTEXT)
         self._read_config = read_config
@@ -80,7 +74,8 @@ class DatabaseCommands(click.Group):
         if name in _OWN:
             make: Callable[[MigratorConfig], click.Command] = pkgutil.resolve_name(f"{__package__}.{_OWN[name]}")
             config = self._read_config()
-            return add_show_values(self._decorate(config, make(config)))
+            own = make(config)
+            return add_show_values(self._decorate(config, own) if self._decorate else own)
         command = _others().get_command(ctx, name)
         return in_our_words(command) if command else None
 

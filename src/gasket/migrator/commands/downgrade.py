@@ -9,7 +9,7 @@ from gasket.migrator.commands.confirm import confirm, confirmations
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller
 from gasket.migrator.revisions.scripts import alembic_config
-from gasket.migrator.runner import OPTIONS
+from gasket.migrator.runner import command_config
 
 
 def downgrade_command(config: MigratorConfig) -> click.Command:
@@ -25,7 +25,7 @@ def downgrade_command(config: MigratorConfig) -> click.Command:
             alembic.command.downgrade(alembic_config(config.ini), revision, sql=True, tag=tag)
             return
         options = confirm(config, Caller.DOWNGRADE, revision, **answers)
-        alembic.command.downgrade(alembic_config(config.ini, **{OPTIONS: options}), revision, tag=tag)
+        alembic.command.downgrade(command_config(config, options), revision, tag=tag)
 
     downgrade.context_settings["ignore_unknown_options"] = True  # "-1" is a revision
     return downgrade

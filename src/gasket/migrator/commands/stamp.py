@@ -13,8 +13,7 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.revisions.configuration import configured_revisions
-from gasket.migrator.revisions.scripts import alembic_config
-from gasket.migrator.runner import OPTIONS
+from gasket.migrator.runner import command_config
 
 
 def stamp_command(config: MigratorConfig) -> click.Command:
@@ -37,7 +36,6 @@ def stamp_command(config: MigratorConfig) -> click.Command:
             click.echo(f"The schema is recorded at {current}, and would be at {revision}. No table is touched.")
             ask("Is the schema what that revision builds?", no_prompt=no_prompt)
         options = StepOptions(command=database_command(f"stamp {revision}{' --purge' if purge else ''}"))
-        cfg = alembic_config(config.ini, **{OPTIONS: options})
-        alembic.command.stamp(cfg, revision, sql=sql, tag=tag, purge=purge)
+        alembic.command.stamp(command_config(config, options), revision, sql=sql, tag=tag, purge=purge)
 
     return stamp

@@ -12,8 +12,7 @@ from gasket.migrator.commands.forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.running import run, show_target
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.revisions.scripts import alembic_config
-from gasket.migrator.runner import OPTIONS
+from gasket.migrator.runner import command_config
 
 
 def upgrade_command(config: MigratorConfig) -> click.Command:
@@ -31,7 +30,7 @@ def upgrade_command(config: MigratorConfig) -> click.Command:
             if at_a_terminal() and not no_prompt:  # a Job has no terminal; what a start does as well needs no question
                 _confirm(config, target.address, revision)
         options = StepOptions(restore=not no_restore, command=database_command(f"upgrade {revision}"))
-        alembic.command.upgrade(alembic_config(config.ini, **{OPTIONS: options}), revision, sql=sql, tag=tag)
+        alembic.command.upgrade(command_config(config, options), revision, sql=sql, tag=tag)
 
     return upgrade
 

@@ -22,12 +22,6 @@ from gasket.migrator.scratch.held_back import HeldBack
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.sql.lexer import tokens
 
-NOT_COMPARED = (
-    "Not compared: rows, the order of columns, owners, roles and their memberships, tablespaces, settings of roles and "
-    "of the database, versions of extensions, large objects, security labels."
-)
-"""What a revision may change and no catalog of ours shows."""
-
 
 async def compare_with_revision(
     config: MigratorConfig, revisions: Revisions, revision: str
