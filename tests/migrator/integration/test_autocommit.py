@@ -472,6 +472,31 @@ async def test_what_no_one_can_see_beforehand_is_said_as_it_is(
     assert (await ledger(observer))[-1] == ("r1", "upgrade")
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(("ending", "stays"), [("TIMMOC", True), ("KCABLLOR", False)])
+async def test_a_step_that_has_ended_its_transaction_is_not_recorded(
+    project: Project, database_url: str, observer: asyncpg.Connection, ending: str, stays: bool, first: bool
+) -> None:
+    """Outside of a transaction whatever is written of it would stay."""
+    if not first:
+        project.add()
+        await bring_to_head(project.config(database_url))
+    hidden = f"await_only(op.get_bind().connection.driver_connection.execute('{ending}'[::-1]))"
+    path = project.add(f'op.execute("CREATE TABLE x (id int)"); {hidden}', "pass")
+    path.write_text(
+        path.read_text().replace(
+            "from alembic import op", "from alembic import op\nfrom sqlalchemy.util import await_only"
+        )
+    )
+    said = "it has committed by itself" if stays else "nothing was changed" if first else "still at r1"
+    with pytest.raises(MigrationFailedError, match=f"it runs COMMIT or ROLLBACK by itself.*{said}"):
+        await bring_to_head(project.config(database_url))
+    assert await observer.fetchval("SELECT to_regclass('x') IS NOT NULL") is stays
+    before = [] if first else ["r1"]
+    assert [row[0] for row in await observer.fetch("SELECT version_num FROM alembic_version")] == before
+    assert await ledger(observer) == [(revision, "upgrade") for revision in before]
+
+
 async def test_a_savepoint_is_no_end(project: Project, database_url: str, observer: asyncpg.Connection) -> None:
     project.add('with op.get_bind().begin_nested():\n        op.execute("CREATE TABLE t1 (v int)")')
     await bring_to_head(project.config(database_url))

@@ -61,6 +61,16 @@ async def test_a_command_that_writes_begins_with_the_database(
     assert first == f"Database {address_of(config.database_url)}, schema public. No replica is serving."
 
 
+async def test_a_stamp_downwards_says_which_revision_it_records(
+    config: MigratorConfig, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    alembic_config = Config(str(config.ini), attributes={"read_config": lambda: config})
+    await asyncio.to_thread(alembic.command.stamp, alembic_config, "r2")
+    assert "recorded revision r2 (1 of 1)" in caplog.text
+    assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r2"
+
+
 async def test_a_stamp_that_is_refused_does_not_say_what_it_would_do(
     config: MigratorConfig, observer: asyncpg.Connection
 ) -> None:

@@ -124,6 +124,8 @@ async def test_after_an_accept_the_original_file_is_as_good(
         ("r1", "does what was applied or accepted: there is nothing to accept; nothing was changed"),
         ("r2", "Revision r2 is not applied"),
         ("nosuch", "There is no revision nosuch; nothing was changed"),
+        ("head", "head is not the id of one revision; nothing was changed"),
+        ("-1", "-1 is not the id of one revision"),
     ],
 )
 async def test_what_cannot_be_accepted(tmp_path: Path, database_url: str, revision: str, refusal: str) -> None:

@@ -225,7 +225,7 @@ class StepRecorder:
         began = time.monotonic()
         for number, step in enumerate(steps, start=1):
             info = step.info
-            name = info.up_revision_id or "base"
+            name = (", ".join(info.destination_revision_ids) if info.is_stamp else info.up_revision_id) or "base"
             self.current = name
             self.direction = "stamp" if info.is_stamp else "upgrade" if info.is_upgrade else "downgrade"
             self._statements.partly = self._statements.kept = False
@@ -315,6 +315,8 @@ class StepRecorder:
             def run() -> None:
                 with self._statements.of(place):
                     migrate(**arguments)
+                if not self._connection.is_in_transaction():  # what is written of the step would stay
+                    raise transaction_controlled("COMMIT or ROLLBACK")
 
             self._attempts.run(
                 context,

@@ -96,8 +96,14 @@ async def target_applied(case: Case) -> None:
 
 async def acceptable(case: Case) -> None:
     """An edit of a file that is there, of a revision that is applied."""
-    situation = case.situation
-    [revision] = _begun_by(case.request.targets[0], {*situation.revisions, *situation.database.ledger})
+    situation, target = case.situation, case.request.targets[0]
+    begun = _begun_by(target, {*situation.revisions, *situation.database.ledger})
+    if len(begun) != 1:  # head, -1, a branch
+        raise TargetError(
+            problem=f"{target} is not the id of one revision",
+            mend=f"To see which files were edited run: {database_command('status')}",
+        )
+    [revision] = begun
     if revision not in situation.revisions:
         raise TargetError(problem=f"The file of revision {revision} is gone", mend="Put it back as it was")
     if revision in {file.revision for file in situation.plan.pending}:
