@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import asyncpg
 import msgspec
@@ -14,18 +14,11 @@ from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.tables import LEDGER, qualified
 from gasket.migrator.revisions.files import Revisions
 
-if TYPE_CHECKING:
-    from gasket.migrator.sql.render import Rendering  # a replica that serves does without
-
-_RUN_COLUMNS = (
-    "direction",
-    "started_at",
-    "duration_ms",
-    "release",
-    "role",
-    "host",
-    "backward_compatible",
-)
+# The last two through to_jsonb: the ledger of an older release lacks these columns before the next migration.
+_RUN = """
+revision, direction, started_at, duration_ms, release, role, host, backward_compatible,
+to_jsonb(l) ->> 'command' AS command, split_part(to_jsonb(l) -> 'script' ->> 'doc', E'\\n', 1) AS description
+"""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,11 +106,6 @@ async def read_step(
     return _link(situation, revision, last[0] if last else None), runs
 
 
-def sql_of(rendering: Rendering) -> Sql:
-    """The statements of a rendering as text."""
-    return Sql(statements=[statement.sql for statement in rendering.statements], reason=rendering.reason)
-
-
 def _order(situation: Situation) -> list[str]:
     """Newest first: what is ahead, then the files against their order, then what lost its file."""
     revisions, plan = situation.revisions, situation.plan
@@ -156,7 +144,7 @@ async def _read_last_runs(
     if not situation.database.has_ledger:
         return []
     rows = await connection.fetch(
-        f"SELECT DISTINCT ON (revision) {_selected()} FROM {qualified(schema, LEDGER)} AS l "
+        f"SELECT DISTINCT ON (revision) {_RUN} FROM {qualified(schema, LEDGER)} AS l "
         "WHERE revision = ANY ($1) AND direction <> 'accept' ORDER BY revision, id DESC",
         list(revisions),
     )
@@ -169,15 +157,7 @@ async def _read_runs(
     if not situation.database.has_ledger:
         return []
     rows = await connection.fetch(
-        f"SELECT {_selected()} FROM {qualified(schema, LEDGER)} AS l WHERE revision = $1 ORDER BY id DESC LIMIT $2",
+        f"SELECT {_RUN} FROM {qualified(schema, LEDGER)} AS l WHERE revision = $1 ORDER BY id DESC LIMIT $2",
         *(revision, limit),
     )
     return [Run(**row) for row in rows]
-
-
-def _selected() -> str:
-    # Through to_jsonb: the ledger of an older release lacks these columns before the next migration.
-    return (
-        f"revision, {', '.join(_RUN_COLUMNS)}, to_jsonb(l) ->> 'command' AS command, "
-        "split_part(to_jsonb(l) -> 'script' ->> 'doc', E'\\n', 1) AS description"
-    )

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import pkgutil
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
-from typing import Any, Literal
-
-import asyncpg
+from typing import TYPE_CHECKING, Any, Literal
 
 from gasket.migrator.archive.entries import Archive
 from gasket.migrator.archive.look import ArchivedRows, read_archived_rows
 from gasket.migrator.archive.manifest import list_archives
 from gasket.migrator.archive.schema import archive_schema
-from gasket.migrator.chain import Chain, Link, Sql, Step, read_chain, read_step, sql_of
+from gasket.migrator.chain import Chain, Link, Sql, Step, read_chain, read_step
 from gasket.migrator.commands.status import StatusReport, report_on
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import looking
@@ -28,6 +26,9 @@ from gasket.migrator.errors import MigratorError, NotThereError
 from gasket.migrator.ledger.background import Work
 from gasket.migrator.ledger.read import StoredRevision, read_stored
 from gasket.migrator.monitor import SchemaMonitor
+
+if TYPE_CHECKING:
+    from gasket.migrator.sql.render import Rendering
 
 _DATABASE_WAIT = 3.0
 _CHANGE_LIMIT = 10.0
@@ -106,8 +107,9 @@ class SchemaOperations:
 
     async def archives(self) -> list[Archive]:
         """What downgrades have taken away and kept, newest first."""
-        async with self._at_archive() as connection:
-            return await list_archives(connection, self._config.schema)
+        schema = self._config.schema
+        async with looking(self._config, migrating=True, schema=archive_schema(schema)) as connection:
+            return await list_archives(connection, schema)
 
     async def archived_rows(
         self, number: int, entry: int, *, cursor: str | None, limit: int, hidden: Collection[str]
@@ -117,17 +119,11 @@ class SchemaOperations:
         Raises:
             NotThereError: there is none.
         """
-        async with self._at_archive() as connection:
+        schema = self._config.schema
+        async with looking(self._config, migrating=True, schema=archive_schema(schema)) as connection:
             return await read_archived_rows(
-                connection, self._config.schema, number, entry, cursor=cursor, limit=limit, hidden=hidden
+                connection, schema, number, entry, cursor=cursor, limit=limit, hidden=hidden
             )
-
-    @asynccontextmanager
-    async def _at_archive(self) -> AsyncIterator[asyncpg.Connection]:
-        """The archive is the migrating role's alone."""
-        schema = archive_schema(self._config.schema)
-        async with looking(self._config, migrating=True, schema=schema) as connection:
-            yield connection
 
     async def _change(self, number: int, change: Literal["pause", "resume"]) -> Work:
         if not 0 < number <= _LARGEST_NUMBER:
@@ -172,7 +168,7 @@ class SchemaOperations:
         )
         from_json = pkgutil.resolve_name(_FROM_JSON)
         kept = stored.get(link.revision)
-        return None, sql_of(from_json(kept.downgrade_sql)) if kept and kept.downgrade_sql else None
+        return None, _text_of(from_json(kept.downgrade_sql)) if kept and kept.downgrade_sql else None
 
     def _render(self, revision: str) -> tuple[Sql, Sql]:
         with self._alone():
@@ -180,10 +176,14 @@ class SchemaOperations:
                 module = self._scripts.get_revision(revision).module
             render = pkgutil.resolve_name(_RENDER)
             both = [render(function, metadata=self._config.metadata) for function in (module.upgrade, module.downgrade)]
-        upgrade, downgrade = map(sql_of, both)
+        upgrade, downgrade = map(_text_of, both)
         return upgrade, downgrade
 
     @cached_property
     def _scripts(self) -> Any:
         """Alembic's ScriptDirectory. The files do not change under a process."""
         return pkgutil.resolve_name(_LOAD_SCRIPTS)(self._config.ini)
+
+
+def _text_of(rendering: Rendering) -> Sql:
+    return Sql(statements=[statement.sql for statement in rendering.statements], reason=rendering.reason)

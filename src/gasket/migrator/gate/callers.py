@@ -51,7 +51,6 @@ class Request(msgspec.Struct, frozen=True):
         return self.targets[0] if self.targets else None
 
 
-EVERYBODY = frozenset(Caller)
 STARTS = frozenset({Caller.START, Caller.WAITER, Caller.FOLLOWER, Caller.STATUS})
 """`status` says what a start would come to."""
 APPLYING = frozenset({Caller.START, Caller.WAITER, Caller.UPGRADE, Caller.PLAN, Caller.STATUS})

@@ -14,7 +14,7 @@ import asyncpg
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
 from gasket.migrator.gate import collisions, refusals, rights, targets
-from gasket.migrator.gate.callers import APPLYING, EVERYBODY, GOING_BACK, STAMPING, STARTS, WRITING, Caller, Request
+from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STAMPING, STARTS, WRITING, Caller, Request
 from gasket.migrator.gate.situation import Case, Situation, read_situation
 from gasket.migrator.revisions.files import Revisions
 
@@ -60,11 +60,13 @@ async def find_refusal(
     return None
 
 
+_EVERYBODY = frozenset(Caller)
+
 CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
-    refusals.files_there: EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
-    refusals.files_in_one_piece: EVERYBODY,
+    refusals.files_there: _EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
+    refusals.files_in_one_piece: _EVERYBODY,
     refusals.one_head: APPLYING | STARTS,
-    refusals.plain_ids: EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
+    refusals.plain_ids: _EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
     refusals.no_newer_revisions: APPLYING | STARTS | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
     targets.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
     targets.something_to_roll_back: frozenset({Caller.ROLLBACK}),

@@ -56,7 +56,8 @@ async def step_is_clear(case: Case) -> None:
     current = versions[0] if versions else None
     for passed in range(int(steps["steps"][1:])):
         if current is None:
-            raise _too_few(target, passed, "applied", remedy="To take back all, run: {}", command="downgrade base")
+            take_back_all = f"To take back all, run: {database_command('downgrade base')}"
+            raise _too_few(target, passed, "applied", mend=take_back_all)
         if current not in situation.revisions and current not in situation.database.ledger:
             return  # nobody knows what it stands on
         below = _below(situation, current)
@@ -74,7 +75,7 @@ async def steps_pending(case: Case) -> None:
     steps = re.fullmatch(r"\+(\d+)", target)
     if not steps or plan.unknown or plan.missing or int(steps[1]) <= len(plan.pending):
         return
-    raise _too_few(target, len(plan.pending), "pending", remedy="To apply all, run: {}", command="upgrade")
+    raise _too_few(target, len(plan.pending), "pending", mend=f"To apply all, run: {database_command('upgrade')}")
 
 
 async def target_applied(case: Case) -> None:
@@ -172,13 +173,12 @@ def _unknown_target(name: str, revisions: Revisions, known: Iterable[str]) -> Ta
     return TargetError(problem=f"There is no revision {name}", mend=f"Nearest: {nearest[0]}{said}.")
 
 
-def _too_few(target: str, count: int, which: str, *, remedy: str, command: str) -> TargetError:
+def _too_few(target: str, count: int, which: str, *, mend: str) -> TargetError:
     if not count:
-        problem, mend = f"No revision is {which}", f"To see where the schema is, run: {database_command('status')}"
+        there, mend = "No revision is", f"To see where the schema is, run: {database_command('status')}"
     else:
-        there = f"{count} revisions are" if count > 1 else "1 revision is"
-        problem, mend = f"Only {there} {which}", remedy.format(database_command(command))
-    return TargetError(problem=f"{problem}, so {target} leads nowhere", mend=mend)
+        there = f"Only {count} revisions are" if count > 1 else "Only 1 revision is"
+    return TargetError(problem=f"{there} {which}, so {target} leads nowhere", mend=mend)
 
 
 def going_back(case: Case) -> frozenset[str]:
