@@ -379,26 +379,17 @@ class BackgroundFailedError(MigratorError):
         )
 
 
-class BackfillRefusedError(MigratorError):
-    """PostgreSQL would refuse a backfill that a revision declares. `problem` is a clause that says why."""
+class NotAppliedError(MigratorError):
+    """A revision declares a backfill that cannot be done, or needs background work that is not complete.
 
-    def __init__(self, *, revision: str, table: str, problem: str) -> None:
-        self.what = f"Revision {revision} declares a backfill of {table} that cannot be done: {problem}"
+    `what` says which and why, `mend` what to do first: clauses.
+    """
+
+    def __init__(self, *, what: str, mend: str) -> None:
+        self.what = what
         """As MigrationFailedError has it."""
         super().__init__(
-            f"{self.what}; the revision was not applied, and what came before it stays. Correct its file, then start "
-            "again."
-        )
-
-
-class BackgroundUnfinishedError(MigratorError):
-    """A revision needs background work that is not complete. `state` is a clause that says why."""
-
-    def __init__(self, *, revision: str, work: str, state: str, mend: str) -> None:
-        self.what = f"Revision {revision} needs the {work}, which {state}"
-        """As MigrationFailedError has it."""
-        super().__init__(
-            f"{self.what}; the revision was not applied, and what came before it stays. {mend}, then start again."
+            f"{what}; the revision was not applied, and what came before it stays. {mend}, then start again."
         )
 
 

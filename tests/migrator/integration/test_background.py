@@ -31,10 +31,9 @@ from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.status import read_report
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import (
-    BackfillRefusedError,
     BackgroundFailedError,
-    BackgroundUnfinishedError,
     MigratorError,
+    NotAppliedError,
     ReadOnlyServerError,
     RevisionFileError,
     ScratchDatabaseError,
@@ -395,7 +394,7 @@ async def test_a_backfill_that_does_not_fit_the_tables_is_refused_with_its_revis
     ):
         backfill = f"Backfill(table={table!r}, set={assignment!r}, where={condition!r})"
         path.write_text(declared.replace("PLACE", backfill))
-        with pytest.raises(BackfillRefusedError, match=rf"r2 declares a backfill of {table} .*{problem}"):
+        with pytest.raises(NotAppliedError, match=rf"r2 declares a backfill of {table} .*{problem}"):
             await bring_to_head(config)
         assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r1"
     planned = await forecast_pending(config)
@@ -823,18 +822,18 @@ async def test_a_start_refuses_while_needed_work_is_paused_cancelled_or_fails(
     need(project, "['r2']")
     project.add()
     await change_state(observer, "public", recorded.id, State.PAUSED, before={State.PENDING})
-    with pytest.raises(BackgroundUnfinishedError, match="which is paused.*background resume 1"):
+    with pytest.raises(NotAppliedError, match="which is paused.*background resume 1"):
         await bring_to_head(config)
     report = await read_report(config)
     assert (report.state, report.refused) == ("refused", True)
-    with pytest.raises(BackgroundUnfinishedError, match="which is paused"):
+    with pytest.raises(NotAppliedError, match="which is paused"):
         await forecast_pending(config)
     await change_state(observer, "public", recorded.id, State.VOID, before={State.PAUSED})
-    with pytest.raises(BackgroundUnfinishedError, match="which was cancelled.*background resume 1"):
+    with pytest.raises(NotAppliedError, match="which was cancelled.*background resume 1"):
         await bring_to_head(config)
     await change_state(observer, "public", recorded.id, State.FAILED, before={State.VOID})
     await observer.execute("ALTER TABLE items ADD CHECK (id <> 7 OR tier IS NULL)")
-    with pytest.raises(BackgroundUnfinishedError, match=r"has failed: The row \(id\) = \(7\)"):
+    with pytest.raises(NotAppliedError, match=r"has failed: The row \(id\) = \(7\)"):
         await bring_to_head(config)
     assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r2"
     await observer.execute("DELETE FROM items WHERE id = 7")
@@ -848,7 +847,7 @@ async def test_stopped_work_keeps_back_only_what_needs_it(
     project.add()
     need(project, "['r2']")
     await change_state(observer, "public", recorded.id, State.PAUSED, before={State.PENDING})
-    with pytest.raises(BackgroundUnfinishedError, match="Revision r4 needs"):
+    with pytest.raises(NotAppliedError, match="Revision r4 needs"):
         await bring_to_head(config)
     assert await observer.fetchval("SELECT version_num FROM alembic_version") == "r2", "nothing was begun"
     arguments = alembic_config(config.ini, read_config=lambda: config)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from gasket.migrator.background import Backfill, Declaration, IndexBuild
 from gasket.migrator.background.backfills import may_pass
 from gasket.migrator.background.walk import PRIMARY_KEY
-from gasket.migrator.errors import BackfillRefusedError, RevisionFileError
+from gasket.migrator.errors import NotAppliedError, RevisionFileError
 from gasket.postgres.errors import describe, is_lost
 
 
@@ -43,12 +43,13 @@ def check_backfills(connection: Connection, revision: str, declared: Sequence[De
     lock is kept.
 
     Raises:
-        BackfillRefusedError: it does not fit.
+        NotAppliedError: it does not fit.
         sqlalchemy.exc.DBAPIError: a lock was not granted, for example; another try may succeed.
     """
     for one in declared:
         if isinstance(one, Backfill) and (problem := _problem(connection, one)):
-            raise BackfillRefusedError(revision=revision, table=one.table, problem=problem)
+            what = f"Revision {revision} declares a backfill of {one.table} that cannot be done: {problem}"
+            raise NotAppliedError(what=what, mend="Correct its file")
 
 
 def _problem(connection: Connection, backfill: Backfill) -> str | None:

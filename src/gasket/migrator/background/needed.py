@@ -10,7 +10,7 @@ from gasket.migrator.background.lock import taken_over
 from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import Notify, tell_nobody
-from gasket.migrator.errors import BackgroundUnfinishedError
+from gasket.migrator.errors import NotAppliedError
 from gasket.migrator.ledger.background import OPEN, STOPPED, State, Work, read_works_of
 
 _TELL_EVERY = 5.0
@@ -30,7 +30,7 @@ async def finish_needed(
     What has failed is tried again. A revision without work in the table was stamped, or declares none.
 
     Raises:
-        BackgroundUnfinishedError: some of it is paused or cancelled, or fails.
+        NotAppliedError: some of it is paused or cancelled, or fails.
     """
     works = [work for needed in needs for work in await read_works_of(connection, schema, needed)]
     open_works = [work for work in works if work.state is not State.COMPLETE]
@@ -56,11 +56,11 @@ async def finish_needed(
                 raise unfinished(revision, done)
 
 
-def unfinished(revision: str, work: Work) -> BackgroundUnfinishedError:
+def unfinished(revision: str, work: Work) -> NotAppliedError:
     """The refusal of a revision that needs this work, which has failed or is stopped."""
     if work.state is State.FAILED:
         state, mend = f"has failed: {(work.error or '').rstrip('.')}", "Mend the cause"
     else:
         state = "is paused" if work.state is State.PAUSED else "was cancelled"
         mend = f"Run: {database_command(f'background resume {work.id}')}"
-    return BackgroundUnfinishedError(revision=revision, work=str(work), state=state, mend=mend)
+    return NotAppliedError(what=f"Revision {revision} needs the {work}, which {state}", mend=mend)

@@ -15,13 +15,12 @@ from gasket.migrator.apply.session import MigrationSession, migration_session
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected
 from gasket.migrator.errors import (
-    BackfillRefusedError,
-    BackgroundUnfinishedError,
     InvalidIndexError,
     LockGivenAwayError,
     LockLostError,
     LocksNotGrantedError,
     MigrationFailedError,
+    NotAppliedError,
     PartlyDoneError,
     ScratchDatabaseError,
 )
@@ -30,7 +29,7 @@ from gasket.migrator.scratch.database import NAME, Scratch
 
 log = logging.getLogger("gasket.migrator")
 
-REVISION_ERRORS = (BackfillRefusedError, BackgroundUnfinishedError, MigrationFailedError)
+REVISION_ERRORS = (NotAppliedError, MigrationFailedError)
 """A revision or its background work fails; each has a `what`, which is as true of a scratch database."""
 
 _LIMIT = 300.0
