@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from msgspec.structs import replace
-
-from gasket.migrator.sql.alter_table import CONSTRAINTS, read_column, read_part, references
 from gasket.migrator.sql.lexer import Name, Words
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reading import Action, AddValue, Create, Drop, Reading, Rename, Touch, TouchIndex
+from gasket.migrator.sql.tables import read_create_table, read_part
 
 _AE = LockMode.ACCESS_EXCLUSIVE
 _SRE = LockMode.SHARE_ROW_EXCLUSIVE
@@ -137,7 +135,7 @@ def _create(kind: str, words: Words, before: set[str]) -> Iterator[Action]:
         name = words.name()
         change = Create(kind, name, temporary=bool(before & {"temp", "temporary"}) and kind in _RELATIONS)
         if kind in ("table", "foreign table"):
-            yield from _create_table(change, words)
+            yield read_create_table(change, words)
         elif kind == "view" and "replace" in before:
             yield Action(change, (Touch(name, _AE),))
         elif kind == "extension":
@@ -152,28 +150,6 @@ def _create(kind: str, words: Words, before: set[str]) -> Iterator[Action]:
     elif kind == "publication":
         words.identifier()
         yield from _published(words)
-
-
-def _create_table(change: Create, words: Words) -> Iterator[Action]:
-    touches = [touch for touch in references(words) if touch.relation != change.name]
-    told: tuple[str, ...] = ()
-    if words.take("partition", "of"):
-        parent = words.name()
-        touches.append(Touch(parent, _AE))
-        told = (f"whether {'.'.join(parent)} has a default partition and foreign keys",)
-    if not told and not words.has("inherits"):
-        change = replace(change, columns=_columns(Words(words.rest()).inside()))
-    words.until("inherits")
-    if words.take("inherits"):
-        touches += [Touch(part.name(), _SUE) for part in words.inside().parts()]
-    yield Action(change, tuple(touches), told)
-
-
-def _columns(definitions: Words) -> tuple[tuple[str, str], ...]:
-    """() when the query of AS or another table (LIKE) tells of them."""
-    parts = [part for part in definitions.parts() if not part.is_at(*CONSTRAINTS)]
-    found = tuple(("", "") if part.is_at("like") else read_column(part) for part in parts)
-    return found if all(type_ for _, type_ in found) else ()
 
 
 def _drop(kind: str, part: Words, *, concurrently: bool) -> Action:

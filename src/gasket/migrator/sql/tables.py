@@ -1,4 +1,4 @@
-"""The parts of ALTER TABLE, and of the statements that share its forms: ALTER VIEW, ALTER MATERIALIZED VIEW, ...
+"""CREATE TABLE and the parts of ALTER TABLE, with the statements that share its forms: ALTER VIEW, ALTER SEQUENCE, ...
 
 The lock of each part is that of the PostgreSQL manual, "ALTER TABLE"; a test asks PostgreSQL whether it is right.
 """
@@ -6,6 +6,8 @@ The lock of each part is that of the PostgreSQL manual, "ALTER TABLE"; a test as
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from gasket.migrator.sql.expressions import varies
 from gasket.migrator.sql.lexer import Kind, Name, Token, Words
@@ -15,6 +17,7 @@ from gasket.migrator.sql.reading import (
     AddColumn,
     AddConstraint,
     AlterColumn,
+    Create,
     Drop,
     Rename,
     Touch,
@@ -26,7 +29,7 @@ _AE = LockMode.ACCESS_EXCLUSIVE
 _SRE = LockMode.SHARE_ROW_EXCLUSIVE
 _SUE = LockMode.SHARE_UPDATE_EXCLUSIVE
 
-CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign", "exclude", "not")
+_CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign", "exclude", "not")
 _AFTER_TYPE = frozenset({"check", "collate", "compression", "constraint", "default", "generated", "not", "null"})
 _AFTER_TYPE |= {"primary", "references", "storage", "unique"}
 _SERIAL = frozenset({"serial", "bigserial", "smallserial", "serial2", "serial4", "serial8"})
@@ -34,29 +37,20 @@ _STRONG_OPTIONS = frozenset({"security_barrier", "security_invoker", "check_opti
 _OTHER_ENDS = "which other tables its foreign keys lock"
 
 
-def _type_name(words: Sequence[Token]) -> str:
-    """A type on one line: `character varying(20)`, `numeric(10,2)`, `text[]`."""
-    text = ""
-    for token in words:
-        apart = text[-1:].isalnum() and token.kind is not Kind.SYMBOL
-        apart = apart or (text.endswith(")") and token.kind is Kind.WORD)
-        text += f" {token.text}" if apart else token.text
-    return text
-
-
-def read_column(words: Words) -> tuple[str, str]:
-    """Name and type of a column, from its definition."""
-    return words.identifier(), _type_name(words.until(*_AFTER_TYPE))
-
-
-def references(words: Words) -> tuple[Touch, ...]:
-    """The tables that foreign keys in these definitions refer to."""
-    tables = []
-    tokens = words.rest()
-    for position, token in enumerate(tokens):
-        if token.is_word("references"):
-            tables.append(Words(tokens[position + 1 :]).name())
-    return tuple(Touch(table, _SRE) for table in dict.fromkeys(tables))
+def read_create_table(change: Create, words: Words) -> Action:
+    """CREATE TABLE, from what follows the name; `change` is what is known of it by then."""
+    touches = [touch for touch in _references(words) if touch.relation != change.name]
+    told: tuple[str, ...] = ()
+    if words.take("partition", "of"):
+        parent = words.name()
+        touches.append(Touch(parent, _AE))
+        told = (f"whether {_dotted(parent)} has a default partition and foreign keys",)
+    elif not words.has("inherits"):
+        change = replace(change, columns=_columns(Words(words.rest()).inside()))
+    words.until("inherits")
+    if words.take("inherits"):
+        touches += [Touch(part.name(), _SUE) for part in words.inside().parts()]
+    return Action(change, tuple(touches), told)
 
 
 def read_part(kind: str, table: Name, words: Words, was: str | None) -> Action:
@@ -100,14 +94,45 @@ def read_part(kind: str, table: Name, words: Words, was: str | None) -> Action:
             return Action.locking(table, _AE)
 
 
+def _columns(definitions: Words) -> tuple[tuple[str, str], ...]:
+    """() when the query of AS or another table (LIKE) tells of them."""
+    parts = [part for part in definitions.parts() if not part.is_at(*_CONSTRAINTS)]
+    found = tuple(("", "") if part.is_at("like") else _read_column(part) for part in parts)
+    return found if all(type_ for _, type_ in found) else ()
+
+
+def _type_name(words: Sequence[Token]) -> str:
+    """A type on one line: `character varying(20)`, `numeric(10,2)`, `text[]`."""
+    text = ""
+    for token in words:
+        apart = text[-1:].isalnum() and token.kind is not Kind.SYMBOL
+        apart = apart or (text.endswith(")") and token.kind is Kind.WORD)
+        text += f" {token.text}" if apart else token.text
+    return text
+
+
+def _read_column(words: Words) -> tuple[str, str]:
+    """Name and type of a column, from its definition."""
+    return words.identifier(), _type_name(words.until(*_AFTER_TYPE))
+
+
+def _references(words: Words) -> tuple[Touch, ...]:
+    """The tables that foreign keys in these definitions refer to."""
+    tables = []
+    tokens = words.rest()
+    for position, token in enumerate(tokens):
+        if token.is_word("references"):
+            tables.append(Words(tokens[position + 1 :]).name())
+    return tuple(Touch(table, _SRE) for table in dict.fromkeys(tables))
+
+
 def _constraint(table: Name, name: str | None, words: Words) -> Action:
     """A table constraint that is added, from its first keyword on."""
     kind = words.word()
-    enforced = not words.has("not", "enforced")
-    valid = enforced and not words.has("not", "valid")
+    valid = not (words.has("not", "enforced") or words.has("not", "valid"))
     if kind == "foreign":
         own = Touch(table, _SRE, scans=valid)
-        return Action(AddConstraint(table, name, valid), (own, *references(words)))
+        return Action(AddConstraint(table, name, valid), (own, *_references(words)))
     if kind in ("unique", "primary", "exclude"):
         if words.has("using", "index"):
             checks_nulls = None if kind == "primary" else False
@@ -153,12 +178,12 @@ def _set(kind: str, table: Name, words: Words, verb: str) -> Action:
 
 
 def _add(table: Name, words: Words) -> Action:
-    if words.is_at(*CONSTRAINTS):
+    if words.is_at(*_CONSTRAINTS):
         name = words.identifier() if words.take("constraint") else None
         return _constraint(table, name, words)
     words.take("column")
     words.take("if", "not", "exists")
-    column, type_ = read_column(words)
+    column, type_ = _read_column(words)
     return _add_column(table, column, type_, words)
 
 
@@ -181,7 +206,7 @@ def _add_column(table: Name, column: str, type_: str, words: Words) -> Action:
     filled = has_value or generated or type_ in _SERIAL
     not_null = words.has("not", "null") or words.has("primary")
     enforced = not words.has("not", "enforced")
-    refers = references(words)
+    refers = _references(words)
     checks_values = words.has("check") or (bool(refers) and has_value)
     checks_nulls = not_null and (virtual or not filled)
     builds = words.has("unique") or words.has("primary")
@@ -237,9 +262,8 @@ def _is_cast_of(column: str, words: Words) -> bool:
 
 def _alter_constraint(table: Name, words: Words) -> Action:
     words.identifier()
-    if words.has("enforced") and not words.has("not", "enforced"):
-        return Action(touches=(Touch(table, _AE, scans=True),), not_told=(_OTHER_ENDS,))
-    return Action(touches=(Touch(table, _AE),), not_told=(_OTHER_ENDS,))
+    scans = words.has("enforced") and not words.has("not", "enforced")
+    return Action(touches=(Touch(table, _AE, scans=scans),), not_told=(_OTHER_ENDS,))
 
 
 def _attach(parent: Name, words: Words) -> Action:
