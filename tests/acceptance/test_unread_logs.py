@@ -21,8 +21,12 @@ from tests.acceptance.processes import Replica, environment, free_port, until
 SMALLEST_PIPE = 4096
 MANY = 40
 """Revisions whose log lines fill such a pipe several times over."""
-WARNS = 'for number in range(100):\n    __import__("warnings").warn(f"{number} " + 100 * "x")'
-"""A revision that gives rise to warnings of Python's, as SQLAlchemy does, while it holds the lock."""
+TALKS = """import sys, warnings
+for number in range(100):
+    warnings.warn(f"{number} " + 100 * "x")
+    print(100 * "x")
+    print(100 * "x", file=sys.stderr)"""
+"""A revision that prints while it holds the lock, and gives rise to warnings of Python's, as SQLAlchemy does."""
 
 
 @pytest.fixture
@@ -35,16 +39,15 @@ def unread() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def start(installation: Installation, command: list[str], folder: Path, errors: int) -> subprocess.Popen[bytes]:
-    with (folder / "output").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            env={**environment(folder), **installation.settings},
-            cwd=folder,
-        )
+def start(installation: Installation, command: list[str], folder: Path, unread: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=unread,
+        stderr=unread,
+        env={**environment(folder), **installation.settings},
+        cwd=folder,
+    )
 
 
 @asynccontextmanager
@@ -83,7 +86,7 @@ async def test_a_replica_migrates_serves_and_ends(
 ) -> None:
     for number in range(MANY):
         installation.project.add_table(f"step_{number}")
-    installation.project.add_revision("warns", WARNS)
+    installation.project.add_revision("talks", TALKS)
     async with serving(installation, tmp_path, unread[1]) as replica:
         await until(lambda: waiting_in(unread[0]) > SMALLEST_PIPE - 400, 30, "a full pipe")
         await installation.assert_migrated_once()
@@ -100,7 +103,7 @@ async def test_a_command_migrates_and_ends(
 ) -> None:
     for number in range(MANY):
         installation.project.add_table(f"step_{number}")
-    installation.project.add_revision("warns", WARNS)
+    installation.project.add_revision("talks", TALKS)
     if command[0] == "alembic.config":
         command = [command[0], "-c", str(installation.project.ini), *command[1:]]
     process = start(installation, command, tmp_path, unread[1])

@@ -438,6 +438,9 @@ def test_every_form_of_url(given: str, expected: str) -> None:
         ("postgresql://h/db?channel_binding=require", "channel_binding=require"),
         ("postgresql://h/db?gssencmode=require", "gssencmode=require"),
         ("postgresql://h/db?keepalives_idle=soon", "keepalives_idle as a whole number"),
+        ("postgresql://h/db?keepalives_idle=100000", "keepalives_idle of at most 32767"),
+        ("postgresql://h/db?keepalives_count=128", "keepalives_count of at most 127"),
+        ("postgresql://h/db?tcp_user_timeout=3000000000", "tcp_user_timeout of at most 2147483647"),
     ],
 )
 def test_a_url_that_the_driver_would_misread_is_refused(url: str, problem: str) -> None:

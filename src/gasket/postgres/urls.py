@@ -14,15 +14,19 @@ CONNECT_TIMEOUT = 10.0
 
 _TLS_MODES = ("require", "verify-ca", "verify-full")
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-LIVENESS = (
-    "connect_timeout",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-)
-"""Parameters of libpq that the driver does not know: `gasket.postgres.connecting` does what they say."""
+_LARGEST = 2**31 - 1
+LIVENESS = {
+    "connect_timeout": _LARGEST,
+    "keepalives": _LARGEST,
+    "keepalives_idle": 32_767,
+    "keepalives_interval": 32_767,
+    "keepalives_count": 127,
+    "tcp_user_timeout": _LARGEST,
+}
+"""Parameters of libpq that the driver does not know, with the largest value that Linux takes (tcp(7), `tcp.h`).
+
+`gasket.postgres.connections` does what they say.
+"""
 
 
 class Liveness(msgspec.Struct, frozen=True):
@@ -44,7 +48,7 @@ def read_liveness(url: str) -> Liveness:
     """What the URL says of it, and Gasket's own values for the rest.
 
     Raises:
-        ValueError: one is not a whole number.
+        ValueError: one is not a whole number, or is too large.
     """
     given: dict[str, int] = {}
     for name, value in parse_qsl(urlsplit(url).query):
@@ -53,6 +57,8 @@ def read_liveness(url: str) -> Liveness:
                 given[name] = max(0, int(value))
             except ValueError:
                 raise ValueError(f"must have {name} as a whole number") from None
+            if given[name] > LIVENESS[name]:
+                raise ValueError(f"must have {name} of at most {LIVENESS[name]}")
     default = Liveness()
     return Liveness(
         connect_timeout=given.get("connect_timeout", default.connect_timeout),

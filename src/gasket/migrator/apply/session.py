@@ -23,6 +23,7 @@ from gasket.migrator.apply.failures import denies_own_tables, lagging_sequence, 
 from gasket.migrator.apply.grants import grant_to_application
 from gasket.migrator.apply.holding import Application, connection_with_lock
 from gasket.migrator.apply.lock import give_back
+from gasket.migrator.apply.printed import prints_logged
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.archive.restore import RestoreReport, restore_archive
 from gasket.migrator.config import MigratorConfig
@@ -176,7 +177,8 @@ class MigrationSession:
         try:
             async with _alembic(self.config.lock_wait):
                 await self.steps.start()
-                await run_sync(self._connection, work)
+                with prints_logged(lambda: self.steps.current):
+                    await run_sync(self._connection, work)
         except Exception as error:
             if _asked_to_stop():
                 raise asyncio.CancelledError from error
@@ -200,7 +202,7 @@ class MigrationSession:
 
     def _load_scripts(self) -> None:
         """While the server makes the tables: both take about as long."""
-        with suppress(Exception):  # Alembic comes to it once more, where it is told
+        with suppress(Exception), prints_logged(lambda: None):  # Alembic comes to it once more, where it is told
             self.scripts.get_heads()
 
     async def _record_failure(self, error: str) -> None:
