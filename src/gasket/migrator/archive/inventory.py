@@ -104,7 +104,7 @@ _Marks = Mapping[int, Mark]
 """Both by oid."""
 
 
-class Inventory(msgspec.Struct, frozen=True):
+class Inventory(NamedTuple):
     """The relations that a step had to do with at one moment, and their marks."""
 
     relations: _Relations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import msgspec
@@ -139,7 +140,8 @@ def try_out(context: MigrationContext, schema: str, steps: Sequence[TrialStep], 
     seen: list[tuple[bool, After]] = []
     watched = any(_may_cascade(step.rendering) for step in steps)
     bystanders = [read_bystanders(connection) if watched else ()]
-    named = {name for step in steps for name in _named(step.rendering)}
+    readings = [reading for step in steps for reading in _readings(step.rendering)]
+    named = {touch.relation[-1] for reading in readings for touch in reading.touches}
     with _taken_back(connection):
         # What is known of what was there. The rest is looked at when the steps are taken back.
         start = marks = read_marks(connection, known.counted, named)
@@ -152,26 +154,23 @@ def try_out(context: MigrationContext, schema: str, steps: Sequence[TrialStep], 
     # Until a step has locked a relation, it is as it is now; from then on as the step before has left it.
     held_by_any = frozenset[int]().union(*(after.held.oids for _, after in seen))
     known.counted = held_by_any.union(oid for oid, mark in start.items() if any(mark[1:]))
-    present = read_inventory(connection, schema, held_by_any)
-    marks_before = {oid: Mark(mark.file, 0, 0, 0) for oid, mark in present.marks.items()} | dict(start)
+    relations, marks = read_inventory(connection, schema, held_by_any)
+    marks = {oid: Mark(mark.file, 0, 0, 0) for oid, mark in marks.items()} | dict(start)
     tried: list[Tried] = []
-    left, touched = present.relations, frozenset[int]()
-    for number, (in_parts, after) in enumerate(seen):
-        held = after.held
-        relations = {
-            oid: relation for oid, relation in present.relations.items() if oid not in touched and oid in marks_before
-        }
-        relations |= {oid: relation for oid, relation in left.items() if oid in touched}
-        before_it = Inventory(relations, marks_before)
-        losses = find_losses(before_it, after)
-        not_copied: list[tuple[Relation | None, str]] = [*find_changes(before_it, after, losses)]
-        sql = "\n".join(statement.sql for statement in steps[number].rendering.statements)
-        if along := taken_along(bystanders[number], bystanders[number + 1], after, sql):
+    for step, (in_parts, after), (bystanders_before, bystanders_after) in zip(
+        steps, seen, pairwise(bystanders), strict=True
+    ):
+        before, held = Inventory(relations, marks), after.held
+        losses = find_losses(before, after)
+        not_copied: list[tuple[Relation | None, str]] = [*find_changes(before, after, losses)]
+        sql = "\n".join(statement.sql for statement in step.rendering.statements)
+        if along := taken_along(bystanders_before, bystanders_after, after, sql):
             not_copied.append((None, along))
-        written = frozenset(oid for oid in held.oids & marks_before.keys() if held.marks.get(oid) != marks_before[oid])
-        tried.append(Tried(in_parts, losses, tuple(not_copied), before_it, held, written))
-        left, touched = after.relations, held.exclusive
-        marks_before = _marks_after(marks_before, held)
+        written = frozenset(oid for oid in held.oids & marks.keys() if held.marks.get(oid) != marks[oid])
+        tried.append(Tried(in_parts, losses, tuple(not_copied), before, held, written))
+        unlocked = {oid: relation for oid, relation in relations.items() if oid not in held.exclusive}
+        relations = unlocked | dict(after.relations)
+        marks = _marks_after(marks, held)
     return tried
 
 
@@ -180,20 +179,17 @@ def _marks_after(before: Mapping[int, Mark], held: Held) -> dict[int, Mark]:
     return {oid: mark for oid, mark in before.items() if oid not in held.oids} | dict(held.marks)
 
 
-def _named(rendering: Rendering) -> Iterator[str]:
-    """The names, without their schemas, of the relations that its statements lock."""
+def _readings(rendering: Rendering) -> Iterator[Reading]:
     for statement in rendering.statements:
-        for reading in read(statement.sql):
-            for touch in reading.touches:
-                yield touch.relation[-1]
+        yield from read(statement.sql)
 
 
 def _may_cascade(rendering: Rendering) -> bool:
     """Whether something may go that no statement names: reading the whole catalog for it takes milliseconds."""
-    return rendering.reason is not None or any(
-        "cascade" in statement.sql.lower()
-        or any(reading.not_told and reading.kind not in _DROPS_WHAT_IT_NAMES for reading in read(statement.sql))
-        for statement in rendering.statements
+    return (
+        rendering.reason is not None
+        or any("cascade" in statement.sql.lower() for statement in rendering.statements)
+        or any(reading.not_told and reading.kind not in _DROPS_WHAT_IT_NAMES for reading in _readings(rendering))
     )
 
 
