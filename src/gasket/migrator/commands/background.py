@@ -110,27 +110,24 @@ async def finish(config: MigratorConfig, number: int | None) -> list[Work]:
     before = UNFINISHED if number is not None else UNFINISHED - {State.PAUSED}
 
     async def work(connection: asyncpg.Connection) -> list[Work]:
-        wanted = await _unfinished(connection, config.schema, number, before)
-        await prepare_worker(connection, config.schema)
-        async with taken_over(connection, config.schema):
-            return [
-                await work_on(
-                    connection,
-                    config.schema,
-                    one,
-                    worker=config.process,
-                    share=1,
-                    yields=False,
-                    before=before,
-                    tell_every=_TOLD_EVERY,
-                    notify=config.notify,
-                )
-                for one in wanted
-            ]
-
-    async def or_lost(connection: asyncpg.Connection) -> list[Work]:
         try:
-            return await work(connection)
+            wanted = await _unfinished(connection, config.schema, number, before)
+            await prepare_worker(connection, config.schema)
+            async with taken_over(connection, config.schema):
+                return [
+                    await work_on(
+                        connection,
+                        config.schema,
+                        one,
+                        worker=config.process,
+                        share=1,
+                        yields=False,
+                        before=before,
+                        tell_every=_TOLD_EVERY,
+                        notify=config.notify,
+                    )
+                    for one in wanted
+                ]
         except DRIVER_ERRORS as error:
             if not is_lost(error) and not connection.is_closed():
                 raise
@@ -138,7 +135,7 @@ async def finish(config: MigratorConfig, number: int | None) -> list[Work]:
                 "The connection to the database was lost; what is done stays. Run it again to go on."
             ) from None
 
-    done = await _connected(config, or_lost)
+    done = await _connected(config, work)
     for one in done:
         if one.state is State.FAILED:
             raise BackgroundFailedError(work=str(one), number=one.id, error=one.error or "")

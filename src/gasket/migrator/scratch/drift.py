@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import asyncpg
 import msgspec
@@ -58,7 +58,10 @@ async def find_drift(connection: asyncpg.Connection, config: MigratorConfig, *, 
     all the rest.
     """
     entries, not_compared = await _compare_record(connection, config.schema)
-    with_models = await _compare_models(connection, config) if models or not_compared else []
+    with_models: list[ModelDifference] = []
+    if models or not_compared:
+        compare_models = pkgutil.resolve_name(_COMPARE_MODELS)  # it imports Alembic's autogenerate
+        with_models = await compare_models(connection, config)
     tuned = [entry for entry in entries if _is_tuning(entry)]
     tuned_names = {_plain(entry.name) for entry in tuned}
     remaining = [found for found in with_models if not found.names & tuned_names]
@@ -72,11 +75,6 @@ async def find_drift(connection: asyncpg.Connection, config: MigratorConfig, *, 
         not_compared=not_compared,
         mends=[sql for entry in entries if not _is_tuning(entry) and (sql := mending_sql(entry))],
     )
-
-
-async def _compare_models(connection: asyncpg.Connection, config: MigratorConfig) -> list[ModelDifference]:
-    compare: Callable[..., Awaitable[list[ModelDifference]]] = pkgutil.resolve_name(_COMPARE_MODELS)
-    return await compare(connection, config)
 
 
 async def _compare_record(connection: asyncpg.Connection, schema: str) -> tuple[list[Entry], str | None]:

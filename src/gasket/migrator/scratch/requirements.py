@@ -194,13 +194,13 @@ def _new_requirements(
 ) -> list[Requirement]:
     """What a statement asks of rows that were there before the first pending revision. Pure."""
     asked_before = {row._replace(key="") for row in before.values()}
-    types = _types(before), _types(after)
+    columns = _columns(before), _columns(after)
     found = []
     for key, row in after.items():
         table = names.tables.get(row.relation)
         if table is None or row._replace(key="") in asked_before:
             continue
-        kind = _kind(row, *types, filled=_filled(after, row), known=key in before)
+        kind = _kind(row, *columns, known=key in before)
         if kind is not None:
             requirement = Requirement(
                 statement,
@@ -216,23 +216,24 @@ def _new_requirements(
     return found
 
 
-_Types = Mapping[tuple[int, int], str]
+_Columns = Mapping[tuple[int, int], tuple[str, ...]]
+"""By table and number: the type of a column, and how it gets a value in the rows that are there."""
 
 
-def _types(rows: _Rows) -> _Types:
-    """Of the columns, by table and number."""
-    return {(row.relation, row.columns[0]): row.expressions[0] for row in rows.values() if row.kind == "column"}
+def _columns(rows: _Rows) -> _Columns:
+    return {(row.relation, row.columns[0]): row.expressions for row in rows.values() if row.kind == "column"}
 
 
-def _kind(row: _Row, before: _Types, after: _Types, *, filled: str, known: bool) -> str | None:
+def _kind(row: _Row, before: _Columns, after: _Columns, *, known: bool) -> str | None:
     """The kind of the requirement; None where rows that are there cannot break it."""
     columns = [(row.relation, number) for number in row.columns]
-    retyped = [column for column in columns if column in before and before[column] != after.get(column)]
+    retyped = [column for column in columns if column in before and before[column][0] != after[column][0]]
     if row.kind == "column":
-        return "type" if retyped and not widens(before[retyped[0]], row.expressions[0]) else None
+        return "type" if retyped and not widens(before[retyped[0]][0], row.expressions[0]) else None
     if known and (retyped or row.kind == "expression"):
         return None  # it is built anew for the type of a column
     if row.kind == "not null" and columns[0] not in before:
+        filled = after[columns[0]][1]
         return {"filled": None, "generated": row.kind}.get(filled, "no rows")
     return row.kind
 
@@ -242,15 +243,3 @@ def tables_written(readings: Sequence[Reading], schema: str) -> Iterator[str]:
     if any(reading.writes_rows is None for reading in readings):
         yield ANY_TABLE
     yield from (table for table, touch in touched_tables(readings, schema) if touch.writes is not False)
-
-
-def _filled(rows: _Rows, not_null: _Row) -> str:
-    """`filled`: the column gets a value in every row that is there. `generated`: the row decides on it. Else empty."""
-    return next(
-        (
-            row.expressions[1]
-            for row in rows.values()
-            if row.kind == "column" and row.relation == not_null.relation and row.columns == not_null.columns
-        ),
-        "",
-    )
