@@ -21,7 +21,7 @@ from gasket.migrator.errors import LockTimeoutError, ScratchDatabaseError
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
-from gasket.migrator.scratch.database import Scratch, scratch_database, with_database
+from gasket.migrator.scratch.database import Scratch, scratch_database
 from gasket.migrator.scratch.rehearsal import build
 from gasket.migrator.scratch.set_aside import MARK
 from tests.migrator.project import Project
@@ -148,11 +148,13 @@ async def kill_a_plan(database_url: str, scratch_url: str = "") -> None:
         await connection.close()
 
 
-async def test_it_is_there_in_the_middle_and_gone_afterwards(database_url: str, observer: asyncpg.Connection) -> None:
+async def test_it_is_there_in_the_middle_and_gone_afterwards(
+    database_url: str, observer: asyncpg.Connection, url_with: Callable[..., str]
+) -> None:
     async with scratch_database(config(database_url), NONE) as scratch:
         name = await name_of(scratch)
         assert re.fullmatch("gasket_scratch_[0-9a-f]{16}", name)
-        assert scratch.config.database_url == scratch.config.migration_url == with_database(database_url, name)
+        assert scratch.config.database_url == scratch.config.migration_url == url_with(database_url, database=name)
         assert scratch.notes == ()
         assert await tables(scratch.config.migration_url) == []
         [row] = await observer.fetch(
@@ -256,13 +258,16 @@ async def test_killed_before_it_was_marked(
 
 
 async def test_what_may_be_somebody_elses_stays(
-    database_url: str, observer: asyncpg.Connection, leftover: Callable[..., Awaitable[str]]
+    database_url: str,
+    observer: asyncpg.Connection,
+    leftover: Callable[..., Awaitable[str]],
+    url_with: Callable[..., str],
 ) -> None:
     filled = await leftover(marked=False)
-    await run_in(with_database(database_url, filled), "CREATE TABLE precious ()")
+    await run_in(url_with(database_url, database=filled), "CREATE TABLE precious ()")
     locked, connected, idle = [await leftover(marked=True) for _ in range(3)]
     await observer.execute(f"SELECT pg_advisory_lock({lock_arguments(locked)})")
-    user = await asyncpg.connect(with_database(database_url, connected))
+    user = await asyncpg.connect(url_with(database_url, database=connected))
     started = time.monotonic()
     try:
         async with scratch_database(config(database_url), NONE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gasket.migrator.scratch.database import with_database
+from gasket.migrator.scratch.database import _with_database
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ from gasket.migrator.scratch.database import with_database
     ],
 )
 def test_only_the_database_changes(url: str, expected: str) -> None:
-    assert with_database(url, "new") == expected
+    assert _with_database(url, "new") == expected
 
 
 def test_a_name_is_encoded() -> None:
-    assert with_database("postgresql://db/live", "a/b?c") == "postgresql://db/a%2Fb%3Fc"
+    assert _with_database("postgresql://db/live", "a/b?c") == "postgresql://db/a%2Fb%3Fc"

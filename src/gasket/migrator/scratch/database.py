@@ -98,7 +98,7 @@ async def scratch_database(config: MigratorConfig, revisions: Revisions) -> Asyn
             yield Scratch(config=on_scratch, revisions=revisions, notes=notes, guard=Guard(missing))
 
 
-def with_database(url: str, name: str) -> str:
+def _with_database(url: str, name: str) -> str:
     """The same libpq URL with another database; user, hosts, ports, socket folder and options stay as they are.
 
     The forms are those of the PostgreSQL manual, "Connection URIs": several hosts, a Unix socket's folder in the
@@ -126,7 +126,7 @@ async def _made(config: MigratorConfig, live: asyncpg.Connection) -> AsyncIterat
     async with migration_lock(live, name, wait=0):
         try:
             await _create(live, name)
-            yield with_database(config.migration_url, name)
+            yield _with_database(config.migration_url, name)
         finally:
             await _to_the_end(_drop(config, live, name))
 
@@ -188,7 +188,7 @@ async def _drop_leftovers(config: MigratorConfig, live: asyncpg.Connection) -> N
         if lock_key(name) in held:
             continue
         try:
-            if marked or await _is_empty_database(config, with_database(config.migration_url, name)):
+            if marked or await _is_empty_database(config, _with_database(config.migration_url, name)):
                 await live.execute(f"DROP DATABASE {name}", timeout=_STATEMENT_LIMIT)
                 log.info("dropped scratch database %s, which an interrupted plan had left behind", name)
         except _FAILURES as error:
