@@ -89,7 +89,7 @@ async def read_chain(
     situation = await read_situation(connection, schema, revisions)
     order = _order(situation)
     wanted = order[offset : offset + limit]
-    last = {run.revision: run for run in await _read_last_runs(connection, schema, situation, wanted)}
+    last = await _read_last_runs(connection, schema, situation, wanted)
     links = [_link(situation, revision, last.get(revision)) for revision in wanted]
     return Chain(items=links, total=len(order), edited=[edit.revision for edit in situation.edits if not edit.gone])
 
@@ -102,8 +102,9 @@ async def read_step(
     if revision not in _order(situation):
         return None
     last = await _read_last_runs(connection, schema, situation, [revision])
-    runs = await _read_runs(connection, schema, situation, revision, limit)
-    return _link(situation, revision, last[0] if last else None), runs
+    query = f"SELECT {_RUN} FROM {qualified(schema, LEDGER)} AS l WHERE revision = $1 ORDER BY id DESC LIMIT $2"
+    runs = await _read_runs(connection, situation, query, revision, limit)
+    return _link(situation, revision, last.get(revision)), runs
 
 
 def _order(situation: Situation) -> list[str]:
@@ -124,13 +125,12 @@ def _link(situation: Situation, revision: str, last: Run | None) -> Link:
     ahead = any(unknown.revision == revision for unknown in plan.unknown)
     applied = revision in plan.applied
     description = last.description if last and last.description else file.read_description() if file else None
-    edits = [str(edit) for edit in situation.edits if edit.revision == revision]
     return Link(
         revision=revision,
         parents=list(file.parents if file else entry.down_revisions if entry else ()),
         state="ahead" if ahead else "applied" if applied else "pending",
         description=description,
-        edited=edits[0] if edits else None,
+        edited=next((str(edit) for edit in situation.edits if edit.revision == revision), None),
         held=situation.hold is not None and situation.hold.revision == revision,
         has_file=file is not None,
         backward_compatible=file.backward_compatible if file else entry.backward_compatible if entry else None,
@@ -140,24 +140,14 @@ def _link(situation: Situation, revision: str, last: Run | None) -> Link:
 
 async def _read_last_runs(
     connection: asyncpg.Connection, schema: str, situation: Situation, revisions: Sequence[str]
-) -> list[Run]:
-    if not situation.database.has_ledger:
-        return []
-    rows = await connection.fetch(
+) -> dict[str, Run]:
+    query = (
         f"SELECT DISTINCT ON (revision) {_RUN} FROM {qualified(schema, LEDGER)} AS l "
-        "WHERE revision = ANY ($1) AND direction <> 'accept' ORDER BY revision, id DESC",
-        list(revisions),
+        "WHERE revision = ANY ($1) AND direction <> 'accept' ORDER BY revision, id DESC"
     )
-    return [Run(**row) for row in rows]
+    return {run.revision: run for run in await _read_runs(connection, situation, query, revisions)}
 
 
-async def _read_runs(
-    connection: asyncpg.Connection, schema: str, situation: Situation, revision: str, limit: int
-) -> list[Run]:
-    if not situation.database.has_ledger:
-        return []
-    rows = await connection.fetch(
-        f"SELECT {_RUN} FROM {qualified(schema, LEDGER)} AS l WHERE revision = $1 ORDER BY id DESC LIMIT $2",
-        *(revision, limit),
-    )
+async def _read_runs(connection: asyncpg.Connection, situation: Situation, query: str, *arguments: object) -> list[Run]:
+    rows = await connection.fetch(query, *arguments) if situation.database.has_ledger else []
     return [Run(**row) for row in rows]

@@ -22,7 +22,7 @@ from gasket.migrator.gate.plan import Plan
 from gasket.migrator.gate.situation import Situation
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
-from gasket.migrator.telling import START, Outcome, outcome_told
+from gasket.migrator.telling import Outcome, outcome_told
 
 log = logging.getLogger("gasket.migrator")
 
@@ -40,7 +40,7 @@ async def bring_to_head(config: MigratorConfig) -> Plan:
     Raises:
         MigratorError: any of its kinds; the message is for the person who has to act.
     """
-    with outcome_told(config, START) as outcome:
+    with outcome_told(config) as outcome:
         return await _bring_to_head(config, outcome)
 
 

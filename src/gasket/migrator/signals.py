@@ -31,8 +31,9 @@ async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
     Raises:
         MigrationInterruptedError: a signal came first.
     """
-    with _signal_event(pass_on=pass_on) as signalled:
-        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(signalled.event.wait())
+    signalled = asyncio.Event()
+    with _noted(signalled, pass_on=pass_on) as numbers:
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(signalled.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -41,9 +42,7 @@ async def until_signalled(work: Coroutine[Any, Any, T], *, pass_on: bool) -> T:
             await asyncio.wait({working}, timeout=_CLEANUP_LIMIT)
             if working.done() and not working.cancelled() and working.exception() is None:
                 return working.result()  # it was complete before the signal could stop it
-            raise MigrationInterruptedError(
-                start=pass_on, complete=working.done(), number=signalled.number or signal.SIGTERM
-            )
+            raise MigrationInterruptedError(start=pass_on, complete=working.done(), number=numbers[-1])
         finally:
             stopping.cancel()
             working.cancel()
@@ -64,26 +63,19 @@ def exiting_on_signals() -> Iterator[None]:
     sys.exit(128 + number)
 
 
-class _Signalled:
-    """Whether a signal has come, and which."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self.number: int | None = None
-
-
 @contextmanager
-def _signal_event(*, pass_on: bool) -> Iterator[_Signalled]:
-    signalled = _Signalled()
+def _noted(signalled: asyncio.Event, *, pass_on: bool) -> Iterator[list[int]]:
+    """The numbers of the signals that come inside; the first one sets the event."""
+    numbers: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield signalled  # Python delivers signals to the main thread only
+        yield numbers  # Python delivers signals to the main thread only
         return
     loop = asyncio.get_running_loop()
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def handler(number: int, frame: FrameType | None) -> None:
-        signalled.number = number
-        loop.call_soon_threadsafe(signalled.event.set)
+        numbers.append(number)
+        loop.call_soon_threadsafe(signalled.set)
         before = previous[signal.Signals(number)]
         if pass_on and callable(before):
             before(number, frame)
@@ -91,7 +83,7 @@ def _signal_event(*, pass_on: bool) -> Iterator[_Signalled]:
     for number in _SIGNALS:
         signal.signal(number, handler)
     try:
-        yield signalled
+        yield numbers
     finally:
         for number, before in previous.items():
             signal.signal(number, before)

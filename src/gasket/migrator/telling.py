@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from gasket.migrator.apply.steps import StepRecorder  # a start at head does without it
 
 _DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "recorded"}
-START = "start"
-"""The `command` of a start."""
+_START = "start"
 
 
 class Outcome:
@@ -41,11 +40,15 @@ class Outcome:
 
 
 @contextmanager
-def outcome_told(config: MigratorConfig, command: str) -> Iterator[Outcome]:
-    """Tell of what is done inside, or of the error that ends it. `command` is `START`, or the command as typed."""
+def outcome_told(config: MigratorConfig, command: str = _START) -> Iterator[Outcome]:
+    """Tell of what is done inside, or of the error that ends it. `command` is as it was typed; a start has none."""
     outcome = Outcome()
     started = time.monotonic()
-    who = "The start" if command == START else f"`{command}`"
+    who = "The start" if command == _START else f"`{command}`"
+
+    def facts() -> dict[str, object]:
+        return {"command": command, "direction": outcome.direction, "revisions": outcome.done}
+
     try:
         yield outcome
     except Exception as error:
@@ -55,13 +58,7 @@ def outcome_told(config: MigratorConfig, command: str) -> Iterator[Outcome]:
         config.notify(
             f"migration.{kind}",
             f"{who} {ended}. {sentence}",
-            {
-                "command": command,
-                "direction": outcome.direction,
-                "revisions": outcome.done,
-                "error": type(error).__name__,
-                "message": sentence,
-            },
+            {**facts(), "error": type(error).__name__, "message": sentence},
         )
         raise
     if outcome.done:
@@ -71,10 +68,5 @@ def outcome_told(config: MigratorConfig, command: str) -> Iterator[Outcome]:
         config.notify(
             "migration.completed",
             f"{who} {_DONE[outcome.direction]} {revisions}, in {seconds:.1f} s.",
-            {
-                "command": command,
-                "direction": outcome.direction,
-                "revisions": outcome.done,
-                "seconds": round(seconds, 3),
-            },
+            {**facts(), "seconds": round(seconds, 3)},
         )
