@@ -15,8 +15,7 @@ _PARTS = frozenset(
     {"column", "comment", "constraint", "foreign options", "index", "policy", "privileges", "rule", "statistics"}
 )
 _PARTS |= {"trigger", "tuning"}
-_SHOWN = frozenset({"column", "comment", "constraint", "default privileges", "index", "policy", "privileges", "rule"})
-_SHOWN |= {"trigger", "tuning"}
+_SHOWN = (_PARTS | {"default privileges"}) - {"foreign options", "statistics"}
 _ONE_LINE = 200
 
 

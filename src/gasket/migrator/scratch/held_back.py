@@ -29,7 +29,7 @@ from sqlalchemy.util import await_only
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.sql.lexer import Kind, tokens
-from gasket.migrator.sql.reader import made_routines, outside_routines, read
+from gasket.migrator.sql.reader import made_routines, read
 from gasket.migrator.sql.reading import Reading, any_of
 from gasket.postgres.errors import is_lost
 
@@ -123,9 +123,10 @@ class Guard:
         """Whether it uses a function that was made to act outside; one that it makes now is remembered."""
         used = self._outside_routines.intersection(_names(sql)) if self._outside_routines else set()
         if all(reading.kind in _ONLY_NAMES for reading in readings):
-            made = set(made_routines(sql))
-            self._outside_routines -= made
-            self._outside_routines |= made if used - made else set(outside_routines(sql))
+            made = made_routines(sql)
+            self._outside_routines -= made.keys()
+            uses_another = bool(used - made.keys())
+            self._outside_routines |= {name for name, outside in made.items() if outside or uses_another}
             return None
         touched = [(reading.kind, touch.relation[-1]) for reading in readings for touch in reading.touches]
         if used:

@@ -8,7 +8,7 @@ a server and compares what is observed with what is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from msgspec.structs import replace
@@ -64,25 +64,19 @@ def built_index(sql: str) -> TouchIndex | None:
     return None
 
 
-def made_routines(sql: str) -> Iterator[str]:
-    """The names, without schemas, of the functions and procedures that it makes."""
-    for _, name in _routines(sql):
-        yield name
+def made_routines(sql: str) -> dict[str, bool]:
+    """The functions and procedures that it makes, by name without schema: whether one acts outside of the database.
 
-
-def outside_routines(sql: str) -> Iterator[str]:
-    """Those of them whose own text acts outside of the database when they are called."""
-    for statement, name in _routines(sql):
-        bodies = (token.text for token in statement if token.kind is Kind.STRING)
-        if acts_outside(statement) or any(acts_outside_when_run(body, _read) for body in bodies):
-            yield name
-
-
-def _routines(sql: str) -> Iterator[tuple[Sequence[Token], str]]:
+    As far as its own text tells what it does when it is called.
+    """
+    made: dict[str, bool] = {}
     for statement in split(sql):
         for change in _read(statement).changes:
             if isinstance(change, Create) and change.kind in ("function", "procedure"):
-                yield statement, change.name[-1]
+                bodies = (token.text for token in statement if token.kind is Kind.STRING)
+                outside = acts_outside(statement) or any(acts_outside_when_run(body, _read) for body in bodies)
+                made[change.name[-1]] = outside or made.get(change.name[-1], False)
+    return made
 
 
 def _read(statement: Sequence[Token], was: str | None = None) -> Reading:

@@ -154,6 +154,7 @@ def _order(steps: _Steps) -> _Found:
     """What has to be in revisions of its own."""
     made = _Made()
     not_valid: set[tuple[Name, str | None]] = set()
+    alone: _Steps = []
     for statement, readings in steps:
         for change in _changes(readings):
             made.note(change)
@@ -164,9 +165,10 @@ def _order(steps: _Steps) -> _Found:
                     yield "validates-at-once", f"adds {name} of {_dotted(table)} NOT VALID and validates it"
         if statement.autocommit and any(map(_needs_transaction, readings)):
             yield "autocommit-block", f"runs {_short(statement)} in an autocommit block"
-        if _needs_autocommit(readings) and not statement.autocommit:
-            yield "concurrently-in-transaction", f"runs {_short(statement)} in a transaction"
-    alone = [step for step in steps if _needs_autocommit(step[1])]
+        if any(reading.needs_autocommit for reading in readings):
+            alone.append((statement, readings))
+            if not statement.autocommit:
+                yield "concurrently-in-transaction", f"runs {_short(statement)} in a transaction"
     if alone:
         first, readings = alone[0]
         index = _index(readings)
@@ -247,12 +249,10 @@ def _scans(change: Change | None, table: str) -> _Found:
 
 def _subject(change: Change) -> Name:
     match change:
-        case Create(name=name) | Drop(name=name) | Rename(name=name):
+        case Create(name=name) | Drop(name=name) | Rename(name=name) | AddValue(type=name):
             return name
         case TouchIndex(table=table):
             return table or ()
-        case AddValue(type=name):
-            return name
         case _:
             return change.table
 
@@ -273,10 +273,6 @@ def _settings_left(readings: Iterable[Reading]) -> Iterator[str]:
 
 def _changes(readings: tuple[Reading, ...]) -> Iterator[Change]:
     return (change for reading in readings for change in reading.changes)
-
-
-def _needs_autocommit(readings: tuple[Reading, ...]) -> bool:
-    return any(reading.needs_autocommit for reading in readings)
 
 
 def _needs_transaction(reading: Reading) -> bool:
