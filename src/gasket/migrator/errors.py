@@ -117,7 +117,7 @@ class RevisionFileError(MigratorError):
 
 
 class TargetError(MigratorError):
-    """The revision or the archive that was named is not there, or the revision does not say where to go."""
+    """The revision or the archive that was named is not there, or it is not clear which revision is meant."""
 
     def __init__(self, *, problem: str, mend: str) -> None:
         super().__init__(f"{problem}; nothing was changed. {mend}")

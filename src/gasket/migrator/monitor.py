@@ -102,7 +102,7 @@ class SchemaMonitor:
             await asyncio.sleep(_WATCH_EVERY)
 
     async def readiness(self) -> Readiness:
-        """At most two seconds old is what this answers, within about two seconds."""
+        """The answer is at most two seconds old, and comes within about two seconds."""
         if self._leaving:
             return self._as_of_last(ready=False, state=LEAVING, detail="This replica is being stopped.")
         now = time.monotonic()

@@ -36,7 +36,7 @@ SQUAWK = "squawk/"
 class Finding(msgspec.Struct, frozen=True):
     """`message` says what, why it harms and what to do; `allowed` is the reason for which the revision has it anyway.
 
-    A `warning` refuses nothing.
+    `warning` is the level at which `plan` shows it. Neither level stops an upgrade; a broken rule of the file does.
     """
 
     rule: str

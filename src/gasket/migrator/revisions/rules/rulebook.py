@@ -1,6 +1,7 @@
 """The rules that every revision keeps: their names, why, and what to do instead.
 
-A finding of `SQL_RULES` can be allowed in the revision that has it; one of `FILE_RULES` cannot.
+A finding of `FILE_RULES` refuses the revision. One of `SQL_RULES` never stops an upgrade; `make gate` fails on it, a
+warning as well, unless the revision allows it.
 """
 
 from __future__ import annotations
