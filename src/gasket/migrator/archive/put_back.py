@@ -105,7 +105,7 @@ def _put_archive_back(manifest: Manifest, entries: Sequence[Entry], marked: Coll
             manifest.settle(entry.id, rows=0, left={})  # there was no row
             continue
         try:
-            target = read_target(manifest.connection, manifest.schema, entry)
+            target = read_target(manifest.connection, manifest.schema, entry, marked=entry.id in marked)
         except UnfitError as error:
             yield _failed(manifest, entry, str(error))
             continue
@@ -113,9 +113,7 @@ def _put_archive_back(manifest: Manifest, entries: Sequence[Entry], marked: Coll
         if not entry.restored_at:  # what is dropped later is dropped on purpose
             made[entry.id] = make_partitions(manifest.connection, entry.partitions)
     for group in _in_order(targets):
-        trusted = {t.oid for t in group if t.entry.id in marked and t.entry.relation == t.oid}
-        work = partial(_put_group_back, manifest, group, trusted)
-        for result in _in_savepoint(manifest, [target.entry for target in group], work):
+        for result in _in_savepoint(manifest, [t.entry for t in group], partial(_put_group_back, manifest, group)):
             yield replace(result, made=made.get(result.entry.id, ()))
     for entry in entries:  # after the rows: the sequence of a column that came back is found by the column
         if entry.kind == LossKind.SEQUENCE:
@@ -141,15 +139,15 @@ def _failed(manifest: Manifest, entry: Entry, reason: str) -> PutBack:
     return PutBack(entry, error=reason)
 
 
-def _put_group_back(manifest: Manifest, group: Sequence[Target], trusted: Collection[int]) -> list[PutBack]:
+def _put_group_back(manifest: Manifest, group: Sequence[Target]) -> list[PutBack]:
     """All rows with one statement for each table. Where the server refuses that, only the rows at fault stay."""
     try:
         with savepoint(manifest.connection):
-            left = write_group(manifest.connection, group, trusted, one_by_one=False)
+            left = write_group(manifest.connection, group, one_by_one=False)
     except DBAPIError as error:
         if is_passing(error):
             raise
-        left = write_group(manifest.connection, group, trusted, one_by_one=True)
+        left = write_group(manifest.connection, group, one_by_one=True)
     return [_settle(manifest, target, left) for target, left in zip(group, left, strict=True)]
 
 

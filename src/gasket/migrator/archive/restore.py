@@ -48,11 +48,6 @@ class RestoreReport(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
 
     @property
-    def too_new(self) -> frozenset[int]:
-        """The numbers of archives with rows that wait for the transaction to be committed."""
-        return frozenset(put_back.entry.archive for put_back in self.put_back if TOO_NEW in put_back.left)
-
-    @property
     def incomplete(self) -> bool:
         """Whether something stays in the archive, or a view is stale."""
         return bool(self.stale) or any(one.left or one.error for one in self.put_back)
@@ -168,7 +163,7 @@ def restore_late(connection: Connection, schema: str, report: RestoreReport) -> 
     Raises:
         sqlalchemy.exc.DBAPIError: the connection is gone.
     """
-    for number in sorted(report.too_new):
+    for number in sorted({put_back.entry.archive for put_back in report.put_back if TOO_NEW in put_back.left}):
         try:
             with connection.begin():
                 again = restore_archive(connection, schema, number, at_once=True)

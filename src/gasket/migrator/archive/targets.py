@@ -105,6 +105,7 @@ class Target(msgspec.Struct, frozen=True):
     """The live table (`oid`) of an entry. `table` is its name as SQL, `source` what stands behind FROM or UPDATE.
 
     `values` are the archived columns that go back, `keys` those by which a row is found, `rest` the other columns.
+    `changes_known`: the marks of changed rows are right; else every row is taken for changed.
     Where only columns go back, foreign keys and unique indexes are those that one of them has a part in.
     """
 
@@ -118,6 +119,7 @@ class Target(msgspec.Struct, frozen=True):
     rest: tuple[LiveColumn, ...]
     foreign_keys: tuple[ForeignKey, ...]
     unique_indexes: tuple[_UniqueIndex, ...]
+    changes_known: bool
 
     @property
     def joined(self) -> str:
@@ -153,8 +155,8 @@ PLACE = "t.tableoid || ' ' || t.ctid"
 """Where the live row `t` is; in a partitioned table the second half alone would not tell."""
 
 
-def read_target(connection: Connection, schema: str, entry: Entry) -> Target:
-    """Look up what an entry's rows go back to.
+def read_target(connection: Connection, schema: str, entry: Entry, *, marked: bool) -> Target:
+    """Look up what an entry's rows go back to; `marked`: it is known which rows of the entry's table were changed.
 
     Raises:
         UnfitError: the table, or one of the columns, is not there.
@@ -193,6 +195,7 @@ def read_target(connection: Connection, schema: str, entry: Entry) -> Target:
         rest=_pick(live, live.keys() - values - keys),
         foreign_keys=tuple(key for key in foreign_keys if not by_key or comes_back(key.columns)),
         unique_indexes=tuple(index for index in unique_indexes if not by_key or comes_back(index.columns)),
+        changes_known=marked and entry.relation == found.oid,
     )
 
 

@@ -5,7 +5,7 @@ A row that does not fit is marked with the reason and stays in the archive.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy import Connection
@@ -22,13 +22,11 @@ _GONE = "its row is gone"
 _CHANGED_SINCE = "its row was changed since, and has a value"
 
 
-def write_group(
-    connection: Connection, group: Sequence[Target], trusted: Collection[int], *, one_by_one: bool
-) -> list[Mapping[str, int]]:
+def write_group(connection: Connection, group: Sequence[Target], *, one_by_one: bool) -> list[Mapping[str, int]]:
     """Write the rows that fit and mark the others in the archive; returns for each table how many stay, by reason.
 
-    `one_by_one`: find the rows that the server refuses first. `trusted` are oids of tables whose changed rows are
-    known. To be called in a savepoint: after an error everything has to be taken back.
+    `one_by_one`: find the rows that the server refuses first. To be called in a savepoint: after an error everything
+    has to be taken back.
 
     Raises:
         UnfitError: the server took the statement, and not every row is in the table afterwards.
@@ -51,7 +49,7 @@ def write_group(
                 _forget_reasons(connection, target)
             if one_by_one:
                 leave_unreadable(connection, target)
-            _leave_misfits(connection, target, trusted=target.oid in trusted, empty=target.oid in empty)
+            _leave_misfits(connection, target, empty=target.oid in empty)
         _leave_orphans(connection, group)
         if one_by_one:
             for target in group:
@@ -60,10 +58,10 @@ def write_group(
         return [_write(connection, target, empty=target.oid in empty) for target in group]
 
 
-def _leave_misfits(connection: Connection, target: Target, *, trusted: bool, empty: bool) -> None:
+def _leave_misfits(connection: Connection, target: Target, *, empty: bool) -> None:
     if target.keys:
         _leave_gone(connection, target)
-        _leave_changed(connection, target, trusted=trusted)
+        _leave_changed(connection, target)
         _leave_duplicates(connection, target)
     elif not empty:
         _remove_identical(connection, target)
@@ -205,13 +203,13 @@ def _leave_gone(connection: Connection, target: Target) -> None:
     )
 
 
-def _leave_changed(connection: Connection, target: Target, *, trusted: bool) -> None:
+def _leave_changed(connection: Connection, target: Target) -> None:
     """Values of rows that were changed since the downgrade, unless their place is vacant or has the same value.
 
     A row that was not changed gets its values back whatever upgrade() computed for it: it computed that from the same
-    row. `trusted` says that the marks of changed rows are right; else every row is taken for changed.
+    row.
     """
-    changed = f"a.{CHANGED} AND " if trusted else ""
+    changed = f"a.{CHANGED} AND " if target.changes_known else ""
     retyped = {column.name for column in target.entry.columns if column.retyped}
     vacant = " AND ".join(f"({_vacant(value, retyped=value.name in retyped)})" for value in target.values)
     connection.exec_driver_sql(
