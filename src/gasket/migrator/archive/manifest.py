@@ -253,24 +253,24 @@ def _unknown_archive(number: int, known: Collection[int]) -> NotThereError:
 
 def _query(schema: str, condition: str) -> str:
     columns = ", ".join(f"{name}::text" if kind.startswith("jsonb") else name for name, kind in _COLUMNS.items())
-    added = ", ".join(f"to_jsonb(m) ->> '{name}' AS {name}" for name in _ADDED_COLUMNS)
-    size = "coalesce(pg_total_relation_size(to_regclass(quote_ident({}) || '.' || quote_ident(stored_in))), 0) AS size"
-    schema_literal = "'" + archive_schema(schema).replace("'", "''") + "'"
+    added = ", ".join(f"coalesce(to_jsonb(m) ->> '{name}', '[]') AS {name}" for name in _ADDED_COLUMNS)
+    home = "'" + archive_schema(schema).replace("'", "''") + "'"
+    table = f"to_regclass(quote_ident({home}) || '.' || quote_ident(stored_in))"
     return (
-        f"SELECT id, {columns}, {added}, {size.format(schema_literal)} FROM {stored(schema, MANIFEST)} AS m "
-        f"WHERE {condition} ORDER BY archive DESC, id"
+        f"SELECT id, {columns}, {added}, coalesce(pg_total_relation_size({table}), 0) AS size "
+        f"FROM {stored(schema, MANIFEST)} AS m WHERE {condition} ORDER BY archive DESC, id"
     )
 
 
 def _entries(rows: Iterable[Any]) -> list[Entry]:
-    decoded = (
-        {
-            name: msgspec.json.decode(value) if value and _ALL_COLUMNS.get(name, "").startswith("jsonb") else value
-            for name, value in dict(row).items()
-        }
-        for row in rows
-    )
-    return [msgspec.convert({**row, "partitions": row["partitions"] or ()}, Entry) for row in decoded]
+    entries = []
+    for row in rows:
+        values = dict(row)
+        for name, kind in _ALL_COLUMNS.items():
+            if kind.startswith("jsonb") and values[name]:
+                values[name] = msgspec.json.decode(values[name])
+        entries.append(msgspec.convert(values, Entry))
+    return entries
 
 
 def _as_json(value: object) -> object:
