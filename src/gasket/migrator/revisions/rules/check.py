@@ -187,10 +187,10 @@ def _advice(source: bytes, module: ast.Module) -> str | None:
 
 
 def _empty_downgrade(module: ast.Module, functions: Mapping[str, list[ast.stmt] | None]) -> Iterator[tuple[str, str]]:
-    if not _does_something(functions.get("upgrade")) or _does_something(functions.get("downgrade", None)):
+    if not _does_something(functions.get("upgrade")) or _does_something(functions.get("downgrade")):
         return
     reason = _constant(module, "downgrade_is_empty")
-    if "downgrade" in functions and not (isinstance(reason, str) and reason.strip()):
+    if not (isinstance(reason, str) and reason.strip()):
         yield (
             "empty-downgrade",
             "downgrade() does nothing: the revision would be recorded as taken back, with the schema as before. Write "
