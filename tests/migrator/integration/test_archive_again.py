@@ -310,6 +310,25 @@ async def test_an_enums_new_value_comes_back_where_the_downgrade_wrote_another(
     assert entry["left_behind"] == f'{{"{CHANGED_SINCE}": 1}}'
 
 
+async def test_a_later_try_brings_values_into_rows_that_nobody_changed_since(
+    project: ArchiveProject, observer: asyncpg.Connection
+) -> None:
+    """What upgrade() computed for such a row gives way, as it does in the upgrade's own try."""
+    project.step("CREATE TABLE t (id int PRIMARY KEY)", "DROP TABLE t")
+    project.step("ALTER TABLE t ADD v int UNIQUE;\nUPDATE t SET v = -id", "ALTER TABLE t DROP v")
+    report = await there_and_back(
+        project,
+        observer,
+        "INSERT INTO t VALUES (1, 10), (2, -3), (4, -5)",
+        meanwhile="INSERT INTO t VALUES (3), (5)",
+    )
+    assert [dict(put_back.left) for put_back in report.put_back] == [{EXISTS: 2}]
+    await observer.execute("DELETE FROM t WHERE id IN (3, 5); UPDATE t SET v = 7 WHERE id = 4")
+    [result] = (await project.restore(1)).put_back
+    assert (result.rows, dict(result.left)) == (1, {CHANGED_SINCE: 1})
+    assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 10), (2, -3), (4, 7)]
+
+
 async def test_rows_that_only_a_person_can_put_back_are_told_once_their_revision_is_applied_again(
     tmp_path: Path, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -131,11 +131,10 @@ def upgrade_restoring(
     return _reported(RestoreReport(revision, put_back + not_back, time.monotonic() - started, stale))
 
 
-def restore_archive(connection: Connection, schema: str, number: int, *, at_once: bool = False) -> RestoreReport:
+def restore_archive(connection: Connection, schema: str, number: int) -> RestoreReport:
     """Put back what is left in one archive, as far as it fits now, in the transaction that is open.
 
-    Of columns, values come back where nothing else is: which rows were changed is no longer known. `at_once`, right
-    after the commit of the revision's step, it is.
+    Of columns, values come back where nothing else is, and into rows that are as the revision's step has left them.
 
     Raises:
         TargetError: there is none of that number.
@@ -147,8 +146,7 @@ def restore_archive(connection: Connection, schema: str, number: int, *, at_once
     left = [entry for entry in found if entry.is_left]
     connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     fitting = [entry for entry in left if not entry.problem]
-    values = [entry for entry in fitting if entry.keeps_values] if at_once else []
-    marked = mark_changed(connection, schema, values, strong=False)
+    marked = mark_changed(connection, schema, [entry for entry in fitting if entry.keeps_values], strong=False)
     put_back = put_archives_back(manifest, fitting, {entry.id for entry in marked})
     problems = tuple(PutBack(entry, error=entry.problem) for entry in left if entry.problem)
     stale = refresh_views(connection, _tables(put_back))
@@ -166,7 +164,7 @@ def restore_late(connection: Connection, schema: str, report: RestoreReport) -> 
     for number in sorted({put_back.entry.archive for put_back in report.put_back if TOO_NEW in put_back.left}):
         try:
             with connection.begin():
-                again = restore_archive(connection, schema, number, at_once=True)
+                again = restore_archive(connection, schema, number)
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -244,8 +242,8 @@ def _stay_unchanged(
             # A table made anew is the step's own; of one that was there only what is known to be unchanged.
             candidates = waiting if result.entry.kind == LossKind.TABLE else list(filter(None, following.values()))
             following |= {entry.id: entry for entry in follow(connection, schema, result, candidates)}
-    late = [known[result.entry.id] for result in put_back if TOO_NEW in result.left and result.entry.id in known]
-    carry_on(connection, schema, [*filter(None, following.values()), *late])
+    later = [known[result.entry.id] for result in put_back if result.left and result.entry.id in known]
+    carry_on(connection, schema, [*filter(None, following.values()), *later])
 
 
 def _transaction(connection: Connection) -> str:
