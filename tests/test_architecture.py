@@ -68,7 +68,6 @@ NO_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "lib
 NEED_DATACLASSES = {
     "gasket.settings",
     "gasket.migrator.config",
-    "gasket.migrator.scratch.effects",
     "gasket.migrator.sql.render",
 }
 

@@ -309,7 +309,7 @@ async def test_concurrently(project: Project, database_url: str) -> None:
     )
     create, reindex, drop, vacuum, alter = observation.effects.values()
     assert [effects.concurrently for effects in observation.effects.values()] == [True] * 5
-    weak = TableLock("item", LockMode.SHARE_UPDATE_EXCLUSIVE, statement=1, estimated=True)
+    weak = TableLock(table="item", mode=LockMode.SHARE_UPDATE_EXCLUSIVE, statement=1, estimated=True)
     assert create.statements == [Statement("CREATE INDEX CONCURRENTLY item_name ON item (name)", autocommit=True)]
     assert (create.locks, create.index_builds) == ([weak], [IndexBuild("item_name", "item")])
     assert reindex.locks == drop.locks == [weak]
@@ -350,8 +350,8 @@ async def test_several_statements_share_the_strongest_lock_and_new_tables_are_le
     )
     [effects] = observation.effects.values()
     assert effects.locks == [
-        TableLock("owner", LockMode.SHARE_ROW_EXCLUSIVE, 1, estimated=False),
-        TableLock("item", LockMode.ACCESS_EXCLUSIVE, 4, estimated=False),
+        TableLock(table="owner", mode=LockMode.SHARE_ROW_EXCLUSIVE, statement=1, estimated=False),
+        TableLock(table="item", mode=LockMode.ACCESS_EXCLUSIVE, statement=4, estimated=False),
     ]
     assert (effects.rewrites, effects.scans, effects.index_builds) == ([], ["item"], [])
     assert len(effects.statements) == 6

@@ -20,6 +20,10 @@ from gasket.migrator.sql.locks import LockMode
 FILE = "2026_01 one.py"
 
 
+def lock(table: str, rows: int | None = None, bytes: int | None = None) -> TableLock:
+    return TableLock(table=table, mode=LockMode.ACCESS_EXCLUSIVE, statement=1, estimated=False, rows=rows, bytes=bytes)
+
+
 @pytest.fixture
 def plan() -> Forecast:
     revision = RevisionForecast(
@@ -31,8 +35,8 @@ def plan() -> Forecast:
         concurrently=False,
         statements=(Statement("ALTER TABLE t ADD n int"), Statement("SELECT '```'", autocommit=True)),
         locks=(
-            TableLock("a|b", LockMode.ACCESS_EXCLUSIVE, 1, False, rows=3000, bytes=5_000_000),
-            TableLock("new", LockMode.ACCESS_EXCLUSIVE, 1, False),
+            lock("a|b", rows=3000, bytes=5_000_000),
+            lock("new"),
         ),
         rewrites=("a|b",),
         scans=(),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from types import ModuleType
 
 import asyncpg
 import msgspec
 from alembic.script import ScriptDirectory
+from msgspec.structs import replace
 
 from gasket.migrator.background import Backfill, Declaration
 from gasket.migrator.background.declared import declared_works
@@ -207,9 +207,7 @@ async def _look_at_rows(
     looks = {}
     for revision, found in effects.items():
         requirements = [
-            msgspec.structs.replace(
-                one, after_writes=one.after_writes or _plain(one.table, schema) in changed[revision]
-            )
+            replace(one, after_writes=one.after_writes or _plain(one.table, schema) in changed[revision])
             for one in found.requirements
         ]
         looks[revision] = (await rows.findings(requirements, found.statements), await rows.writes(found))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from gasket.migrator.scratch.requirements import Requirement
 from gasket.migrator.sql.locks import LockMode
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(msgspec.Struct, frozen=True):
     """One statement as it is sent; `autocommit` is outside the revision's transaction, as CONCURRENTLY has to be."""
 
     sql: str
     autocommit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TableLock:
+class TableLock(msgspec.Struct, frozen=True, kw_only=True):
     """The strongest lock on a table; `statement` counts from 1. Estimated: from the SQL, not seen.
 
     `rows` and `bytes` are of the live table, None until it is looked at. `rows` is PostgreSQL's estimate, None also
@@ -26,26 +24,24 @@ class TableLock:
 
     table: str
     mode: LockMode
-    blocks: str = field(init=False)
+    blocks: str = ""
     statement: int
     estimated: bool
     rows: int | None = None
     bytes: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", self.mode.blocks)
+        msgspec.structs.force_setattr(self, "blocks", self.mode.blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class IndexBuild:
+class IndexBuild(msgspec.Struct, frozen=True):
     """An index built over the rows of a table."""
 
     index: str
     table: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotTried:
+class NotTried(msgspec.Struct, frozen=True):
     """A statement that was not tried out, counted from 1; `kind` are its first words: `create role`."""
 
     statement: int
@@ -53,8 +49,7 @@ class NotTried:
     reason: str
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(msgspec.Struct):
     """Of one revision, in the order of its statements. Tables that it makes itself are left out.
 
     A lock on an index or on a column's sequence counts as one on its table: no query of the table does without.
@@ -62,15 +57,15 @@ class Effects:
     `row_locks` are tables with the statement (from 1) that took ROW EXCLUSIVE on them: it may write to their rows.
     """
 
-    statements: list[Statement] = field(default_factory=list)
-    locks: list[TableLock] = field(default_factory=list)
-    rewrites: list[str] = field(default_factory=list)
-    scans: list[str] = field(default_factory=list)
-    index_builds: list[IndexBuild] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    not_tried: list[NotTried] = field(default_factory=list)
-    requirements: list[Requirement] = field(default_factory=list)
-    row_locks: list[tuple[int, str]] = field(default_factory=list)
+    statements: list[Statement] = []
+    locks: list[TableLock] = []
+    rewrites: list[str] = []
+    scans: list[str] = []
+    index_builds: list[IndexBuild] = []
+    unknown: list[str] = []
+    not_tried: list[NotTried] = []
+    requirements: list[Requirement] = []
+    row_locks: list[tuple[int, str]] = []
 
     @property
     def concurrently(self) -> bool:
@@ -84,7 +79,7 @@ class Effects:
             return
         if known:
             self.locks.remove(known)
-        self.locks.append(TableLock(table, mode, len(self.statements), estimated))
+        self.locks.append(TableLock(table=table, mode=mode, statement=len(self.statements), estimated=estimated))
 
     def add_rewrite(self, table: str) -> None:
         """The whole table is written anew."""
