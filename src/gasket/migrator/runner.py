@@ -1,4 +1,4 @@
-"""The one door through which the schema changes: at start, by `alembic ...` and by `gasket database ...`.
+"""The only module that changes the schema: at start, by `alembic ...` and by `gasket database ...`.
 
 Every handle ends in `migrations/env.py`, which calls `run_environment`. A start comes through `head`, and only where
 something is pending.
