@@ -135,18 +135,14 @@ class SchemaMonitor:
         """
         try:
             async with self._turn(_PROBE_TIMEOUT) as connection:
-                self.works = await self._read_works(connection)
+                # The first migration of a release that knows the table makes it; until then the server logs no error.
+                if not self._has_background_table:
+                    self._has_background_table = await has_background_table(connection, self._config.schema)
+                if self._has_background_table:
+                    self.works = await read_works(connection, self._config.schema, states=UNFINISHED)
         except DRIVER_ERRORS:
             return None
         return [work for work in self.works if work.state in OPEN]
-
-    async def _read_works(self, connection: asyncpg.Connection) -> list[Work]:
-        """The table is made by the first migration of a release that knows it; until then the server logs no error."""
-        schema = self._config.schema
-        self._has_background_table = self._has_background_table or await has_background_table(connection, schema)
-        if not self._has_background_table:
-            return []
-        return await read_works(connection, schema, states=UNFINISHED)
 
     def leave(self) -> None:
         """From now on the answer is no, whatever the schema's state is."""

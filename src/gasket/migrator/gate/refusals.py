@@ -149,7 +149,7 @@ async def whole(case: Case) -> None:
 
     Without the lock, the downgrade may be under way: then nothing is to be said yet.
     """
-    revision = case.situation.half_taken_back
+    revision = case.situation.database.half_taken_back
     if revision is None:
         return
     committed = await read_progress(case.connection, case.config.schema, revision, downgrade=True)

@@ -28,15 +28,9 @@ class Situation(msgspec.Struct, frozen=True):
     hold: TakenBack | None = None
 
     @property
-    def half_taken_back(self) -> str | None:
-        """The applied revision of which a downgrade has committed a part: it is under way, or was cut short."""
-        revision = self.database.half_taken_back
-        return revision if revision in self.database.versions else None
-
-    @property
     def serves(self) -> bool:
         """Whether this release can serve on the schema as it is."""
-        return self.plan.serves and self.half_taken_back is None
+        return self.plan.serves and self.database.half_taken_back is None
 
     @property
     def files_fit(self) -> bool:

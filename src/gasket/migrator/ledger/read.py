@@ -52,7 +52,8 @@ class DatabaseState(msgspec.Struct, frozen=True):
     """What the database says of its schema, in one SELECT.
 
     `has_version_table` and `has_ledger` tell a database that Gasket never saw from one that was downgraded to
-    base. `half_taken_back` is a revision of which a downgrade has committed a part.
+    base. `half_taken_back` is the applied revision of which a downgrade has committed a part: it is under way, or was
+    cut short.
     """
 
     versions: frozenset[str]
@@ -79,6 +80,7 @@ async def read_state(connection: asyncpg.Connection, schema: str, *, tables_expe
             _state_query(schema, versions=has_versions, ledger=has_ledger, progress=has_progress)
         )
     versions = frozenset(version for version in {row[0] for row in rows} if version is not None)
+    half_taken_back = rows[0]["half_taken_back"]
     ledger: dict[str, LedgerEntry] = {}
     by_id = {row[1]: row for row in rows if row[1] is not None}
     for _id, row in sorted(by_id.items()):  # the last row of a revision stays
@@ -93,7 +95,7 @@ async def read_state(connection: asyncpg.Connection, schema: str, *, tables_expe
         ledger=ledger,
         has_version_table=has_versions,
         has_ledger=has_ledger,
-        half_taken_back=rows[0]["half_taken_back"],
+        half_taken_back=half_taken_back if half_taken_back in versions else None,
     )
 
 
