@@ -72,7 +72,7 @@ async def test_a_row_that_was_changed_gets_its_value_back_where_nothing_else_is(
     before = await rows(observer, "SELECT v FROM t")
     await project.down()
     await observer.execute("UPDATE t SET name = 'b'")
-    assert (await project.up()).remedies == ()
+    assert not (await project.up()).incomplete
     assert await rows(observer, "SELECT v FROM t") == before
 
 
@@ -166,7 +166,7 @@ async def test_a_lock_that_is_not_free_in_time_is_an_error_that_a_new_try_mends(
         await project.up(lock_timeout="50ms")
     assert getattr(refusal.value.orig, "sqlstate", None) == "55P03"
     await observer.execute("COMMIT")
-    assert (await project.up(lock_timeout="50ms")).remedies == ()
+    assert not (await project.up(lock_timeout="50ms")).incomplete
     assert await rows(observer, "SELECT * FROM t ORDER BY id") == [(1, 1), (2, None)]
 
 

@@ -91,7 +91,6 @@ def upgrade_restoring(
     connection = connection_of(context)
     manifest = Manifest(connection, schema)
     archived = manifest.entries_to_restore(revision, later=digests)
-    by_hand = manifest.entries_by_hand(revision)
     own = [entry for entry in archived if entry.revision == revision]
     if not restore:
         with _archive_named(own):
@@ -99,13 +98,10 @@ def upgrade_restoring(
         return RestoreReport(revision)
     fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
     entries = [entry for entry in fitting if entry.revision == revision]
-    others = [entry for entry in own if entry.stored_in and entry not in entries]
-    for entry in others:
-        manifest.update(entry.id, restore_error=_ANOTHER)
-    for entry in by_hand:
-        manifest.update(entry.id, restore_error=entry.problem)
-    not_back = tuple(PutBack(entry, error=_ANOTHER) for entry in others)
-    not_back += tuple(PutBack(entry, error=entry.problem) for entry in by_hand)
+    not_back = tuple(PutBack(entry, error=_ANOTHER) for entry in own if entry.stored_in and entry not in entries)
+    not_back += tuple(PutBack(entry, error=entry.problem) for entry in manifest.entries_by_hand(revision))
+    for one in not_back:
+        manifest.update(one.entry.id, restore_error=one.error)
     waiting = [entry for entry in fitting if entry.revision != revision and entry.keeps_values]
     if waiting:
         waiting = _reached_by_step(connection, waiting, {entry.relation for entry in entries}, render_upgrade())

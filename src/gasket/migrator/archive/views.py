@@ -10,10 +10,11 @@ from gasket.migrator.archive.inventory import held_relations
 from gasket.migrator.archive.savepoints import unless_refused
 
 # Through views, and through the parents of partitions and inherited tables. What reads another view comes after it.
-# $2 are materialized views that this transaction has made: one may read a table in a function, which nothing tells.
+# $2 is what this transaction has made: a materialized view may read a table in a function, which nothing tells.
 _READERS = """
 WITH RECURSIVE readers (oid, depth) AS (
-    SELECT t.oid::oid, 0 FROM unnest($1::bigint[] || $2::bigint[]) AS t(oid)
+    SELECT c.oid, 0 FROM pg_class AS c
+    WHERE c.oid = ANY ($1::bigint[]::oid[]) OR (c.oid = ANY ($2::bigint[]::oid[]) AND c.relkind = 'm')
     UNION
     SELECT next.oid, readers.depth + 1
     FROM readers CROSS JOIN LATERAL (
@@ -30,7 +31,6 @@ FROM readers JOIN pg_class AS c ON c.oid = readers.oid JOIN pg_namespace AS n ON
 WHERE c.relkind = 'm' AND c.relispopulated
 GROUP BY c.oid, n.nspname, c.relname ORDER BY max(readers.depth), c.oid
 """
-_MATERIALIZED = "SELECT oid::bigint FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[]) AND relkind = 'm'"
 
 
 def refresh_views(connection: Connection, tables: Collection[int]) -> tuple[str, ...]:
@@ -44,8 +44,7 @@ def refresh_views(connection: Connection, tables: Collection[int]) -> tuple[str,
     if not tables:
         return ()
     own = held_relations(connection).exclusive
-    of_own = connection.exec_driver_sql(_MATERIALIZED, (list(own),)).scalars().all()
-    views = connection.exec_driver_sql(_READERS, (list(tables), of_own)).all()
+    views = connection.exec_driver_sql(_READERS, (list(tables), list(own))).all()
     return tuple(
         view.name
         for view in views
