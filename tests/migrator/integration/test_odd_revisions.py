@@ -9,7 +9,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.errors import MigrationFailedError
+from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.errors import MigrationFailedError, RevisionFileError
 from gasket.migrator.head import bring_to_head
 from tests.migrator.project import Project, ledger
 
@@ -113,3 +114,33 @@ async def test_an_index_name_that_is_refused_before_its_statement_is_sent(projec
     with pytest.raises(MigrationFailedError) as refusal:
         await bring_to_head(project.config(database_url))
     assert "it was rolled back whole, r1 before it stays; the schema is at r1" in str(refusal.value)
+
+
+async def test_a_file_that_is_another_revision_once_it_is_imported(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """No check has seen that one."""
+    project.add()
+    path = project.add()
+    path.write_text(path.read_text() + '\nif True:\n    revision = "r9"\n')
+    config = project.config(database_url)
+    sentence = r"2026_0002.py is revision r9 once it is imported.*nothing was changed"
+    with pytest.raises(RevisionFileError, match=sentence):
+        await forecast_pending(config)
+    with pytest.raises(RevisionFileError, match=sentence):
+        await bring_to_head(config)
+    assert await ledger(observer) == []
+
+
+@pytest.mark.parametrize("place", ["file", "upgrade"])
+async def test_a_file_that_ends_the_process(
+    project: Project, database_url: str, observer: asyncpg.Connection, place: str
+) -> None:
+    project.add()
+    path = project.add("op.execute('CREATE TABLE t2 (id int)')\n    raise SystemExit(0)")
+    if place == "file":
+        path.write_text(path.read_text() + "\nraise SystemExit(0)\n")
+    expected = RevisionFileError if place == "file" else MigrationFailedError
+    with pytest.raises(expected, match=r"SystemExit: 0 \(2026_0002.py, line \d+\)"):
+        await bring_to_head(project.config(database_url))
+    assert await ledger(observer) == ([] if place == "file" else [("r1", "upgrade")])

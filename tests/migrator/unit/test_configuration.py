@@ -26,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
         revision = place.replace("/", "_")
         (tmp_path / place / "one.py").write_text(REVISION.format(revision=revision, down=down))
     (tmp_path / "shop" / "__init__.py").write_text("")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('out of order')")
     (tmp_path / "changes" / "versions" / "__init__.py").write_text("")
     (tmp_path / "changes" / "versions" / ".#one.py").write_text("an editor's")
     (tmp_path / "changes" / "versions" / "__pycache__").mkdir()
@@ -120,6 +121,10 @@ def test_a_pyproject_beside_the_ini_counts(folder: Path, ini: str | None, pyproj
         ("[alembic]\nscript_location = %(here)s/changes\nscript_location = b\n", "already exists"),
         ("[alembic]\nscript_location = %(here)s/changes\nsourceless = true\n", "sets `sourceless`"),
         ("[alembic]\nscript_location = nosuchpackage:changes\n", "No module named 'nosuchpackage'"),
+        (
+            "[alembic]\nscript_location = broken:changes\nprepend_sys_path = %(here)s\npath_separator = os\n",
+            "out of order",
+        ),
         ("script_location = changes\n", "no section headers"),
         (f"[alembic]\n{PLAIN}\nversion_locations = a:b\npath_separator = pipe\n", "'pipe' is not a valid value"),
     ],
@@ -164,6 +169,13 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(folder: Path) -> None:
         RevisionFileError, match=r"two\.py cannot be read \(No such file or directory, a link to .*gone"
     ):
         configured_revisions(ini)
+
+
+def test_a_file_with_null_bytes_is_refused_by_name(folder: Path) -> None:
+    """A crash of the machine can leave them."""
+    (folder / "changes" / "versions" / "two.py").write_bytes(bytes(512))
+    with pytest.raises(RevisionFileError, match="two.py has null bytes"):
+        configured_revisions(write_ini(folder, PLAIN))
 
 
 def test_a_folder_that_looks_like_a_file_is_none(folder: Path) -> None:

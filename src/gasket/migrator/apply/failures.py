@@ -26,14 +26,14 @@ _SERVER_FAULTS = ("08", "53", "58", "XX")  # 08: of a server that this one asks 
 
 
 def refusal_of(
-    error: Exception,
+    error: BaseException,
     cause: BaseException,
     steps: StepRecorder,
     connection: asyncpg.Connection,
     schema: str,
     *,
     committed: bool,
-) -> Exception:
+) -> BaseException:
     """The error in our words, or that error itself; `cause` is the driver's where it is SQLAlchemy's.
 
     `committed`: the transaction in which the step began is committed, though the step has failed. A connection that

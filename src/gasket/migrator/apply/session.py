@@ -179,7 +179,7 @@ class MigrationSession:
                 await self.steps.start()
                 with prints_logged(lambda: self.steps.current):
                     await run_sync(self._connection, work)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if _asked_to_stop():
                 raise asyncio.CancelledError from error
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
@@ -202,7 +202,10 @@ class MigrationSession:
 
     def _load_scripts(self) -> None:
         """While the server makes the tables: both take about as long."""
-        with suppress(Exception), prints_logged(lambda: None):  # Alembic comes to it once more, where it is told
+        with (
+            suppress(Exception, SystemExit),
+            prints_logged(lambda: None),
+        ):  # Alembic comes to it once more, where it is told
             self.scripts.get_heads()
 
     async def _record_failure(self, error: str) -> None:

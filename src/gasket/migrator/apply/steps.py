@@ -46,6 +46,7 @@ from gasket.migrator.ledger.read import StoredRevision
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.ledger.write import lock_statement
 from gasket.migrator.revisions.files import Revisions
+from gasket.migrator.revisions.loading import require_as_read
 from gasket.migrator.revisions.rules.check import verdict_on
 from gasket.migrator.sql.render import from_json, render
 from gasket.postgres.driver import fetch
@@ -219,6 +220,9 @@ class StepRecorder:
         is after it once Alembic has committed.
         """
         assert context.connection is not None
+        require_as_read(
+            (step.revision for step in steps if isinstance(step, RevisionStep) and step.is_upgrade), self._revisions
+        )
         context.connection.commit()  # Alembic has only looked so far: each step begins without a transaction
         if not all(step.info.is_stamp for step in steps):
             context.opts["target_metadata"] = self._config.metadata  # for its naming convention

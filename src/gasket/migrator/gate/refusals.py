@@ -32,6 +32,7 @@ from gasket.migrator.sql.lexer import shortened
 _RULES = "gasket.migrator.revisions.rules.check"
 _UNFINISHED = "gasket.migrator.background.needed:unfinished"
 _LOAD_SCRIPTS = "gasket.migrator.revisions.loading:load_scripts"
+_REQUIRE_AS_READ = "gasket.migrator.revisions.loading:require_as_read"
 _FROM_JSON = "gasket.migrator.sql.render:from_json"
 
 
@@ -209,9 +210,10 @@ async def needed_work_goes_on(case: Case) -> None:
 
 
 async def loadable(case: Case) -> None:
-    """The pending files can be imported."""
+    """The pending files can be imported, and are then what they say."""
     if case.situation.plan.pending:
-        pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini)
+        scripts = pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini)
+        pkgutil.resolve_name(_REQUIRE_AS_READ)(scripts.walk_revisions(), case.situation.revisions)
 
 
 async def replayable(case: Case) -> None:

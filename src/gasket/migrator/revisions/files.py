@@ -220,6 +220,8 @@ def _read_file(location: str) -> RevisionFile:
             problem=f"cannot be read ({error.strerror}{leads})",
             mend="Put the file back, make it readable, or remove it.",
         ) from None
+    if b"\0" in content:
+        raise RevisionFileError(file=os.path.basename(location), problem="has null bytes, and is no text")
     found = _DECLARATION.findall(b"\n" + content + b"\n")
     declared: dict[str, object] = {
         name.decode(): text.decode() if text else _CONSTANTS[constant]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dis
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import asyncpg
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
+from alembic.script import Script, ScriptDirectory
+from alembic.util import CommandError, to_tuple
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 
 from gasket.migrator.errors import MigratorError, NotForRevisionsError, RevisionFileError
+from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.postgres.errors import describe
 from gasket.postgres.messages import withhold
@@ -53,19 +54,35 @@ def naming_the_file() -> Iterator[None]:
         yield
     except (CommandError, MigratorError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that calls sys.exit() would end a command with "all is well"
         if refusal := not_loaded(error):
             raise refusal from error
         raise
 
 
-def not_loaded(error: Exception) -> RevisionFileError | None:
+def require_as_read(scripts: Iterable[Script], revisions: Revisions) -> None:
+    """Refuse a file that is another revision once it is imported than its text says: no check has seen that one.
+
+    Raises:
+        RevisionFileError: a file declares its revision in a condition, say.
+    """
+    for script in scripts:
+        file = revisions.get(script.revision)
+        if file is None or file.down_revisions != to_tuple(script.down_revision, ()):
+            raise RevisionFileError(
+                file=Path(script.path).name,
+                problem=f"is revision {script.revision} once it is imported, and its text says otherwise",
+                mend="Write `revision = ...` and `down_revision = ...` once, and neither in a condition.",
+            )
+
+
+def not_loaded(error: BaseException) -> RevisionFileError | None:
     """The refusal, where the error came of importing a migration file."""
     place = _place(error)
     return RevisionFileError(file=place[0], problem=f"cannot be loaded: {where(error, error)}") if place else None
 
 
-def where(error: Exception, cause: BaseException) -> str:
+def where(error: BaseException, cause: BaseException) -> str:
     """The error and the notes to it in one line; for one of Python's, also the line of the migration that raised it.
 
     No value of a row is in it. So of Python's errors it has the text only where the migration itself has written it, in
@@ -84,12 +101,12 @@ def where(error: Exception, cause: BaseException) -> str:
     return f"{type(error).__name__}: {what}" + (f" ({place[0]}, line {place[1]})" if place else "")
 
 
-def _tells_names_alone(error: Exception) -> bool:
-    told = isinstance(error, NameError | AttributeError | ImportError | TypeError | OSError | CommandError)
+def _tells_names_alone(error: BaseException) -> bool:
+    told = isinstance(error, NameError | AttributeError | ImportError | TypeError | OSError | CommandError | SystemExit)
     return told or (isinstance(error, SQLAlchemyError) and not isinstance(error, StatementError | ArgumentError))
 
 
-def _is_raised_by_migration(error: Exception) -> bool:
+def _is_raised_by_migration(error: BaseException) -> bool:
     """Whether the innermost line is a `raise` or an `assert` of the migration, and not a call that has failed."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -99,7 +116,7 @@ def _is_raised_by_migration(error: Exception) -> bool:
     return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def _place(error: Exception) -> tuple[str, int | None] | None:
+def _place(error: BaseException) -> tuple[str, int | None] | None:
     """File and line of the migration that raised it, or that is no Python."""
     frames = traceback.walk_tb(error.__traceback__)
     places: list[tuple[str, int | None]] = [(f.f_code.co_filename, line) for f, line in frames if _is_migration(f)]

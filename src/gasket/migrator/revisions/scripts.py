@@ -25,7 +25,7 @@ def script_directory(ini: Path) -> ScriptDirectory:
     Raises:
         AlembicConfigurationError: the configuration cannot be used.
     """
-    with in_one_sentence(ini, CommandError):
+    with in_one_sentence(ini, Exception):  # importing the package of a script_location may raise anything
         config = alembic_config(ini)
         directory = ScriptDirectory.from_config(config)
         if directory.sourceless:
