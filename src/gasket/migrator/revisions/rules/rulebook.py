@@ -71,8 +71,8 @@ SQL_RULES = {
     ),
     "rewrites-table": _Rule(
         "The whole table is rewritten, and readers wait for that.",
-        "Add a column without a default, give old rows their value in batches, then set the default for new ones. For "
-        "a new type give `existing_type=`: some types need no rewrite.",
+        "Add a column without a default, set the default for new rows, and give old rows their value with a "
+        "`Backfill`. For a new type give `existing_type=`: some types need no rewrite.",
         warning=True,
     ),
     "writes-all-rows": _Rule(
