@@ -8,8 +8,6 @@ import pkgutil
 import time
 from collections.abc import Awaitable, Callable
 
-import asyncpg
-
 from gasket.migrator.apply.events import LockAwaited
 from gasket.migrator.apply.holder import HolderWatch
 from gasket.migrator.config import MigratorConfig
@@ -29,7 +27,6 @@ log = logging.getLogger("gasket.migrator")
 _POLL = 0.5
 _MIGRATE = "gasket.migrator.runner:migrate"
 """Imported where something is pending: a start at head does without half of the migrator."""
-_Migrate = Callable[[MigratorConfig, Revisions, Outcome, asyncpg.Connection], Awaitable[Situation | None]]
 
 
 async def bring_to_head(config: MigratorConfig) -> Plan:
@@ -52,7 +49,7 @@ async def _bring_to_head(config: MigratorConfig, outcome: Outcome) -> Plan:
         async with looking(config, opened) as connection:
             situation = await pass_gate(connection, config, revisions, request, tables_expected=True)
         if not situation.serves and config.migrate_on_startup:
-            migrate: _Migrate = pkgutil.resolve_name(_MIGRATE)
+            migrate: Callable[..., Awaitable[Situation | None]] = pkgutil.resolve_name(_MIGRATE)
             situation = await migrate(config, revisions, outcome, connection) or situation
     if not situation.serves:
         situation = await _until_head(config, revisions, request)

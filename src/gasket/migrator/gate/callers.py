@@ -51,10 +51,10 @@ class Request(msgspec.Struct, frozen=True):
         return self.targets[0] if self.targets else None
 
 
-STARTS = frozenset({Caller.START, Caller.WAITER, Caller.FOLLOWER, Caller.STATUS})
-"""`status` says what a start would come to."""
 APPLYING = frozenset({Caller.START, Caller.WAITER, Caller.UPGRADE, Caller.PLAN, Caller.STATUS})
 """They apply what is pending, or say what would come of it."""
+TO_HEAD = APPLYING | {Caller.FOLLOWER}
+"""Those, and the start that waits until another one has applied it."""
 GOING_BACK = frozenset({Caller.DOWNGRADE, Caller.ROLLBACK})
 STAMPING = frozenset({Caller.STAMP, Caller.ADOPT})
 WRITING = GOING_BACK | STAMPING | {Caller.ENSURE_VERSION, Caller.ACCEPT}

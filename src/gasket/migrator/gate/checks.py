@@ -14,7 +14,7 @@ import asyncpg
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
 from gasket.migrator.gate import collisions, refusals, rights, targets
-from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STAMPING, STARTS, WRITING, Caller, Request
+from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STAMPING, TO_HEAD, WRITING, Caller, Request
 from gasket.migrator.gate.situation import Case, Situation, read_situation
 from gasket.migrator.revisions.files import Revisions
 
@@ -65,9 +65,9 @@ _EVERYBODY = frozenset(Caller)
 CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
     refusals.files_there: _EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
     refusals.files_in_one_piece: _EVERYBODY,
-    refusals.one_head: APPLYING | STARTS,
+    refusals.one_head: TO_HEAD,
     refusals.plain_ids: _EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
-    refusals.no_newer_revisions: APPLYING | STARTS | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
+    refusals.no_newer_revisions: TO_HEAD | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
     targets.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
     targets.something_to_roll_back: frozenset({Caller.ROLLBACK}),
     targets.step_is_clear: GOING_BACK,
@@ -75,9 +75,9 @@ CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
     targets.target_applied: frozenset({Caller.DOWNGRADE}),
     targets.acceptable: frozenset({Caller.ACCEPT}),
     targets.nothing_else_recorded: frozenset({Caller.ADOPT}),
-    refusals.files_as_applied: APPLYING | STARTS | GOING_BACK,
+    refusals.files_as_applied: TO_HEAD | GOING_BACK,
     refusals.not_held: frozenset({Caller.START, Caller.WAITER, Caller.STATUS}),
-    refusals.whole: (APPLYING | STARTS) - {Caller.START},
+    refusals.whole: TO_HEAD - {Caller.START},
     refusals.rules_kept: APPLYING,
     refusals.needed_work_goes_on: APPLYING,
     collisions.nothing_in_the_way: (APPLYING - {Caller.START}) | {Caller.ENSURE_VERSION},

@@ -20,7 +20,7 @@ from gasket.migrator.errors import (
     SchemaAheadError,
     TargetError,
 )
-from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STARTS, Caller
+from gasket.migrator.gate.callers import GOING_BACK, TO_HEAD, Caller
 from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.gate.situation import Case
 from gasket.migrator.gate.targets import going_back
@@ -51,7 +51,7 @@ async def files_in_one_piece(case: Case) -> None:
     """A file may be gone below what is applied, but the ledger has to know it, and Alembic cannot load the others."""
     for file, parent in case.situation.plan.unfounded:
         raise RevisionFileError(file=file.path.name, problem=f"stands on revision {parent}, which no file defines")
-    if case.request.caller not in APPLYING | STARTS:  # Alembic loads all of them
+    if case.request.caller not in TO_HEAD:  # Alembic loads all of them
         case.situation.revisions.check_chain()
 
 
@@ -79,7 +79,7 @@ async def plain_ids(case: Case) -> None:
 
 async def no_newer_revisions(case: Case) -> None:
     plan, caller = case.situation.plan, case.request.caller
-    if caller in APPLYING | STARTS:
+    if caller in TO_HEAD:
         if plan.state is not SchemaState.INCOMPATIBLE:
             return
         worst, why = plan.worst, plan.why_incompatible()

@@ -24,8 +24,8 @@ class Situation(msgspec.Struct, frozen=True):
     revisions: Revisions
     database: DatabaseState
     plan: Plan
-    edits: tuple[Edit, ...] = ()
-    hold: TakenBack | None = None
+    edits: tuple[Edit, ...]
+    hold: TakenBack | None
 
     @property
     def serves(self) -> bool:
