@@ -122,14 +122,11 @@ class Manifest:
         """What could be put back now that the revision is applied again, newest archive first.
 
         And what with `later` ones, of values of rows that stay. Only what was not put back once before: rows that did
-        not fit then may have been deleted since on purpose.
+        not fit then may have been deleted since on purpose. And, with a problem, rows of the revision that only a
+        person can put back, of which nothing was said yet since it was taken back.
         """
         of_revisions = f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES})"
-        return self._read(f"{of_revisions} AND {_OPEN}", revision, list(later))
-
-    def entries_by_hand(self, revision: str) -> list[Entry]:
-        """Rows that only a person can put back, of which nothing was said yet since the revision was taken back."""
-        return self._read(f"revision = $1 AND {_BY_HAND}", revision)
+        return self._read(f"{of_revisions} AND {_OPEN} OR revision = $1 AND {_BY_HAND}", revision, list(later))
 
     def entries_of_tables(self, tables: Iterable[int]) -> list[Entry]:
         """What could be put back, with whatever revision, into rows that stay of the given tables (oids).

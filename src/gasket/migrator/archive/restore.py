@@ -90,7 +90,8 @@ def upgrade_restoring(
     """
     connection = connection_of(context)
     manifest = Manifest(connection, schema)
-    archived = manifest.entries_to_restore(revision, later=digests)
+    found = manifest.entries_to_restore(revision, later=digests)
+    archived, by_hand = [e for e in found if not e.problem], [e for e in found if e.problem]
     own = [entry for entry in archived if entry.revision == revision]
     if not restore:
         with _archive_named(own):
@@ -99,7 +100,7 @@ def upgrade_restoring(
     fitting = [entry for entry in archived if entry.digest is not None and entry.digest == digests.get(entry.revision)]
     entries = [entry for entry in fitting if entry.revision == revision]
     not_back = tuple(PutBack(entry, error=_ANOTHER) for entry in own if entry.stored_in and entry not in entries)
-    not_back += tuple(PutBack(entry, error=entry.problem) for entry in manifest.entries_by_hand(revision))
+    not_back += tuple(PutBack(entry, error=entry.problem) for entry in by_hand)
     for one in not_back:
         manifest.update(one.entry.id, restore_error=one.error)
     waiting = [entry for entry in fitting if entry.revision != revision and entry.keeps_values]
