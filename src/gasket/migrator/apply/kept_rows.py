@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,29 +22,9 @@ from gasket.migrator.revisions.files import RevisionFile
 from gasket.migrator.revisions.rules.check import verdict_on
 from gasket.migrator.sql.render import Rendering, render
 
-
-class Copies:
-    """How often rows of one step were copied in vain, because the real step then found a lock taken.
-
-    After the second time the next try takes its strong lock first: readers wait, and the copy is not made again and
-    again.
-    """
-
-    def __init__(self) -> None:
-        self._in_vain = 0
-
-    @property
-    def strong(self) -> bool:
-        return self._in_vain >= 2
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """A try of the real step."""
-        try:
-            yield
-        except DBAPIError:
-            self._in_vain += 1
-            raise
+_MOST_IN_VAIN = 2
+"""So often rows of a step are copied though the step then finds a lock taken. The next try takes its strong lock first:
+readers wait, and the copy is not made again and again."""
 
 
 class KeptRows:
@@ -52,6 +33,7 @@ class KeptRows:
     def __init__(self, config: MigratorConfig, attempts: Attempts) -> None:
         self._config = config
         self._attempts = attempts
+        self._copied_in_vain = Counter[str]()
         self._waiting: dict[str, str | None] = {}
         self._known = Known()
         self._restored: RestoreReport | None = None
@@ -61,14 +43,12 @@ class KeptRows:
         archived = Manifest(connection, self._config.schema).revisions()
         self._waiting = {file.revision: verdict_on(file).digest for file in pending if file.revision in archived}
 
-    def upgrade(
-        self, context: MigrationContext, script: Script, run: Callable[[], None], copies: Copies, *, restore: bool
-    ) -> None:
+    def upgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], *, restore: bool) -> None:
         """Run the step and put its rows back."""
         if not self._waiting:
             run()
             return
-        with copies.counted():
+        with self._counting_copies(script.revision):
             self._restored = upgrade_restoring(
                 context,
                 schema=self._config.schema,
@@ -77,7 +57,7 @@ class KeptRows:
                 run_upgrade=run,
                 render_upgrade=functools.partial(render, script.module.upgrade, metadata=self._config.metadata),
                 restore=restore,
-                strong=copies.strong,
+                strong=self._takes_strong_lock(script.revision),
             )
 
     def restored_after_commit(self, connection: Connection, revision: str) -> RestoreReport | None:
@@ -91,7 +71,6 @@ class KeptRows:
         context: MigrationContext,
         script: Script,
         run: Callable[[], None],
-        copies: Copies,
         *,
         digest: str | None,
         rendering: Rendering,
@@ -106,7 +85,7 @@ class KeptRows:
                 digest=digest,
                 release=self._config.release,
                 discard=discard,
-                strong=copies.strong,
+                strong=self._takes_strong_lock(script.revision),
                 known=self._known,
             ) as report:
                 if self._attempts.patient and (report.archive is not None or report.waiting):
@@ -114,8 +93,20 @@ class KeptRows:
                     # request has read: the shorter wait is ours, also in a try that was patient with autovacuum, or it
                     # is a deadlock.
                     connection_of(context).exec_driver_sql(f"SET LOCAL lock_timeout = {TRY_LOCK_TIMEOUT_MS}")
-                with copies.counted():
+                with self._counting_copies(script.revision):
                     run()
         except BaseException:
             self._known = Known()  # what it has changed was not seen
+            raise
+
+    def _takes_strong_lock(self, revision: str) -> bool:
+        return self._copied_in_vain[revision] >= _MOST_IN_VAIN
+
+    @contextmanager
+    def _counting_copies(self, revision: str) -> Iterator[None]:
+        """A try of the real step."""
+        try:
+            yield
+        except DBAPIError:
+            self._copied_in_vain[revision] += 1
             raise

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import asyncpg
+import msgspec
 from alembic.runtime.migration import MigrationContext
 from asyncpg.transaction import Transaction
 from sqlalchemy import Connection, event
@@ -26,7 +27,7 @@ from gasket.migrator.apply.earlier_try import EarlierTry
 from gasket.migrator.apply.events import Step
 from gasket.migrator.apply.finished import is_compared, is_untouched, what_is_left
 from gasket.migrator.errors import NotForRevisionsError, PartlyDoneError
-from gasket.migrator.ledger.progress import forget_begun, write_progress
+from gasket.migrator.ledger.progress import Committed, forget_begun, write_progress
 from gasket.migrator.sql.lexer import shortened, tokens
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import may_control_transaction, read
@@ -44,28 +45,48 @@ _NOT_IN_TRANSACTION = ("25001", "2D000")  # active_sql_transaction, invalid_tran
 _QUERIES = frozenset({"select", "table", "values"})
 
 
+class StepUnderWay(msgspec.Struct):
+    """What is known of a step while it is under way. It goes with the step, so the next one begins with nothing of it.
+
+    `started` is of the monotonic clock. `transaction` is the number of the one in which the try has begun. `partly`: an
+    autocommit block was entered. `kept`: a statement was committed by that, or may have left a part of its work behind.
+    `earlier` is what an earlier try of the step has done.
+    """
+
+    place: Step
+    started: float
+    earlier: EarlierTry = msgspec.field(default_factory=EarlierTry)
+    transaction: str | None = None
+    partly: bool = False
+    kept: bool = False
+
+    @property
+    def leaves_a_part(self) -> bool:
+        """Whether a part of it may stay though it has failed: of this try, or of an earlier one.
+
+        False also where an autocommit block was entered and had nothing to commit.
+        """
+        return self.partly and (self.kept or bool(self.earlier))
+
+
+_Execute = Callable[[str], None]
+_Way = Callable[[StepUnderWay, Any, str, _Execute], None]
+
+
 def transaction_controlled(what: str) -> NotForRevisionsError:
     """A revision begins, ends or rolls back a transaction by itself, with `what`."""
     return NotForRevisionsError(f"it runs {what} by itself: leave transactions to Alembic")
 
 
 class Statements:
-    """Follows the statements of one Alembic context.
-
-    `partly`: an autocommit block of the step has been entered. `kept`: a statement was committed by that, or may have
-    left a part of its work behind. `earlier` is what an earlier try of the step has done.
-    `command` is what the progress says was run.
-    """
+    """Follows the statements of one Alembic context."""
 
     def __init__(self, connection: asyncpg.Connection, schema: str, attempts: Attempts) -> None:
-        self.partly = False
-        self.kept = False
-        self.earlier = EarlierTry()
-        self.command = ""
         self._connection = connection
         self._schema = schema
         self._attempts = attempts
-        self._step: Step | None = None
+        self._command = ""
+        self._step: StepUnderWay | None = None
         self._in_block = False
         self._switching = False
         self._uncommitted: list[tuple[str, int]] = []
@@ -77,8 +98,12 @@ class Statements:
         """Whether a revision's own function runs."""
         return self._step is not None
 
-    def watch(self, context: MigrationContext, *, after_block: Callable[[], None]) -> None:
-        """See all that runs over the context's connection; `after_block` is called when an autocommit block ends."""
+    def watch(self, context: MigrationContext, *, command: str, after_block: Callable[[], None]) -> None:
+        """See all that runs over the context's connection; `after_block` is called when an autocommit block ends.
+
+        `command` is what the progress says was run.
+        """
+        self._command = command
         connection = context.connection
         assert connection is not None
         event.listen(connection.engine, "do_execute", self._execute)
@@ -94,9 +119,9 @@ class Statements:
                 stays = [(sql, count) for sql, count in self._uncommitted if not all(map(_is_done_again, read(sql)))]
                 if stays:
                     await_only(self._write_progress(self._step, stays))
-                    self.kept = True
+                    self._step.kept = True
                 self._uncommitted = []
-            self.partly = True
+                self._step.partly = True
             with ExitStack() as stack:
                 stack.callback(self._switch, to_block=False, switching=False)
                 self._switch(to_block=False, switching=True)
@@ -109,20 +134,21 @@ class Statements:
         context.autocommit_block = watched  # type: ignore[method-assign]
 
     @contextmanager
-    def of(self, step: Step) -> Iterator[None]:
+    def of(self, step: StepUnderWay) -> Iterator[None]:
         """What runs in here are the statements of the revision's own function."""
         self._step = step
         self._uncommitted = []
+        self._savepoints = {}
         self._unanswered = None
-        self.earlier.rewind()
+        step.earlier.rewind()
         try:
             yield
         except ResourceClosedError as error:  # SQLAlchemy's, of a statement without rows
             if self._unanswered is None:
                 raise
             raise PartlyDoneError(
-                revision=step.revision,
-                direction=step.direction,
+                revision=step.place.revision,
+                direction=step.place.direction,
                 reason=f"it asks for what this statement returned to the try before: {shortened(self._unanswered)}",
             ) from error
         finally:
@@ -141,42 +167,69 @@ class Statements:
     def _execute_many(self, cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
         return self._run(context, sql, lambda left: context.dialect.do_executemany(cursor, left, parameters, context))
 
-    def _run(self, context: Any, sql: str, execute: Callable[[str], None]) -> bool:
+    def _run(self, context: Any, sql: str, execute: _Execute) -> bool:
         """Whether the statement was dealt with here; else SQLAlchemy runs it."""
         step = self._step
         if step is None or self._switching:
             return False
-        if not (self._in_block or self.earlier or may_control_transaction(sql)):
-            execute(sql)
-            self._uncommitted.append((sql, context.cursor.rowcount))
-            return True
+        way: _Way | None = self._run_in_transaction
+        if self._in_block or step.earlier or may_control_transaction(sql):  # else it need not be read, which takes time
+            way = self._find_way(step, sql, self._read_allowed(sql))
+        if way is None:
+            return False
+        way(step, context, sql, execute)
+        return True
+
+    def _read_allowed(self, sql: str) -> Sequence[Reading]:
+        """Read the statement, and refuse what begins or ends the step's transaction."""
         readings = read(sql)
         for reading in readings:
             if reading.transaction_control and not reading.is_savepoint and reading.kind != "do":
                 raise transaction_controlled(reading.kind.upper())
         if not self._in_block and any(reading.is_savepoint for reading in readings):
             self._follow_savepoint(readings[0].kind, sql)
-        if all(map(_is_done_again, readings)):
-            if not self._in_block:
-                return False
-            self._attempts.run_statement(step, lambda: execute(sql))
-        elif self._in_block and is_compared(readings):
-            self._run_compared(step, sql, execute)
-        elif done := self.earlier.take(sql):
-            if any(reading.kind in _QUERIES for reading in readings) or "returning" in sql.lower():
-                self._unanswered = sql
-            _tell_done(step, sql)
-            context._rowcount = done.row_count  # SQLAlchemy has no public way
-        elif self._in_block and any(reading.needs_autocommit or _may_commit(reading, sql) for reading in readings):
-            self._run_alone(step, context, sql, execute)
-        elif self._in_block:
-            self._attempts.run_statement(step, lambda: self._run_recorded(step, context, sql, execute))
-        else:
-            execute(sql)
-            self._uncommitted.append((sql, context.cursor.rowcount))
-        return True
+        return readings
 
-    def _run_recorded(self, step: Step, context: Any, sql: str, execute: Callable[[str], None]) -> None:
+    def _find_way(self, step: StepUnderWay, sql: str, readings: Sequence[Reading]) -> _Way | None:
+        """How the statement is run; None: as SQLAlchemy does. The order is the rule: the first that fits."""
+        # Nothing of it stays, so every try needs it afresh, and no note is made of it.
+        if all(map(_is_done_again, readings)):
+            return self._run_again if self._in_block else None
+        # The catalog says how far it came, also where an earlier try has begun it: a note could say less.
+        if self._in_block and is_compared(readings):
+            return self._run_compared
+        # An earlier try has committed it, and it would be done twice.
+        if done := step.earlier.take(sql):
+            answers = any(reading.kind in _QUERIES for reading in readings) or "returning" in sql.lower()
+            return functools.partial(self._skip, done, answers)
+        # It is committed, and noted, with the step or with all that comes before the next autocommit block.
+        if not self._in_block:
+            return self._run_in_transaction
+        # There is no transaction in which it could be noted, or it may end that one.
+        if any(reading.needs_autocommit or _may_commit(reading, sql) for reading in readings):
+            return self._run_alone
+        return self._run_recorded
+
+    def _run_in_transaction(self, _step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
+        execute(sql)
+        self._uncommitted.append((sql, context.cursor.rowcount))
+
+    def _run_again(self, step: StepUnderWay, _context: Any, sql: str, execute: _Execute) -> None:
+        self._attempts.run_statement(step.place, lambda: execute(sql))
+
+    def _skip(
+        self, done: Committed, answers: bool, step: StepUnderWay, context: Any, sql: str, _execute: _Execute
+    ) -> None:
+        """The revision gets the row count of the try that has run it, but no rows."""
+        if answers:
+            self._unanswered = sql
+        _tell_done(step, sql)
+        context._rowcount = done.row_count  # SQLAlchemy has no public way
+
+    def _run_recorded(self, step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
+        self._attempts.run_statement(step.place, lambda: self._try_recorded(step, context, sql, execute))
+
+    def _try_recorded(self, step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
         """In a transaction with the note that it is done; without one where PostgreSQL says that it cannot be."""
         transaction = self._connection.transaction()
         await_only(transaction.start())
@@ -189,7 +242,7 @@ class Statements:
                 raise
         else:
             await_only(transaction.commit())
-            self.kept = True
+            step.kept = True
             return
         self._run_alone(step, context, sql, execute)
 
@@ -201,30 +254,30 @@ class Statements:
         except DRIVER_ERRORS:
             self._connection.terminate()
 
-    def _run_alone(self, step: Step, context: Any, sql: str, execute: Callable[[str], None]) -> None:
+    def _run_alone(self, step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
         """What can be noted only once it has ended: a try that dies in between runs it again.
 
         A VACUUM FULL waits in short tries, for all readers queue behind it. What decides by itself which tables it
         comes to would begin with the first of them again.
         """
-        self.kept = True
+        step.kept = True
         if any(touch.mode is LockMode.ACCESS_EXCLUSIVE for reading in read(sql) for touch in reading.touches):
-            self._attempts.run_statement(step, lambda: execute(sql))
+            self._attempts.run_statement(step.place, lambda: execute(sql))
         else:
             with self._attempts.no_lock_timeout():
                 execute(sql)
         await_only(self._write_progress(step, [(sql, context.cursor.rowcount)]))
 
-    def _run_compared(self, step: Step, sql: str, execute: Callable[[str], None]) -> None:
+    def _run_compared(self, step: StepUnderWay, _context: Any, sql: str, execute: _Execute) -> None:
         """What PostgreSQL refuses in a transaction: a note says that it has begun, the catalog how far it came."""
-        begun = self.earlier.has_begun(sql)
-        left = await_only(what_is_left(self._connection, self._schema, step.revision, sql, begun=begun))
+        begun, revision = step.earlier.has_begun(sql), step.place.revision
+        left = await_only(what_is_left(self._connection, self._schema, revision, sql, begun=begun))
         if left is None:
             _tell_done(step, sql)
             return
         if not begun:
             await_only(self._write_progress(step, [(sql, -1)], finished=False))
-        kept_before, self.kept = self.kept, True
+        kept_before, step.kept = step.kept, True
         with self._attempts.no_lock_timeout():  # cut short it would leave a part of its work behind
             try:
                 execute(left)
@@ -232,8 +285,8 @@ class Statements:
                 if not (begun or self._connection.is_closed()) and await_only(
                     is_untouched(self._connection, self._schema, sql)
                 ):
-                    await_only(forget_begun(self._connection, self._schema, step.revision, sql))
-                    self.kept = kept_before
+                    await_only(forget_begun(self._connection, self._schema, revision, sql))
+                    step.kept = kept_before
                 raise
 
     def _follow_savepoint(self, kind: str, sql: str) -> None:
@@ -244,20 +297,24 @@ class Statements:
         elif kind == "rollback to":
             del self._uncommitted[self._savepoints.get(name, 0) :]
 
-    async def _write_progress(self, step: Step, statements: list[tuple[str, int]], *, finished: bool = True) -> None:
+    async def _write_progress(
+        self, step: StepUnderWay, statements: list[tuple[str, int]], *, finished: bool = True
+    ) -> None:
         await write_progress(
             self._connection,
             self._schema,
-            revision=step.revision,
-            downgrade=step.direction == "downgrade",
-            command=self.command,
+            revision=step.place.revision,
+            downgrade=step.place.direction == "downgrade",
+            command=self._command,
             statements=statements,
             finished=finished,
         )
 
 
-def _tell_done(step: Step, sql: str) -> None:
-    log.warning("revision %s: skipped a statement that an earlier try has finished: %s", step.revision, shortened(sql))
+def _tell_done(step: StepUnderWay, sql: str) -> None:
+    log.warning(
+        "revision %s: skipped a statement that an earlier try has finished: %s", step.place.revision, shortened(sql)
+    )
 
 
 def _is_done_again(reading: Reading) -> bool:

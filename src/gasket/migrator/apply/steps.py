@@ -27,10 +27,10 @@ from gasket.migrator.apply.events import Step, step_begun, step_done
 from gasket.migrator.apply.grants import grant_to_application
 from gasket.migrator.apply.holder import lock_arguments
 from gasket.migrator.apply.holding import pin_settings
-from gasket.migrator.apply.kept_rows import Copies, KeptRows
+from gasket.migrator.apply.kept_rows import KeptRows
 from gasket.migrator.apply.ledger_rows import LedgerRows
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
-from gasket.migrator.apply.statements import Statements, transaction_controlled
+from gasket.migrator.apply.statements import Statements, StepUnderWay, transaction_controlled
 from gasket.migrator.apply.version_moves import VersionMoves
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.background.declared import check_backfills, declared_works, needed_revisions
@@ -99,9 +99,8 @@ def _title(step: RevisionStep | StampStep) -> str:
 class StepRecorder:
     """Follows one run of Alembic on the connection that holds the lock.
 
-    After the run, or in the middle of a failed one: `applied` are the revisions whose steps are committed,
-    `current` is the one under way, `partly` whether an autocommit block has already committed a part of it.
-    `recording` is None in a database in which revisions are only tried out.
+    After the run, or in the middle of a failed one: `applied` are the revisions whose steps are committed, `current` is
+    the one under way. `recording` is None in a database in which revisions are only tried out.
     """
 
     def __init__(
@@ -113,7 +112,6 @@ class StepRecorder:
         application_role: str | None,
     ) -> None:
         self.applied: list[str] = []
-        self.current: str | None = None
         self.direction = "upgrade"
         self.options = StepOptions()
         self.grafts: Mapping[str, StoredRevision] = {}
@@ -124,8 +122,8 @@ class StepRecorder:
         self._application_role = application_role
         self._attempts = Attempts(config, connection)
         self._statements = Statements(connection, config.schema, self._attempts)
-        self._transaction: str | None = None
-        self._started = time.monotonic()
+        self._step: StepUnderWay | None = None
+        self._began = time.monotonic()
         self._before: set[str] = set()
         self._ledger = LedgerRows(config, revisions, connection)
         self._moves = VersionMoves()
@@ -150,17 +148,23 @@ class StepRecorder:
             pending = self._revisions.keys() - self._before
             self._rows.find_waiting(ctx.connection, [self._revisions[revision] for revision in pending])
             self._begun, self._with_works = await_only(unfinished_revisions(self._connection, self._config.schema))
-            self._statements.command = self.options.command
             yield from self._follow(ctx, list(find_steps(heads, ctx)))
 
         context._migrations_fn = followed  # type: ignore[assignment]
-        self._statements.watch(context, after_block=functools.partial(self._after_block, context))
+        self._statements.watch(
+            context, command=self.options.command, after_block=functools.partial(self._after_block, context)
+        )
         self._moves.watch(context)
 
     @property
+    def current(self) -> str | None:
+        """The revision whose step is under way."""
+        return self._step.place.revision if self._step else None
+
+    @property
     def partly(self) -> bool:
-        """Whether an autocommit block has committed a part of the step under way."""
-        return self._statements.partly
+        """Whether an autocommit block of the step under way was entered."""
+        return self._step is not None and self._step.partly
 
     @property
     def in_revision(self) -> bool:
@@ -169,17 +173,15 @@ class StepRecorder:
 
     @property
     def leaves_a_part(self) -> bool:
-        """Whether a part of the step under way may stay though the step has failed: of this try, or of an earlier one.
-
-        False also where an autocommit block was entered and had nothing to commit.
-        """
-        return self.partly and (self._statements.kept or bool(self._statements.earlier))
+        """Whether a part of the step under way may stay though the step has failed."""
+        return self._step is not None and self._step.leaves_a_part
 
     async def has_committed_by_itself(self) -> bool:
         """Whether the transaction in which the step began is committed, though the step has failed."""
-        if self._transaction is None or self._connection.is_closed():
+        transaction = self._step.transaction if self._step else None
+        if transaction is None or self._connection.is_closed():
             return False
-        status = await self._connection.fetchval("SELECT pg_xact_status($1::text::xid8)", self._transaction)
+        status = await self._connection.fetchval("SELECT pg_xact_status($1::text::xid8)", transaction)
         return bool(status == "committed")
 
     def on_version_apply(
@@ -230,31 +232,28 @@ class StepRecorder:
         for number, step in enumerate(steps, start=1):
             info = step.info
             name = (", ".join(info.destination_revision_ids) if info.is_stamp else info.up_revision_id) or "base"
-            self.current = name
             self.direction = "stamp" if info.is_stamp else "upgrade" if info.is_upgrade else "downgrade"
-            self._statements.partly = self._statements.kept = False
-            self._transaction = None
-            self._started = time.monotonic()
-            await_only(self._pin_again())
             place = Step(self.direction, name, number, len(steps), _title(step))
-            step_begun(place, pid=self._connection.get_server_pid(), elapsed=self._started - began)
+            self._step = under_way = StepUnderWay(place, started=time.monotonic())
+            await_only(self._pin_again())
+            step_begun(place, pid=self._connection.get_server_pid(), elapsed=under_way.started - began)
             if self.direction == "upgrade" and isinstance(step, RevisionStep):
                 await_only(self._finish_background(name, needed_revisions(step.revision.module)))
             if not info.is_stamp:
-                self._look_for_earlier_try(name)
+                self._look_for_earlier_try(under_way)
                 self._clear_leftovers(step, name)
-            self._try_until_granted(context, step, place)
+            self._try_until_granted(context, step, under_way)
             self._moves.hold_back(step)
             if self.direction == "downgrade":
                 judge_quickly(step)
             yield step
             self.applied.append(name)
-            self.current = None
+            self._step = None
             self._after_commit(context, name)
             if self.recording is None and self.direction == "upgrade":  # no replica serves from a scratch database
                 await_only(self._finish_background(name, [name]))
             now = time.monotonic()
-            step_done(place, duration=now - self._started, elapsed=now - began)
+            step_done(place, duration=now - under_way.started, elapsed=now - began)
 
     async def _finish_background(self, revision: str, needs: Sequence[str]) -> None:
         if needs:
@@ -287,12 +286,10 @@ class StepRecorder:
             await pin_settings(self._connection, self._config)
             await self.start()
 
-    def _look_for_earlier_try(self, name: str) -> None:
-        self._statements.earlier = EarlierTry()
-        if name in self._begun:
-            self._statements.earlier = await_only(
-                find_earlier_try(self._connection, self._config.schema, name, self.direction)
-            )
+    def _look_for_earlier_try(self, under_way: StepUnderWay) -> None:
+        revision, direction = under_way.place.revision, under_way.place.direction
+        if revision in self._begun:
+            under_way.earlier = await_only(find_earlier_try(self._connection, self._config.schema, revision, direction))
 
     def _clear_leftovers(self, step: Any, name: str) -> None:
         file = self._revisions.get(name)
@@ -309,30 +306,29 @@ class StepRecorder:
         with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
             await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
 
-    def _try_until_granted(self, context: MigrationContext, step: Any, place: Step) -> None:
+    def _try_until_granted(self, context: MigrationContext, step: Any, under_way: StepUnderWay) -> None:
         """Let Alembic call, in the place of the step's function, one that tries it until it gets its locks."""
         migrate: Callable[..., None] = step.migration_fn
-        copies = Copies()
 
         @functools.wraps(migrate)
         def tried(**arguments: Any) -> None:
             def run() -> None:
-                with self._statements.of(place):
+                with self._statements.of(under_way):
                     migrate(**arguments)
                 if not self._connection.is_in_transaction():  # what is written of the step would stay
                     raise transaction_controlled("COMMIT or ROLLBACK")
 
             self._attempts.run(
                 context,
-                place,
-                lambda: self._attempt(context, step, run, copies),
-                may_retry=lambda: not self.partly,
+                under_way.place,
+                lambda: self._attempt(context, step, under_way, run),
+                may_retry=lambda: not under_way.partly,
                 committed=lambda: await_only(self.has_committed_by_itself()),
             )
 
         step.migration_fn = tried
 
-    def _attempt(self, context: MigrationContext, step: Any, run: Callable[[], None], copies: Copies) -> None:
+    def _attempt(self, context: MigrationContext, step: Any, under_way: StepUnderWay, run: Callable[[], None]) -> None:
         """One try, in a transaction of its own: the step's function with what belongs to it before and after."""
         self._lock_books(context)
         if step.info.is_stamp:
@@ -340,13 +336,15 @@ class StepRecorder:
         elif step.is_upgrade:
             script: Script = step.revision
             self._ledger.keep_meanwhile(script)
-            self._rows.upgrade(context, script, run, copies, restore=self.options.restore)
-            if not self.partly:  # otherwise the revision cannot be taken back any more
+            self._rows.upgrade(context, script, run, restore=self.options.restore)
+            if not under_way.partly:  # otherwise the revision cannot be taken back any more
                 check_backfills(connection_of(context), script.revision, declared_works(script.module))
         else:
-            self._downgrade(context, step.revision, run, copies)
+            self._downgrade(context, step.revision, under_way.earlier, run)
 
-    def _downgrade(self, context: MigrationContext, script: Script, run: Callable[[], None], copies: Copies) -> None:
+    def _downgrade(
+        self, context: MigrationContext, script: Script, earlier: EarlierTry, run: Callable[[], None]
+    ) -> None:
         if script.revision in self._with_works:
             await_only(interrupt_index_build(self._connection, self._config.schema, script.revision))
             with self._attempts.long_lock_timeout():  # for the batch that is under way
@@ -357,9 +355,8 @@ class StepRecorder:
             context,
             script,
             run,
-            copies,
             digest=grafted.digest if grafted else self._ledger.digest(script.revision),
-            rendering=self._statements.earlier.rest_of(rendering),
+            rendering=earlier.rest_of(rendering),
             discard=self.options.discard_data,
         )
 
@@ -379,7 +376,8 @@ class StepRecorder:
         """
         if self.partly or revision in self._begun:
             await forget_progress(self._connection, self._config.schema, revision)
-        duration = round((time.monotonic() - self._started) * 1000)
+        step = self._step
+        duration = round((time.monotonic() - (step.started if step else self._began)) * 1000)
         move = self._moves.take()
         written = await self._ledger.write(
             revision, direction, script, move=move, duration_ms=duration, command=self.options.command
@@ -387,14 +385,16 @@ class StepRecorder:
         if written is None:
             raise self._lock_gone()
         self._pinned_after_step, transaction, moved = written
-        if self._transaction is not None and transaction != self._transaction:
+        if step and step.transaction is not None and transaction != step.transaction:
             raise transaction_controlled("COMMIT or ROLLBACK")
         if move and moved != 1:
             raise NotForRevisionsError(f"{VERSION_TABLE} does not hold {move[0]} any more: leave that table to Alembic")
 
     def _lock_books(self, context: MigrationContext) -> None:
+        assert self._step is not None
         schema = self._config.schema
-        [(self._transaction, held, _)] = fetch(connection_of(context), lock_statement(schema, lock_arguments(schema)))
+        [row] = fetch(connection_of(context), lock_statement(schema, lock_arguments(schema)))
+        self._step.transaction, held, _ = row
         if not held:
             raise self._lock_gone()
 
