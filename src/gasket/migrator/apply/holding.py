@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +13,7 @@ import msgspec
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.apply.holder import HOLDER_NOT_KNOWN, HolderWatch
-from gasket.migrator.apply.lock import ANSWER_LIMIT, SILENCE_LIMIT, take_lock
+from gasket.migrator.apply.lock import ANSWER_LIMIT, take_lock
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect
 from gasket.migrator.errors import (
@@ -34,6 +33,9 @@ log = logging.getLogger("gasket.migrator")
 
 _RECOVERY_POLL = 0.5
 _RECONNECT_PAUSE = 0.5
+_SILENCE_LIMIT = "300s"
+"""How long the server waits for the holder's next statement: behind a proxy that passes nothing on, TCP stays alive.
+Long, because the Python of a revision may compute between two statements; shorter than others wait for the lock."""
 
 
 class Application(msgspec.Struct, frozen=True):
@@ -55,17 +57,16 @@ async def connection_with_lock(
     long as one that waits.
     """
     watch = HolderWatch(config.schema)
-    left, database_wait = config.lock_wait, config.database_wait
+    connection = opened
+    remaining = config  # its waits are what is left of them for this try
     while True:
-        if opened is None or opened.is_closed():
-            opened = await connect(replace(config, database_wait=database_wait), migrating=True)
-        connection = opened
+        if connection is None or connection.is_closed():
+            connection = await connect(remaining, migrating=True)
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 role = await _prepare_connection(connection, config, application)
-            done_by_others = functools.partial(not_needed, connection) if not_needed else None
-            if await _primary(connection, config, not_needed, wait=left) and await take_lock(
-                connection, config.schema, wait=config.lock_wait, watch=watch, not_needed=done_by_others
+            if await _primary(connection, remaining, not_needed) and await take_lock(
+                connection, config.schema, wait=config.lock_wait, watch=watch, not_needed=not_needed
             ):
                 return connection, role
             return connection, None
@@ -82,7 +83,7 @@ async def connection_with_lock(
             raise
         await asyncio.sleep(_RECONNECT_PAUSE)
         left = max(0.0, config.lock_wait - watch.idle)
-        database_wait = min(config.database_wait, left)
+        remaining = replace(config, lock_wait=left, database_wait=min(config.database_wait, left))
 
 
 async def pin_settings(connection: asyncpg.Connection, config: MigratorConfig) -> str:
@@ -90,7 +91,7 @@ async def pin_settings(connection: asyncpg.Connection, config: MigratorConfig) -
     return await prepare_session(
         connection,
         config.schema,
-        idle_limit=SILENCE_LIMIT,
+        idle_limit=_SILENCE_LIMIT,
         lock_timeout=f"{TRY_LOCK_TIMEOUT_MS}ms",
         application_name=config.application_name(MIGRATING),
     )
@@ -114,8 +115,6 @@ async def _primary(
     connection: asyncpg.Connection,
     config: MigratorConfig,
     not_needed: Callable[[asyncpg.Connection], Awaitable[bool]] | None,
-    *,
-    wait: float,
 ) -> bool:
     """Wait for a standby to be promoted, or to replay what its primary was migrated to (then False)."""
     started = time.monotonic()
@@ -127,6 +126,6 @@ async def _primary(
                 return False
         tell(Waiting("for the standby to be promoted, or to have the new schema"))
         waited = time.monotonic() - started
-        if waited >= wait:
+        if waited >= config.lock_wait:
             raise ReadOnlyServerError(setting=config.migration_setting, in_recovery=True, waited=waited)
-        await asyncio.sleep(min(_RECOVERY_POLL, max(0.05, wait - waited)))
+        await asyncio.sleep(min(_RECOVERY_POLL, max(0.05, config.lock_wait - waited)))

@@ -30,25 +30,14 @@ _UNLOCK_TIMEOUT = 2.0
 _SHORTEST_ANSWER = 2.0
 ANSWER_LIMIT = 5.0
 """Seconds that a statement may take which the server answers at once: then the connection counts as lost."""
-SILENCE_LIMIT = "300s"
-"""How long the server waits for the holder's next statement: behind a proxy that passes nothing on, TCP stays alive.
-Long, because the Python of a revision may compute between two statements; shorter than others wait for the lock."""
 
 
 @asynccontextmanager
-async def migration_lock(
-    connection: asyncpg.Connection,
-    schema: str,
-    *,
-    wait: float,
-    not_needed: Callable[[], Awaitable[bool]] | None = None,
-) -> AsyncIterator[bool]:
-    """Hold the lock, as `take_lock` takes it; yields False without it. The lock is given back in every case."""
-    if not await take_lock(connection, schema, wait=wait, watch=HolderWatch(schema), not_needed=not_needed):
-        yield False
-        return
+async def migration_lock(connection: asyncpg.Connection, schema: str, *, wait: float) -> AsyncIterator[None]:
+    """Hold the lock, as `take_lock` takes it. It is given back in every case."""
+    await take_lock(connection, schema, wait=wait, watch=HolderWatch(schema))
     try:
-        yield True
+        yield
     finally:
         await give_back(connection, schema)
 
@@ -59,9 +48,9 @@ async def take_lock(
     *,
     wait: float,
     watch: HolderWatch,
-    not_needed: Callable[[], Awaitable[bool]] | None = None,
+    not_needed: Callable[[asyncpg.Connection], Awaitable[bool]] | None = None,
 ) -> bool:
-    """Take the lock; False, without it, once `not_needed()` says that another process has done the work.
+    """Take the lock; False, without it, once `not_needed` says that another process has done the work.
 
     `wait` is in seconds since the holder's last progress, which `watch` follows; 0 is one try.
 
@@ -75,7 +64,7 @@ async def take_lock(
         async with asyncio.timeout(min(ANSWER_LIMIT, left + _SHORTEST_ANSWER)):
             if await connection.fetchval(f"SELECT pg_try_advisory_lock({lock_arguments(schema)})"):
                 return True
-            if not_needed and await not_needed():
+            if not_needed and await not_needed(connection):
                 return False
         if watch.unseen >= _LOOK_EVERY or watch.idle >= wait or not next_report:
             holder = await _look(connection, watch)
