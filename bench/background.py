@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from statistics import median, quantiles
 
 import asyncpg
@@ -16,6 +17,7 @@ from bench.harness import alternate, database, open_folder, server, verdict
 from gasket.migrator.background import BACKFILL
 from gasket.migrator.background.worker import prepare_worker
 from gasket.migrator.background.working import work_on
+from gasket.migrator.config import MigratorConfig
 from gasket.migrator.ledger.background import read_works
 from gasket.migrator.ledger.tables import missing_tables
 
@@ -130,7 +132,8 @@ async def _backfill(connection: asyncpg.Connection, share: float) -> None:
     )
     await prepare_worker(connection, "public")
     [work] = await read_works(connection, "public")
-    done = await work_on(connection, "public", work, worker="bench", share=share, yields=True)
+    config = MigratorConfig(database_url="", release="bench", ini=Path())
+    done = await work_on(connection, config, work, share=share, yields=True)
     assert done.rows_done == _ROWS, done
 
 

@@ -18,8 +18,9 @@ from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.gate.plan import Plan, SchemaState
 from gasket.migrator.gate.situation import Situation, read_situation
-from gasket.migrator.ledger.background import OPEN, UNFINISHED, Work, has_background_table, read_works
-from gasket.migrator.ledger.read import read_history, read_versions
+from gasket.migrator.ledger.background import OPEN, UNFINISHED, Work, read_works
+from gasket.migrator.ledger.read import are_there, read_history, read_versions
+from gasket.migrator.ledger.tables import BACKGROUND
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.postgres.errors import AWAY, DRIVER_ERRORS, describe
@@ -137,7 +138,7 @@ class SchemaMonitor:
             async with self._turn(_PROBE_TIMEOUT) as connection:
                 # The first migration of a release that knows the table makes it; until then the server logs no error.
                 if not self._has_background_table:
-                    self._has_background_table = await has_background_table(connection, self._config.schema)
+                    [self._has_background_table] = await are_there(connection, self._config.schema, BACKGROUND)
                 if self._has_background_table:
                     self.works = await read_works(connection, self._config.schema, states=UNFINISHED)
         except DRIVER_ERRORS:

@@ -18,7 +18,6 @@ import pytest
 from gasket.migrator.background import IndexBuild
 from gasket.migrator.background.lock import (
     find_worker,
-    give_worker_lock_back,
     is_wanted,
     taken_over,
     try_worker_lock,
@@ -59,6 +58,8 @@ LATE = (
     "CREATE TRIGGER late AFTER UPDATE ON items FOR EACH ROW EXECUTE FUNCTION late()"
 )
 """A row comes behind the cursor."""
+WORKER = MigratorConfig(database_url="", release="1.0", ini=Path())
+"""Of a replica's worker, that works over another connection."""
 EACH_ONCE = "SELECT bool_and(tier = 'standard' AND changes = 1) FROM items"
 
 
@@ -107,7 +108,7 @@ async def session(config: MigratorConfig) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def do(connection: asyncpg.Connection, work: Work, *, yields: bool = False, share: float = 1) -> Work:
-    return await work_on(connection, "public", work, worker="here:1", share=share, yields=yields)
+    return await work_on(connection, WORKER, work, share=share, yields=yields)
 
 
 @pytest.fixture
@@ -318,7 +319,7 @@ async def test_a_standby_that_replays_nothing_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("gasket.migrator.background.backfills.LONGEST_LAG", 0.1)
+    monkeypatch.setattr("gasket.migrator.background.backfills._LONGEST_LAG", 0.1)
     caplog.set_level(logging.INFO)
     primary_url, standby_url = pair
     config = project.config(primary_url)
@@ -340,7 +341,7 @@ async def test_a_standby_that_replays_nothing_is_waited_for(
             before = await primary.fetchval(rows_done)
             await is_true(primary, "SELECT error LIKE 'waits for a standby%' FROM migration_background")
             shown = (await read_report(config)).background
-            assert "worker here:1; waits for a standby" in "".join(map(format_work, shown))
+            assert f"worker {WORKER.process}; waits for a standby" in "".join(map(format_work, shown))
             await asyncio.sleep(0.5)
             assert await primary.fetchval(rows_done) == before < ROWS
 
@@ -349,7 +350,7 @@ async def test_a_standby_that_replays_nothing_is_waited_for(
                 assert await try_worker_lock(connection, "public")
                 taking = asyncio.create_task(_take_over(other))
                 assert (await working).state is State.RUNNING
-                await give_worker_lock_back(connection, "public")
+                await connection.execute("SELECT pg_advisory_unlock_all()")
                 await taking
             caplog.clear()
             working = asyncio.create_task(do(connection, recorded, share=0.01))
@@ -524,7 +525,7 @@ async def test_a_worker_makes_way_in_the_middle_of_a_long_pause(
         await is_true(observer, "SELECT rows_done > 0 FROM migration_background")
         taking = asyncio.create_task(_take_over(other))
         assert (await asyncio.wait_for(working, 60)).state is State.RUNNING
-        await give_worker_lock_back(connection, "public")
+        await connection.execute("SELECT pg_advisory_unlock_all()")
         await asyncio.wait_for(taking, 60)
     assert "has sent nothing" not in caplog.text
 

@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -238,7 +238,8 @@ class StepRecorder:
             await_only(self._pin_again())
             step_begun(place, pid=self._connection.get_server_pid(), elapsed=under_way.started - began)
             if self.direction == "upgrade" and isinstance(step, RevisionStep):
-                await_only(self._finish_background(name, needed_revisions(step.revision.module)))
+                needs = needed_revisions(step.revision.module)
+                await_only(finish_needed(self._connection, self._config, name, needs))
             if not info.is_stamp:
                 self._look_for_earlier_try(under_way)
                 self._clear_leftovers(step, name)
@@ -251,20 +252,9 @@ class StepRecorder:
             self._step = None
             self._after_commit(context, name)
             if self.recording is None and self.direction == "upgrade":  # no replica serves from a scratch database
-                await_only(self._finish_background(name, [name]))
+                await_only(finish_needed(self._connection, self._config, name, [name]))
             now = time.monotonic()
             step_done(place, duration=now - under_way.started, elapsed=now - began)
-
-    async def _finish_background(self, revision: str, needs: Sequence[str]) -> None:
-        if needs:
-            await finish_needed(
-                self._connection,
-                self._config.schema,
-                revision=revision,
-                needs=needs,
-                worker=self._config.process,
-                notify=self._config.notify,
-            )
 
     async def finish(self) -> None:
         """Record what the catalog is after the run, if anything was applied."""

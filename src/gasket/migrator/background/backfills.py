@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from gasket.migrator.background.lock import is_wanted
 from gasket.migrator.background.pace import Pace
-from gasket.migrator.background.standbys import LONGEST_LAG, Standbys
-from gasket.migrator.background.walk import LOCAL_SETTINGS, WINDOW, Key, Walk, make_walk
+from gasket.migrator.background.standbys import Standbys
+from gasket.migrator.background.walk import LOCAL_SETTINGS, Key, Walk, make_walk
 from gasket.migrator.ledger.background import (
     State,
     Work,
@@ -29,7 +29,9 @@ from gasket.postgres.errors import describe, is_lost, lacks_object
 
 log = logging.getLogger("gasket.migrator")
 
-_COUNT_WITHIN = "3s"
+_WINDOW = 20_000
+"""Rows that one range looks at, at most."""
+_LONGEST_LAG = 10.0
 _BETWEEN_WALKS = 1.0
 _LAG_POLL = 1.0
 _PAUSE_POLL = 1.0
@@ -85,7 +87,7 @@ class BackfillRun:
         self._yields = yields
         self._tell = tell
         self._standbys = Standbys()
-        self._window = WINDOW
+        self._window = _WINDOW
         self._seen_to_fail = False
 
     async def run(self) -> None:
@@ -120,7 +122,7 @@ class BackfillRun:
         if walk is None:
             raise WorkFailedError(f"Table {work.table_name} is not there, or has no primary key to walk along.")
         if work.rows_estimated is None:
-            rows = await walk.count(self._connection, _COUNT_WITHIN)
+            rows = await walk.count(self._connection)
             await set_estimate(self._connection, self._schema, work.id, rows)
             self._work = replace(work, rows_estimated=rows)
         return walk
@@ -157,7 +159,7 @@ class BackfillRun:
                     raise
                 pause = await self._after_failure(walk, error)
             else:
-                self._window = min(2 * self._window, WINDOW)
+                self._window = min(2 * self._window, _WINDOW)
                 self._tell(self._work)
                 seconds = time.monotonic() - started
                 pause = self._pace.after_batch(seconds, batch.rows, in_the_way=batch.in_the_way)
@@ -234,7 +236,7 @@ class BackfillRun:
 
     async def _wait_for_standbys(self) -> None:
         told = False
-        while (lag := await self._standbys.lag(self._connection)) > LONGEST_LAG:
+        while (lag := await self._standbys.lag(self._connection)) > _LONGEST_LAG:
             if not told:
                 told = True
                 log.info("%s waits: a standby has replayed nothing newer than %.0f s", self._work, lag)

@@ -42,11 +42,6 @@ async def try_worker_lock(connection: asyncpg.Connection, schema: str) -> bool:
     return bool(await connection.fetchval(f"SELECT pg_try_advisory_lock({lock_arguments(schema, _WORKER_CLASS)})"))
 
 
-async def give_worker_lock_back(connection: asyncpg.Connection, schema: str) -> None:
-    """Let another replica go on."""
-    await connection.execute(f"SELECT pg_advisory_unlock({lock_arguments(schema, _WORKER_CLASS)})")
-
-
 async def find_worker(connection: asyncpg.Connection, schema: str) -> int | None:
     """The pid of the session that works; on a standby always None."""
     pid: int | None = await connection.fetchval(_HELD, _WORKER_CLASS, lock_key(schema))
@@ -77,7 +72,7 @@ async def taken_over(connection: asyncpg.Connection, schema: str) -> AsyncIterat
         yield
     finally:
         if not connection.is_closed():
-            await give_worker_lock_back(connection, schema)
+            await connection.execute(f"SELECT pg_advisory_unlock({worker})")
             await connection.execute(f"SELECT pg_advisory_unlock_shared({wanted})")
 
 

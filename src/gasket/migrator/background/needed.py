@@ -9,7 +9,7 @@ import asyncpg
 from gasket.migrator.background.lock import taken_over
 from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
-from gasket.migrator.config import Notify, tell_nobody
+from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import NotAppliedError
 from gasket.migrator.ledger.background import OPEN, STOPPED, State, Work, read_works_of
 
@@ -17,13 +17,7 @@ _TELL_EVERY = 5.0
 
 
 async def finish_needed(
-    connection: asyncpg.Connection,
-    schema: str,
-    *,
-    revision: str,
-    needs: Iterable[str],
-    worker: str,
-    notify: Notify = tell_nobody,
+    connection: asyncpg.Connection, config: MigratorConfig, revision: str, needs: Iterable[str]
 ) -> None:
     """Finish the work of the revisions that `revision` needs, at full speed, in the place of the replica that works.
 
@@ -32,25 +26,23 @@ async def finish_needed(
     Raises:
         NotAppliedError: some of it is paused or cancelled, or fails.
     """
-    works = [work for needed in needs for work in await read_works_of(connection, schema, needed)]
+    works = [work for needed in needs for work in await read_works_of(connection, config.schema, needed)]
     open_works = [work for work in works if work.state is not State.COMPLETE]
     for work in open_works:
         if work.state in STOPPED:
             raise unfinished(revision, work)
     if not open_works:
         return
-    async with taken_over(connection, schema):
+    async with taken_over(connection, config.schema):
         for work in open_works:
             done = await work_on(
                 connection,
-                schema,
+                config,
                 work,
-                worker=worker,
                 share=1,
                 yields=False,
                 before=OPEN | {State.FAILED},
                 tell_every=_TELL_EVERY,
-                notify=notify,
             )
             if done.state is not State.COMPLETE:
                 raise unfinished(revision, done)

@@ -7,7 +7,6 @@ from collections import deque
 
 import asyncpg
 
-LONGEST_LAG = 10.0
 _LOOK_EVERY = 1.0
 # Both are NULL for a role that may not see them (PostgreSQL manual, "pg_stat_replication"), and without a standby.
 _POSITIONS = """

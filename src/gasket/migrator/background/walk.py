@@ -12,8 +12,7 @@ import msgspec
 
 from gasket.postgres.errors import is_lost
 
-WINDOW = 20_000
-"""Rows that one range looks at, at most."""
+_COUNT_WITHIN = "3s"
 
 PRIMARY_KEY = """
 SELECT quote_ident(a.attname) AS name, format_type(a.atttypid, a.atttypmod) AS type
@@ -52,7 +51,7 @@ class Walk(msgspec.Struct, frozen=True):
     columns: tuple[tuple[str, str], ...]
 
     async def end_of_batch(
-        self, connection: asyncpg.Connection, after: Key | None, size: int, window: int = WINDOW
+        self, connection: asyncpg.Connection, after: Key | None, size: int, window: int
     ) -> tuple[Key, bool] | None:
         """The last key of the next range, and whether it is the last of the table; None where no row is left.
 
@@ -136,11 +135,11 @@ class Walk(msgspec.Struct, frozen=True):
             if not connection.is_closed():
                 await transaction.rollback()
 
-    async def count(self, connection: asyncpg.Connection, limit: str) -> int:
-        """How many rows match; where they cannot be counted within `limit`, how many rows the table has."""
+    async def count(self, connection: asyncpg.Connection) -> int:
+        """How many rows match; where they cannot be counted in a few seconds, how many rows the table has."""
         try:
             async with connection.transaction():
-                await connection.execute(f"SET LOCAL statement_timeout = '{limit}'")
+                await connection.execute(f"SET LOCAL statement_timeout = '{_COUNT_WITHIN}'")
                 rows: int = await connection.fetchval(f"SELECT count(*) FROM {self.table} WHERE ({self.condition}\n)")
         except asyncpg.PostgresError as error:  # one that is not about single rows comes again with the first batch
             if is_lost(error):

@@ -111,15 +111,7 @@ class BackgroundWorker:
             return _TAKE_OVER_EVERY
         work_on: Callable[..., Awaitable[Work]] = pkgutil.resolve_name(_WORK_ON)  # most replicas never have work
         while works := await read_works(connection, config.schema, states=OPEN):
-            done = await work_on(
-                connection,
-                config.schema,
-                works[0],
-                worker=config.process,
-                share=config.background_share,
-                yields=True,
-                notify=config.notify,
-            )
+            done = await work_on(connection, config, works[0], share=config.background_share, yields=True)
             if done.state is State.RUNNING:  # a start or a command takes it over
                 return _TAKE_OVER_EVERY
         return _LOOK_EVERY

@@ -16,13 +16,12 @@ from gasket.migrator.background.backfills import BackfillRun, StoppedError, Work
 from gasket.migrator.background.index_builds import build_index
 from gasket.migrator.background.pace import Pace
 from gasket.migrator.command_line import database_command
-from gasket.migrator.config import Notify, tell_nobody
+from gasket.migrator.config import MigratorConfig
 from gasket.migrator.ledger.background import (
     OPEN,
     State,
     Work,
     change_state,
-    claim,
     is_taken_back,
     read_work,
     void_works,
@@ -42,27 +41,27 @@ T = TypeVar("T")
 
 async def work_on(
     connection: asyncpg.Connection,
-    schema: str,
+    config: MigratorConfig,
     work: Work,
     *,
-    worker: str,
     share: float,
     yields: bool,
     before: Collection[State] = OPEN,
     tell_every: float = _TELL_EVERY,
-    notify: Notify = tell_nobody,
 ) -> Work:
     """Do the work until it is complete or has failed, or is not to be done any more; returns its row then.
 
     The connection holds the worker's lock and has a `lock_timeout`. `before` are the states from which it is begun;
     `share` is the part of the time that is worked. With `yields` it is left when another process wants to do it.
-    `notify` is told when the work is complete or has failed.
+    `config.notify` is told when the work is complete or has failed.
 
     Raises:
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the connection is lost. Nothing of the work is.
     """
-    started = time.monotonic()
-    claimed = await _until_granted(lambda: claim(connection, schema, work.id, worker, before=before))
+    started, schema = time.monotonic(), config.schema
+    claimed = await _until_granted(
+        lambda: change_state(connection, schema, work.id, State.RUNNING, before=before, worker=config.process)
+    )
     if claimed is None:
         return await read_work(connection, schema, work.id) or work
     if await is_taken_back(connection, schema, claimed.revision):
@@ -78,7 +77,7 @@ async def work_on(
         # Not the error itself: it names a row by its key.
         sentence = f"{ended} {_TOLD[ended.state]}. `{database_command('background list')}` shows it."
         data = {"work": ended.id, "revision": ended.revision, "table": ended.table_name, "rows": ended.rows_done}
-        notify(f"background.{_KINDS[ended.state]}", f"{sentence[0].upper()}{sentence[1:]}", data)
+        config.notify(f"background.{_KINDS[ended.state]}", f"{sentence[0].upper()}{sentence[1:]}", data)
     return ended
 
 

@@ -33,11 +33,11 @@ from gasket.migrator.ledger.background import (
     Work,
     change_state,
     format_work,
-    has_background_table,
     is_taken_back,
     read_work,
     read_works,
 )
+from gasket.migrator.ledger.read import are_there
 from gasket.migrator.ledger.tables import BACKGROUND, qualified
 from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost
@@ -117,14 +117,12 @@ async def finish(config: MigratorConfig, number: int | None) -> list[Work]:
                 return [
                     await work_on(
                         connection,
-                        config.schema,
+                        config,
                         one,
-                        worker=config.process,
                         share=1,
                         yields=False,
                         before=before,
                         tell_every=_TOLD_EVERY,
-                        notify=config.notify,
                     )
                     for one in wanted
                 ]
@@ -171,11 +169,12 @@ async def change_work(config: MigratorConfig, number: int, change: _Change) -> W
                 problem=f"Revision {work.revision}, which has declared background work {number}, was taken back",
                 mend="Apply it again: that declares the work anew",
             )
-        if not await change_state(connection, schema, number, state, before=before):
+        changed = await change_state(connection, schema, number, state, before=before)
+        if changed is None:
             raise _in_wrong_state(await _find(connection, schema, number), change)
         if work.kind == INDEX and work.state is State.RUNNING:
             await interrupt_worker(connection, schema)
-        return await _find(connection, schema, number)
+        return changed
 
     return await _connected(config, apply)
 
@@ -210,8 +209,8 @@ async def _connected(config: MigratorConfig, work: Callable[[asyncpg.Connection]
 
 
 async def _find(connection: asyncpg.Connection, schema: str, number: int) -> Work:
-    there = await has_background_table(connection, schema)
-    work = await read_work(connection, schema, number) if there else None
+    there = await are_there(connection, schema, BACKGROUND)
+    work = await read_work(connection, schema, number) if all(there) else None
     if work is None:
         raise NotThereError(
             problem=f"There is no background work {number}", mend=f"Run: {database_command('background list')}"

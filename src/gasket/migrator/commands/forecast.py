@@ -18,7 +18,9 @@ from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.ledger.background import UNFINISHED, has_background_table, read_works
+from gasket.migrator.ledger.background import UNFINISHED, read_works
+from gasket.migrator.ledger.read import are_there
+from gasket.migrator.ledger.tables import BACKGROUND
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import RevisionFile, Revisions
 from gasket.migrator.revisions.loading import load_scripts
@@ -222,7 +224,7 @@ async def _changed_before(
 ) -> dict[str, frozenset[str]]:
     """By revision: the tables with rows that background work has yet to change before the revision is applied."""
     tables: dict[str, set[str]] = {}
-    if await has_background_table(live, schema):
+    if all(await are_there(live, schema, BACKGROUND)):
         for work in await read_works(live, schema, states=UNFINISHED):
             tables.setdefault(work.revision, set()).add(_plain(work.table_name, schema))
     for revision, works in declared.items():

@@ -24,9 +24,10 @@ from gasket.migrator.gate.callers import GOING_BACK, TO_HEAD, Caller
 from gasket.migrator.gate.plan import SchemaState
 from gasket.migrator.gate.situation import Case
 from gasket.migrator.gate.targets import going_back
-from gasket.migrator.ledger.background import STOPPED, has_background_table, read_works_of
+from gasket.migrator.ledger.background import STOPPED, read_works_of
 from gasket.migrator.ledger.progress import read_progress
-from gasket.migrator.ledger.read import read_stored
+from gasket.migrator.ledger.read import are_there, read_stored
+from gasket.migrator.ledger.tables import BACKGROUND
 from gasket.migrator.sql.lexer import shortened
 
 _RULES = "gasket.migrator.revisions.rules.check"
@@ -201,7 +202,7 @@ async def needed_work_goes_on(case: Case) -> None:
     verdict_on = pkgutil.resolve_name(_RULES).verdict_on
     pending = {file.revision: verdict_on(file).needs_background for file in case.situation.plan.pending}
     needs = [(revision, needed) for revision, names in pending.items() for needed in names if needed not in pending]
-    if not needs or not await has_background_table(case.connection, case.config.schema):
+    if not needs or not all(await are_there(case.connection, case.config.schema, BACKGROUND)):
         return
     for revision, needed in needs:
         for work in await read_works_of(case.connection, case.config.schema, needed):

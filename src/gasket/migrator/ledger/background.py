@@ -74,11 +74,6 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 _COLUMNS = ", ".join(Work.__struct_fields__)
 
 
-async def has_background_table(connection: asyncpg.Connection, schema: str) -> bool:
-    """Whether the table is there: a release that knows it has migrated."""
-    return bool(await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", qualified(schema, BACKGROUND)))
-
-
 async def read_works(
     connection: asyncpg.Connection, schema: str, *, states: Collection[State] = frozenset(State)
 ) -> list[Work]:
@@ -143,24 +138,16 @@ async def change_state(
     *,
     before: Collection[State],
     error: str | None = None,
-) -> bool:
-    """Whether the work was in one of the states `before`, so that it is in `state` now."""
-    changed = await connection.fetchval(
-        f"UPDATE {qualified(schema, BACKGROUND)} SET state = $2, error = $4, changed_at = clock_timestamp() "
-        "WHERE id = $1 AND state = ANY ($3) RETURNING id",
-        *(number, state, list(before), error),
-    )
-    return changed is not None
-
-
-async def claim(
-    connection: asyncpg.Connection, schema: str, number: int, worker: str, *, before: Collection[State] = OPEN
+    worker: str | None = None,
 ) -> Work | None:
-    """Set the work to running, by this worker; None where its state is none of `before` any more."""
+    """The work as it is now, in `state`; None where its state is none of `before` any more.
+
+    `worker` is who does it from now on; None: who has done it before.
+    """
     row = await connection.fetchrow(
-        f"UPDATE {qualified(schema, BACKGROUND)} SET state = $2, worker = $3, error = NULL, "
-        f"changed_at = clock_timestamp() WHERE id = $1 AND state = ANY ($4) RETURNING {_COLUMNS}",
-        *(number, State.RUNNING, worker, list(before)),
+        f"UPDATE {qualified(schema, BACKGROUND)} SET state = $2, error = $4, worker = coalesce($5, worker), "
+        f"changed_at = clock_timestamp() WHERE id = $1 AND state = ANY ($3) RETURNING {_COLUMNS}",
+        *(number, state, list(before), error, worker),
     )
     return _work(row) if row else None
 

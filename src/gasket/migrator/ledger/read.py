@@ -190,11 +190,11 @@ async def read_taken_back(
     Such a release was seen before where any row of the ledger, or any failure, that is older than the downgrade has
     its fingerprint: it applied something, tried to, or took something back.
     """
-    failures = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", qualified(schema, FAILURES))
+    [has_failures] = await are_there(connection, schema, FAILURES)
     tried = (
         f"OR EXISTS (SELECT FROM {qualified(schema, FAILURES)} AS f "
         "WHERE f.failed_at < d.started_at AND to_jsonb(f) ->> 'files' = $2)"
-        if failures
+        if has_failures
         else ""
     )
     ledger = qualified(schema, LEDGER)
@@ -295,7 +295,7 @@ async def read_history(connection: asyncpg.Connection, schema: str, limit: int) 
 
 async def read_failures(connection: asyncpg.Connection, schema: str, limit: int) -> list[dict[str, Any]]:
     """The newest failed tries first; none where the table is not there yet."""
-    if await connection.fetchval("SELECT to_regclass($1) IS NULL", qualified(schema, FAILURES)):
+    if not all(await are_there(connection, schema, FAILURES)):
         return []
     rows = await connection.fetch(
         f"SELECT id, {', '.join(FAILURE_COLUMNS)} FROM {qualified(schema, FAILURES)} ORDER BY id DESC LIMIT $1", limit
