@@ -7,7 +7,6 @@ recognises it: not by the name alone, but by comparing it with what the statemen
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 
 import asyncpg
@@ -133,9 +132,7 @@ async def _properties_wanted(connection: asyncpg.Connection, schema: str, sql: s
     """Those of the index as the statement builds it on an empty copy of the table, which nobody else sees."""
     live = quote_name(table, schema)
     copy = quote_identifier(table[-1])
-    build = re.sub(
-        r"(?is)\bON\s+(ONLY\s+)?(\"(?:[^\"]|\"\")+\"|[\w$]+)\s*\.\s*", r"ON \1", without_concurrently(sql), count=1
-    )
+    build = _without_schema(without_concurrently(sql))
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -148,6 +145,18 @@ async def _properties_wanted(connection: asyncpg.Connection, schema: str, sql: s
         return tuple(await connection.fetchrow(_PROPERTIES, index) or ())
     finally:
         await transaction.rollback()
+
+
+def _without_schema(sql: str) -> str:
+    """The same CREATE INDEX, on the table of this name that the session comes to first."""
+    words = Words(list(tokens(sql)))
+    words.until("on")
+    words.take("on")
+    words.take("only")
+    match words.rest():
+        case [schema, dot, *_] if schema.is_identifier and dot.is_symbol("."):
+            return sql[: schema.start] + sql[dot.end :]
+    return sql
 
 
 async def _what_is_left_of_detaching(connection: asyncpg.Connection, schema: str, sql: str) -> str | None:
