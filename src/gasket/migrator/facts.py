@@ -1,4 +1,4 @@
-"""What a migration tells, while it goes on, to the one who listens in this process."""
+"""The listener of this process: it is called with each fact while a start or a command goes on."""
 
 from __future__ import annotations
 

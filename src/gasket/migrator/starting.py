@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gasket.migrator.apply.events import LockAwaited, LocksTaken, RevisionsPending, Step, StepBegun, StepDone
+from gasket.migrator.apply.events import DOING, LockAwaited, LocksTaken, RevisionsPending, Step, StepBegun, StepDone
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.facts import Waiting
@@ -24,7 +24,6 @@ WAITING = "waiting"
 _SHARED_FOR = 1.0
 _LOOK_TIMEOUT = 2.0
 _SHOWN_LONGER = 1.0
-_DOING = {"upgrade": "applying", "downgrade": "taking back", "stamp": "recording"}
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -200,7 +199,7 @@ class _Rate:
 
 def _applying(step: Step, elapsed: float) -> str:
     title = f", {step.title}" if step.title else ""
-    return f"{_DOING[step.direction]} revision {step.number} of {step.total}{title}, for {_duration(elapsed)}"
+    return f"{DOING[step.direction]} revision {step.number} of {step.total}{title}, for {_duration(elapsed)}"
 
 
 def _how_far(what: StatementProgress | Work | None, percent: float | None) -> str | None:

@@ -1,6 +1,6 @@
-"""People are told how a start or a command that changes the schema has ended; one message for each that does something.
+"""The message to people, once a start or a command that changes the schema has ended.
 
-A start at head tells nothing, and neither does one that a signal ends: the sender of the signal knows.
+A start at head sends none, and neither does one that a signal ends: the sender of the signal knows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from gasket.migrator.apply.events import DONE
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
 
 if TYPE_CHECKING:
     from gasket.migrator.apply.steps import StepRecorder  # a start at head does without it
 
-_DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "recorded"}
 _START = "start"
 
 
@@ -67,6 +67,6 @@ def outcome_told(config: MigratorConfig, command: str = _START) -> Iterator[Outc
         revisions = f"{count} revisions, the last of them {last}" if count > 1 else f"revision {last}"
         config.notify(
             "migration.completed",
-            f"{who} {_DONE[outcome.direction]} {revisions}, in {seconds:.1f} s.",
+            f"{who} {DONE[outcome.direction]} {revisions}, in {seconds:.1f} s.",
             {**facts(), "seconds": round(seconds, 3)},
         )

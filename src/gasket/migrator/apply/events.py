@@ -1,10 +1,11 @@
-"""What a migration tells while it goes on: log records, whose facts are fields of the record, too.
+"""The log lines of steps, of locks and of background work, whose facts are fields of the record, too.
 
-Each has an `event`: `step_begun`, `step_done`, `locks_taken`, `lock_awaited`, `background_begun`, `background_progress`
-or `background_ended`. A formatter that writes JSON finds beside it `direction`, `revision`, `number`, `total` and
-`title` of the step, or the `archive` that is put back, and `elapsed`, `duration`, `idle`, `limit` and `pause` in
-seconds, `tries`, and `blockers` or `holder` as text. Those of background work have its number as `work`, and
-`revision`, `kind`, `table`, `state`, `rows_done`, `rows_estimated` and `percent`.
+The same facts go to the listener of `facts`, as the structs below. Each record has an `event`: `step_begun`,
+`step_done`, `locks_taken`, `lock_awaited`, `background_begun`, `background_progress` or `background_ended`. A formatter
+that writes JSON finds beside it `direction`, `revision`, `number`, `total` and `title` of the step, or the `archive`
+that is put back, and `elapsed`, `duration`, `idle`, `limit` and `pause` in seconds, `tries`, and `blockers` or `holder`
+as text. Those of background work have its number as `work`, and `revision`, `kind`, `table`, `state`, `rows_done`,
+`rows_estimated` and `percent`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from gasket.postgres.blockers import Blocker
 log = logging.getLogger("gasket.migrator")
 
 
-_BEGUN = {"upgrade": "applying", "downgrade": "taking back", "stamp": "recording"}
-_DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "recorded"}
+DOING = {"upgrade": "applying", "downgrade": "taking back", "stamp": "recording"}
+DONE = {"upgrade": "applied", "downgrade": "took back", "stamp": "recorded"}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -38,13 +39,7 @@ class Step(msgspec.Struct, frozen=True):
     @property
     def facts(self) -> dict[str, object]:
         """All of it, for the record of a log line."""
-        return {
-            "direction": self.direction,
-            "revision": self.revision,
-            "number": self.number,
-            "total": self.total,
-            "title": self.title,
-        }
+        return msgspec.structs.asdict(self)
 
     def __str__(self) -> str:
         return f"revision {self.revision} ({self.number} of {self.total})"
@@ -101,7 +96,7 @@ def step_begun(step: Step, *, pid: int, elapsed: float) -> None:
     tell(StepBegun(step, pid))
     log.info(
         "%s %s%s",
-        _BEGUN[step.direction],
+        DOING[step.direction],
         step,
         f": {step.title}" if step.title else "",
         extra={"event": "step_begun", **step.facts, "elapsed": elapsed},
@@ -113,7 +108,7 @@ def step_done(step: Step, *, duration: float, elapsed: float) -> None:
     tell(StepDone(step))
     log.info(
         "%s %s in %.2f s",
-        _DONE[step.direction],
+        DONE[step.direction],
         step,
         duration,
         extra={"event": "step_done", **step.facts, "duration": duration, "elapsed": elapsed},

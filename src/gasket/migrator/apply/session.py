@@ -38,7 +38,6 @@ from gasket.migrator.errors import (
 from gasket.migrator.gate.callers import Request
 from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.situation import Situation
-from gasket.migrator.ledger.read import StoredRevision, read_stored
 from gasket.migrator.ledger.tables import missing_tables
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.loading import where
@@ -85,15 +84,11 @@ class MigrationSession:
             MigratorError: the first refusal.
         """
         try:
-            return await self._until_granted(
-                lambda: pass_gate(self._connection, self.config, self._revisions, request, migrating=True)
+            return await self.on_own_tables(
+                lambda connection: pass_gate(connection, self.config, self._revisions, request, migrating=True)
             )
         except asyncpg.InsufficientPrivilegeError as error:
             raise await not_our_books(self._connection, self.config.schema, error) from None
-
-    async def read_stored(self) -> dict[str, StoredRevision]:
-        """What the ledger keeps of every revision."""
-        return await self._until_granted(lambda: read_stored(self._connection, self.config.schema))
 
     async def restore_archive(self, number: int) -> RestoreReport:
         """Put back what is left in one archive: all that fits, or nothing.
@@ -124,7 +119,7 @@ class MigrationSession:
 
     async def on_own_tables(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         """Work on the migrator's own tables, done again while another session has them locked."""
-        return await self._until_granted(lambda: work(self._connection))
+        return await until_granted(self.config, self._connection, lambda: work(self._connection))
 
     async def accept(self, script: Script) -> None:
         """Write down that the file of an applied revision, as it is now, was reviewed, and its way back with it.
@@ -133,7 +128,7 @@ class MigrationSession:
             LedgerSequenceError: the id of the ledger's row is taken.
         """
         try:
-            await self._until_granted(lambda: self.steps.record(script.revision, "accept", script))
+            await self.on_own_tables(lambda _: self.steps.record(script.revision, "accept", script))
         except asyncpg.UniqueViolationError as error:
             raise lagging_sequence(error, self.config.schema, script.revision, self.steps) or error from None
 
@@ -152,7 +147,7 @@ class MigrationSession:
         if self.steps.recording:  # before the tables are there: in an empty database there is nothing to read yet
             await self.steps.recording.begin()
 
-        async def make_tables() -> None:
+        async def make_tables(connection: asyncpg.Connection) -> None:
             async with connection.transaction() if self._application_role else nullcontext():
                 if script := await missing_tables(connection, config.schema):
                     asyncio.get_running_loop().call_soon(self._load_scripts)
@@ -161,7 +156,7 @@ class MigrationSession:
                     await grant_to_application(connection, config.schema, self._application_role)
 
         try:
-            await self._until_granted(make_tables)
+            await self.on_own_tables(make_tables)
         except asyncpg.InsufficientPrivilegeError as error:
             raise await not_our_books(self._connection, self.config.schema, error) from None
 
@@ -221,9 +216,6 @@ class MigrationSession:
                     await self.steps.record_failure(error, over=connection)
             finally:
                 await close_connection(connection)
-
-    async def _until_granted(self, work: Callable[[], Awaitable[T]]) -> T:
-        return await until_granted(self.config, self._connection, work)
 
 
 @asynccontextmanager

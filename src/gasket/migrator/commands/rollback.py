@@ -14,6 +14,7 @@ from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.targets import rollback_goal
+from gasket.migrator.ledger.read import read_stored
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.runner import in_process_config, under_lock
 from gasket.migrator.telling import outcome_told
@@ -69,7 +70,7 @@ async def _roll_back(session: MigrationSession, target: str | None, options: Ste
     goal = rollback_goal(situation, target)
     if goal is None:
         return
-    stored = await session.read_stored()
+    stored = await session.on_own_tables(lambda connection: read_stored(connection, session.config.schema))
     session.steps.options = options
     session.steps.grafts = {unknown.revision: stored[unknown.revision] for unknown in situation.plan.unknown}
     await session.prepare()
