@@ -439,6 +439,7 @@ class MigrationFailedError(MigratorError):
         committed: bool = False,
         server_fault: bool = False,
     ) -> None:
+        self.error = error
         self.what = f"The {direction} of revision {revision} failed: {error}"
         """The failure alone, for a place where the database is not the live one."""
         if committed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.archive.faults import lagging_own_table
@@ -18,27 +21,21 @@ from gasket.migrator.errors import (
 from gasket.migrator.ledger.sequences import set_sequence
 from gasket.migrator.ledger.tables import BACKGROUND, FAILURES, LEDGER, PROGRESS, VERSION_TABLE
 from gasket.migrator.revisions.loading import not_loaded, where
-from gasket.postgres.errors import describe, is_lost
+from gasket.postgres.errors import DRIVER_ERRORS, describe, is_lost
 from gasket.postgres.quoting import quote_identifier
 
 # PostgreSQL manual, "PostgreSQL Error Codes": no memory or disk is left, the system failed, the server itself did.
 _SERVER_FAULTS = ("08", "53", "58", "XX")  # 08: of a server that this one asks (dblink, postgres_fdw)
 
 
-def refusal_of(
-    error: BaseException,
-    cause: BaseException,
-    steps: StepRecorder,
-    connection: asyncpg.Connection,
-    schema: str,
-    *,
-    committed: bool,
+async def refusal_of(
+    error: BaseException, steps: StepRecorder, connection: asyncpg.Connection, schema: str
 ) -> BaseException:
-    """The error in our words, or that error itself; `cause` is the driver's where it is SQLAlchemy's.
-
-    `committed`: the transaction in which the step began is committed, though the step has failed. A connection that
-    is lost is ended.
-    """
+    """The error in our words, or that error itself. A connection that is lost is ended."""
+    committed = False
+    with suppress(*DRIVER_ERRORS):  # what it lost with the connection is said below
+        committed = not steps.partly and await steps.has_committed_by_itself()
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     if isinstance(error, NotArchivedError):
         error.without_archive = steps.options.without_archive
     if isinstance(error, MigratorError):
@@ -53,6 +50,8 @@ def refusal_of(
     if steps.current is not None:
         if lagging := lagging_sequence(cause, schema, steps.current, steps):
             return lagging
+        if _denies_own_tables(cause) and steps.sets_a_role():
+            cause.add_note("the revision sets another role and leaves it on; end it with RESET ROLE")
         return MigrationFailedError(
             revision=steps.current,
             direction=steps.direction,
@@ -101,7 +100,7 @@ async def not_our_books(connection: asyncpg.Connection, schema_name: str, error:
     )
 
 
-def denies_own_tables(error: BaseException) -> bool:
+def _denies_own_tables(error: BaseException) -> bool:
     """Whether the role lacks a right to the migrator's own tables."""
     denied = getattr(error, "sqlstate", None) == asyncpg.InsufficientPrivilegeError.sqlstate
     return denied and any(table in str(error) for table in (VERSION_TABLE, LEDGER, PROGRESS, BACKGROUND))

@@ -7,6 +7,7 @@ grafted: with grafts in the map, `upgrade head` would take the newer schema for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,11 @@ from gasket.migrator.sql.render import from_json, replay
 
 def graft(directory: ScriptDirectory, stored: Mapping[str, StoredRevision]) -> None:
     """Add the revisions to the directory's map, what they stand on first."""
-    for revision in _parents_first(stored):
+    parents = {
+        revision: [parent for parent in _parents_of(stored[revision].script) if parent in stored]
+        for revision in sorted(stored)
+    }
+    for revision in TopologicalSorter(parents).static_order():
         module = _module(stored[revision])
         directory.revision_map.add_revision(_Grafted(module, revision, f"<ledger:{revision}>"))
 
@@ -42,21 +47,6 @@ def never_seen(revision: str) -> StoredRevision:
 def _parents_of(script: Mapping[str, Any]) -> tuple[str, ...]:
     """Down revisions and dependencies of a stored script."""
     return tuple(name for field in ("down_revision", "depends_on") for name in _tuple(script.get(field)))
-
-
-def _parents_first(stored: Mapping[str, StoredRevision]) -> list[str]:
-    order: list[str] = []
-    seen: set[str] = set()
-    waiting = [(revision, False) for revision in sorted(stored)]
-    while waiting:  # iterative: a long chain would overflow recursion
-        revision, parents_done = waiting.pop()
-        if parents_done:
-            order.append(revision)
-        elif revision not in seen:
-            seen.add(revision)
-            waiting.append((revision, True))
-            waiting += [(parent, False) for parent in _parents_of(stored[revision].script) if parent in stored]
-    return order
 
 
 def _module(record: StoredRevision) -> ModuleType:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.apply.attempts import until_granted
 from gasket.migrator.apply.events import Restoring
-from gasket.migrator.apply.failures import denies_own_tables, lagging_sequence, not_our_books, refusal_of
+from gasket.migrator.apply.failures import lagging_sequence, not_our_books, refusal_of
 from gasket.migrator.apply.grants import grant_to_application
 from gasket.migrator.apply.holding import Application, connection_with_lock
 from gasket.migrator.apply.lock import give_back
@@ -40,7 +40,6 @@ from gasket.migrator.gate.checks import pass_gate
 from gasket.migrator.gate.situation import Situation
 from gasket.migrator.ledger.tables import missing_tables
 from gasket.migrator.revisions.files import Revisions
-from gasket.migrator.revisions.loading import where
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.synchronous import run_sync
 from gasket.postgres.connections import close_connection
@@ -177,17 +176,9 @@ class MigrationSession:
         except (Exception, SystemExit) as error:
             if _asked_to_stop():
                 raise asyncio.CancelledError from error
-            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-            if denies_own_tables(cause) and self.steps.sets_a_role():
-                cause.add_note("the revision sets another role and leaves it on; end it with RESET ROLE")
-            committed = False
-            with suppress(*DRIVER_ERRORS):
-                committed = not self.steps.partly and await self.steps.has_committed_by_itself()
-            refusal = refusal_of(error, cause, self.steps, self._connection, self.config.schema, committed=committed)
+            refusal = await refusal_of(error, self.steps, self._connection, self.config.schema)
             if self.steps.current is not None:
-                await self._record_failure(
-                    where(error, cause) if isinstance(refusal, MigrationFailedError) else str(refusal)
-                )
+                await self._record_failure(refusal.error if isinstance(refusal, MigrationFailedError) else str(refusal))
             if not self._connection.is_closed():
                 await self.steps.finish()
             if refusal is error:

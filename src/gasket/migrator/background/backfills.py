@@ -89,6 +89,7 @@ class BackfillRun:
         self._standbys = Standbys()
         self._window = _WINDOW
         self._seen_to_fail = False
+        self._tried: Key | None = None
 
     async def run(self) -> None:
         """Walk through the table, again and again until nothing matches.
@@ -169,7 +170,7 @@ class BackfillRun:
 
     async def _batch(self, walk: Walk) -> _Batch:
         connection = self._connection
-        self._tried: Key | None = None
+        self._tried = None
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(LOCAL_SETTINGS)
             work = await lock_running(connection, self._schema, self._work.id)

@@ -47,21 +47,12 @@ async def read_progress(
 ) -> tuple[Committed, ...]:
     """What was committed of the step, in its order."""
     rows = await connection.fetch(
-        f"SELECT * FROM {qualified(schema, PROGRESS)} WHERE revision = $1 AND downgrade = $2 ORDER BY id",
+        "SELECT statement, finished, row_count, command, role, begun_at AS at "
+        f"FROM {qualified(schema, PROGRESS)} WHERE revision = $1 AND downgrade = $2 ORDER BY id",
         revision,
         downgrade,
     )
-    return tuple(
-        Committed(
-            statement=row["statement"],
-            finished=row["finished"],
-            row_count=row["row_count"],
-            command=row["command"],
-            role=row["role"],
-            at=row["begun_at"].isoformat(timespec="seconds"),
-        )
-        for row in rows
-    )
+    return tuple(Committed(**{**row, "at": row["at"].isoformat(timespec="seconds")}) for row in rows)
 
 
 async def unfinished_revisions(connection: asyncpg.Connection, schema: str) -> tuple[set[str], set[str]]:

@@ -11,7 +11,6 @@ import asyncpg
 import msgspec
 
 from gasket.migrator.ledger.tables import (
-    ADDED_COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
     LEDGER,
@@ -201,7 +200,7 @@ async def read_taken_back(
     # Through to_jsonb, as in read_digests.
     rows = await connection.fetch(
         f"""
-        SELECT d.revision, d.started_at, d.role, to_jsonb(d) ->> 'command' AS command,
+        SELECT d.revision, d.started_at AS at, d.role, to_jsonb(d) ->> 'command' AS command,
             (SELECT a.release FROM {ledger} AS a WHERE a.revision = d.revision
              AND a.direction IN ('upgrade', 'stamp') ORDER BY a.id DESC LIMIT 1) AS applied_by,
             EXISTS (SELECT FROM {ledger} AS l WHERE l.id <= d.id AND to_jsonb(l) ->> 'files' = $2) {tried} AS told_no
@@ -211,17 +210,7 @@ async def read_taken_back(
         list(revisions),
         files,
     )
-    found = {
-        row["revision"]: TakenBack(
-            revision=row["revision"],
-            at=row["started_at"].isoformat(timespec="seconds"),
-            role=row["role"],
-            command=row["command"],
-            applied_by=row["applied_by"],
-            told_no=row["told_no"],
-        )
-        for row in rows
-    }
+    found = {row["revision"]: TakenBack(**{**row, "at": row["at"].isoformat(timespec="seconds")}) for row in rows}
     return [found[revision] for revision in revisions if revision in found]
 
 
@@ -258,9 +247,11 @@ class StoredRevision(msgspec.Struct, frozen=True):
 
 async def read_stored(connection: asyncpg.Connection, schema: str) -> dict[str, StoredRevision]:
     """Every revision that was ever applied or stamped with its script, by revision."""
-    kept = ", ".join(f"to_jsonb(l) ->> '{name}' AS {name}" for name in ADDED_COLUMNS)  # as in read_digests
+    # Through to_jsonb, as in read_digests.
     rows = await connection.fetch(
-        f"SELECT DISTINCT ON (revision) revision, release, {kept} FROM {qualified(schema, LEDGER)} AS l "
+        "SELECT DISTINCT ON (revision) revision, release, to_jsonb(l) ->> 'digest' AS digest, "
+        "to_jsonb(l) ->> 'script' AS script, to_jsonb(l) ->> 'downgrade_sql' AS downgrade_sql "
+        f"FROM {qualified(schema, LEDGER)} AS l "
         "WHERE to_jsonb(l) ->> 'script' IS NOT NULL ORDER BY revision, id DESC"
     )
     return {

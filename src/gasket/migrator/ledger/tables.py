@@ -30,7 +30,7 @@ LEDGER_COLUMNS = {
     "duration_ms": "bigint",
     "backward_compatible": "boolean",
 }
-ADDED_COLUMNS = {"digest": "text", "script": "jsonb", "downgrade_sql": "jsonb", "command": "text", "files": "text"}
+_ADDED_COLUMNS = {"digest": "text", "script": "jsonb", "downgrade_sql": "jsonb", "command": "text", "files": "text"}
 """Columns that the ledger of an older release may lack; `files` is the fingerprint of the writing release's files."""
 
 FAILURE_COLUMNS = {
@@ -94,7 +94,7 @@ SELECT name, a.attname::text FROM unnest($1::text[]) AS name
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = to_regclass(name) AND a.attnum > 0 AND NOT a.attisdropped
 """
 _TABLES = {
-    LEDGER: LEDGER_COLUMNS | ADDED_COLUMNS,
+    LEDGER: LEDGER_COLUMNS | _ADDED_COLUMNS,
     FAILURES: FAILURE_COLUMNS | _ADDED_FAILURE_COLUMNS,
     CATALOG: _CATALOG_COLUMNS,
     PROGRESS: _PROGRESS_COLUMNS,
