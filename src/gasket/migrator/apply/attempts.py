@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import asyncpg
@@ -64,11 +64,9 @@ class _Tries:
         """There are no more."""
         self._watch.close()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self) -> AbstractContextManager[None]:
         """One try. From the second on, another connection looks who blocks."""
-        with self._watch.watching() if self._number > 1 else nullcontext():
-            yield
+        return self._watch.watching() if self._number > 1 else nullcontext()
 
     def failed(self) -> float:
         """Say that the try found a lock taken; returns how many seconds to pause.

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
@@ -122,13 +122,16 @@ class Statements:
                     self._step.kept = True
                 self._uncommitted = []
                 self._step.partly = True
-            with ExitStack() as stack:
-                stack.callback(self._switch, to_block=False, switching=False)
-                self._switch(to_block=False, switching=True)
-                stack.enter_context(enter_block())
-                self._switch(to_block=True, switching=False)
-                stack.callback(self._switch, to_block=False, switching=True)
-                yield
+            self._switching = True
+            try:
+                with enter_block():
+                    self._in_block, self._switching = True, False
+                    try:
+                        yield
+                    finally:
+                        self._in_block, self._switching = False, True
+            finally:
+                self._switching = False
             after_block()
 
         context.autocommit_block = watched  # type: ignore[method-assign]
@@ -153,9 +156,6 @@ class Statements:
             ) from error
         finally:
             self._step = None
-
-    def _switch(self, *, to_block: bool, switching: bool) -> None:
-        self._in_block, self._switching = to_block, switching
 
     def _refuse_ending(self, what: str, _connection: Connection) -> None:
         if self._step is not None and not self._in_block and not self._switching:

@@ -100,7 +100,8 @@ class StepRecorder:
     """Follows one run of Alembic on the connection that holds the lock.
 
     After the run, or in the middle of a failed one: `applied` are the revisions whose steps are committed, `current` is
-    the one under way. `recording` is None in a database in which revisions are only tried out.
+    the one under way. Before it a command may set `options`, `grafts` (revisions to take back without a file), and
+    `recording` to None: in a database in which revisions are only tried out, no replica serves.
     """
 
     def __init__(
