@@ -48,7 +48,7 @@ from gasket.migrator.ledger.write import lock_statement
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.loading import require_as_read
 from gasket.migrator.revisions.rules.check import verdict_on
-from gasket.migrator.sql.render import from_json, render
+from gasket.migrator.sql.render import Rendering, from_json, render
 from gasket.postgres.driver import fetch
 from gasket.postgres.errors import DRIVER_ERRORS
 from gasket.postgres.sessions import PINNED
@@ -243,7 +243,7 @@ class StepRecorder:
                 await_only(finish_needed(self._connection, self._config, name, needs))
             if not info.is_stamp:
                 self._look_for_earlier_try(under_way)
-                self._clear_leftovers(step, name)
+                self._clear_leftovers(step)
             self._try_until_granted(context, step, under_way)
             self._moves.hold_back(step)
             if self.direction == "downgrade":
@@ -282,20 +282,19 @@ class StepRecorder:
         if revision in self._begun:
             under_way.earlier = await_only(find_earlier_try(self._connection, self._config.schema, revision, direction))
 
-    def _clear_leftovers(self, step: Any, name: str) -> None:
-        file = self._revisions.get(name)
-        if grafted := self.grafts.get(name):
-            statements = from_json(grafted.downgrade_sql or "{}").statements
-        elif file and verdict_on(file).concurrently:
-            module = step.revision.module
-            function = module.upgrade if step.is_upgrade else module.downgrade
-            statements = render(function, metadata=self._config.metadata).statements
-        else:
+    def _clear_leftovers(self, step: Any) -> None:
+        script: Script = step.revision
+        file = self._revisions.get(script.revision)
+        if script.revision not in self.grafts and not (file and verdict_on(file).concurrently):
             return
+        if step.is_upgrade:
+            statements = render(script.module.upgrade, metadata=self._config.metadata).statements
+        else:
+            statements = self._render_downgrade(script).statements
         if not any(statement.autocommit for statement in statements):  # CONCURRENTLY runs nowhere else
             return
         with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
-            await_only(drop_invalid_indexes(self._connection, self._config.schema, name, statements))
+            await_only(drop_invalid_indexes(self._connection, self._config.schema, script.revision, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, under_way: StepUnderWay) -> None:
         """Let Alembic call, in the place of the step's function, one that tries it until it gets its locks."""
@@ -341,15 +340,20 @@ class StepRecorder:
             with self._attempts.long_lock_timeout():  # for the batch that is under way
                 await_only(void_works(self._connection, self._config.schema, script.revision))
         grafted = self.grafts.get(script.revision)
-        rendering = from_json(grafted.downgrade_sql or "{}") if grafted else self._ledger.render_downgrade(script)
         self._rows.downgrade(
             context,
             script,
             run,
             digest=grafted.digest if grafted else self._ledger.digest(script.revision),
-            rendering=earlier.rest_of(rendering),
+            rendering=earlier.rest_of(self._render_downgrade(script)),
             discard=self.options.discard_data,
         )
+
+    def _render_downgrade(self, script: Script) -> Rendering:
+        """What the downgrade would run: that of its file, or what the ledger keeps of it."""
+        if grafted := self.grafts.get(script.revision):
+            return from_json(grafted.downgrade_sql or "{}")
+        return self._ledger.render_downgrade(script)
 
     def _after_commit(self, context: MigrationContext, revision: str) -> None:
         """Bring what had to wait for the commit, and write down what stays in the archive."""

@@ -57,8 +57,7 @@ class Walk(msgspec.Struct, frozen=True):
 
         The range has at most `size` rows that match, and `where` is asked of at most `window` rows.
         """
-        bounds = [] if after is None else [after]
-        beyond = f"WHERE ({self._names}) > ({self._values(1)})" if bounds else ""
+        beyond, bounds = self._beyond(after)
         # A line comment in the revision's SQL ends with its line.
         full: Key | None = await connection.fetchval(
             f"SELECT {self._as_text} FROM (SELECT {self._names}, ({self.condition}\n) AS gasket_matches "
@@ -95,8 +94,7 @@ class Walk(msgspec.Struct, frozen=True):
 
     async def first_after(self, connection: asyncpg.Connection, after: Key | None) -> Key | None:
         """The key of the next row, whether it matches or not."""
-        bounds = [] if after is None else [after]
-        beyond = f"WHERE ({self._names}) > ({self._values(1)})" if bounds else ""
+        beyond, bounds = self._beyond(after)
         query = f"SELECT {self._as_text} FROM {self.table} {beyond} ORDER BY {self._names} LIMIT 1"
         key: Key | None = await connection.fetchval(query, *bounds)
         return key
@@ -150,6 +148,10 @@ class Walk(msgspec.Struct, frozen=True):
     def name(self, key: Key) -> str:
         """A row, for a person: `(id) = (42)`."""
         return f"({self._names}) = ({', '.join(key)})"
+
+    def _beyond(self, after: Key | None) -> tuple[str, list[Key]]:
+        """The clause for the rows that come after this key, and its parameters."""
+        return ("", []) if after is None else (f"WHERE ({self._names}) > ({self._values(1)})", [after])
 
     @property
     def _names(self) -> str:
