@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from uuid import uuid4
@@ -114,6 +115,15 @@ async def test_an_index_name_that_is_refused_before_its_statement_is_sent(projec
     with pytest.raises(MigrationFailedError) as refusal:
         await bring_to_head(project.config(database_url))
     assert "it was rolled back whole, r1 before it stays; the schema is at r1" in str(refusal.value)
+
+
+async def test_a_colon_that_sqlalchemy_takes_for_a_parameter(project: Project, database_url: str) -> None:
+    project.add("""op.execute("SELECT '{\\"a\\":1}'::jsonb")""")
+    config = project.config(database_url)
+    sentence = r"bind parameter '1': a colon that begins no parameter is written \\\\: \(2026_0001.py, line 11\)"
+    assert re.search(sentence, (await forecast_pending(config)).failure or "")
+    with pytest.raises(MigrationFailedError, match=sentence):
+        await bring_to_head(config)
 
 
 async def test_a_file_that_is_another_revision_once_it_is_imported(

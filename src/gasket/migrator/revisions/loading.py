@@ -12,7 +12,7 @@ from types import FrameType
 import asyncpg
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError, to_tuple
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, SQLAlchemyError, StatementError
 
 from gasket.migrator.errors import MigratorError, NotForRevisionsError, RevisionFileError
 from gasket.migrator.revisions.files import Revisions
@@ -92,6 +92,9 @@ def where(error: BaseException, cause: BaseException) -> str:
         return "; ".join([describe(cause), *getattr(cause, "__notes__", ())])
     if isinstance(error, SyntaxError):
         what = error.msg
+    elif isinstance(error, StatementError) and isinstance(error.orig, InvalidRequestError):
+        # It names a parameter alone, and often that is a colon in JSON.
+        what = f"{error.orig.args[0]}: a colon that begins no parameter is written \\\\:"
     elif _tells_names_alone(error) or _is_raised_by_migration(error):
         what = describe(error)
     else:
