@@ -57,7 +57,8 @@ def archive_commands(config: MigratorConfig) -> click.Group:
     @click.argument("number", type=ROW_NUMBER)
     def archive_restore(number: int) -> None:
         show_target(config)
-        report = run(config, lambda: _restore_from_archive(config, number))
+        revisions = configured_revisions(config.ini)
+        report = run(config, lambda: under_lock(config, revisions, lambda session: session.restore_archive(number)))
         click.echo(_format_restored(number, report))
 
     @archive.command("drop", help="Drop archive NUMBER for good.")
@@ -72,17 +73,6 @@ def archive_commands(config: MigratorConfig) -> click.Group:
         click.echo(f"Dropped archive {number}.")
 
     return archive
-
-
-async def _restore_from_archive(config: MigratorConfig, number: int) -> RestoreReport:
-    """Put back what is left in one archive, as far as it fits now.
-
-    Raises:
-        TargetError: there is none of that number.
-        NotRestoredError: it failed for a reason that is not about the rows; nothing was changed.
-    """
-    revisions = configured_revisions(config.ini)
-    return await under_lock(config, revisions, lambda session: session.restore_archive(number))
 
 
 async def _drop_from_archive(config: MigratorConfig, archive: Archive) -> None:
