@@ -292,6 +292,19 @@ def test_the_estimate_from_the_text_agrees_or_is_known_not_to() -> None:
         assert all(lock.estimated for lock in effects.locks)
 
 
+def test_the_estimate_follows_the_revisions_in_their_order() -> None:
+    first = ["CREATE TABLE fresh (id int)", "UPDATE item SET note = ''"]
+    second = ["ALTER TABLE fresh ADD UNIQUE (id)", "ALTER TABLE item ALTER note SET NOT NULL"]
+    renderings = {
+        "r1": Rendering(tuple(map(RenderedStatement, first))),
+        "r2": Rendering(tuple(map(RenderedStatement, second)), reason="reads a clock"),
+    }
+    effects = estimate(renderings, "public", {})["r2"]
+    assert [(one.statement, one.kind, one.after_writes) for one in effects.requirements] == [(2, "not null", True)]
+    assert not any("on rows of fresh" in sentence for sentence in effects.unknown)
+    assert effects.unknown[-1].startswith("It reads a clock: what it does after the statements shown cannot be told")
+
+
 async def test_concurrently(project: Project, database_url: str) -> None:
     block = " with op.get_context().autocommit_block():\n        "
     observation = await observed(
