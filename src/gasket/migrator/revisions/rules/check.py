@@ -36,7 +36,7 @@ SQUAWK = "squawk/"
 class Finding(msgspec.Struct, frozen=True):
     """`message` says what, why it harms and what to do; `allowed` is the reason for which the revision has it anyway.
 
-    `warning` is the level at which `plan` shows it. Neither level stops an upgrade; a broken rule of the file does.
+    `warning` is its level in `plan --format sarif`. A finding of SQL never stops an upgrade, one of the file does.
     """
 
     rule: str

@@ -10,7 +10,7 @@ import msgspec
 
 
 class _Rule(msgspec.Struct, frozen=True):
-    """`why` it harms, and what to do instead; a warning is advice."""
+    """`why` it harms, and what to do instead; `warning` is its level in `plan --format sarif`."""
 
     why: str
     instead: str
