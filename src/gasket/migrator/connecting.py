@@ -128,7 +128,7 @@ async def looking(
         log.warning("waiting up to %.0f s to read the migrator's own tables: %s", limit, "; ".join(map(str, blockers)))
 
     watch = BlockerWatch(
-        lambda: open_connection(config, migrating=migrating), connection.get_server_pid(), on_first=say
+        lambda: open_connection(config, migrating=migrating), connection.get_server_pid(), on_others=say
     )
     try:
         async with asyncio.timeout(limit):

@@ -21,6 +21,7 @@ SELECT a.pid, a.application_name, a.usename::text AS role, a.xact_start AS since
     (SELECT l.relation::regclass::text FROM pg_catalog.pg_locks AS l WHERE l.pid = $1 AND NOT l.granted LIMIT 1)
         AS relation
 FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
+    AND a.pid <> pg_backend_pid()
 """
 # A prepared transaction has no session: pg_blocking_pids() gives 0 for it, and pg_locks shows its locks without a pid.
 # One of them is on its own transaction's number; the virtual transaction is the same in all (PostgreSQL manual,
@@ -109,6 +110,7 @@ class BlockerWatch:
     """Finds out who blocks the session `pid`, over another connection, while it waits: later it cannot be known.
 
     `close` ends that connection, which is kept from one wait to the next: opening it may take longer than a wait.
+    `on_others` is called when nobody of those who block did so at the look before; `every` is in seconds.
     """
 
     def __init__(
@@ -116,12 +118,14 @@ class BlockerWatch:
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         pid: int,
         *,
-        on_first: Callable[[list[Blocker]], None] | None = None,
+        every: float = _WATCH_EVERY,
+        on_others: Callable[[list[Blocker]], None] | None = None,
     ) -> None:
         self.blockers: list[Blocker] = []
         self._connect = connect
         self._pid = pid
-        self._on_first = on_first
+        self._every = every
+        self._on_others = on_others
         self._waits = asyncio.Event()
         self._watcher: asyncio.Future[None] | None = None
 
@@ -153,10 +157,10 @@ class BlockerWatch:
             try:
                 while await self._waits.wait():
                     if blockers := await insist(lambda: _find_without_limit(connection, self._pid)):
-                        first = not self.blockers
+                        others = {one.pid for one in blockers}.isdisjoint(one.pid for one in self.blockers)
                         self.blockers = blockers
-                        if first and self._on_first:
-                            self._on_first(blockers)
-                    await asyncio.sleep(_WATCH_EVERY)
+                        if others and self._on_others:
+                            self._on_others(blockers)
+                    await asyncio.sleep(self._every)
             finally:
                 connection.terminate()

@@ -7,6 +7,7 @@ what grows is the pause, in which readers and writers flow.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
-from gasket.migrator.apply.events import Restoring, Step, locks_taken
+from gasket.migrator.apply.events import Restoring, Step, locks_taken, waiting_on
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.errors import LocksNotGrantedError
@@ -29,6 +30,7 @@ TRY_LOCK_TIMEOUT_MS = 100
 _AUTOVACUUM_MARGIN_MS = 200
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_LOOK_EVERY = 1.0  # a build may take hours, and each look at who blocks stops all who take a lock for a moment
 _ENOUGH_TRIES = 4  # to see who blocks, where connecting takes longer than a try
 _RETRIED = {"55P03", "40P01"}  # lock_not_available, deadlock_detected
 
@@ -132,9 +134,18 @@ class Attempts:
         return self._lock_timeout > TRY_LOCK_TIMEOUT_MS
 
     @contextmanager
-    def no_lock_timeout(self) -> Iterator[None]:
-        """For what must not be cut short: a CREATE INDEX CONCURRENTLY that times out leaves an INVALID index behind."""
-        with self._lock_timeout_of(0):
+    def no_lock_timeout(self, step: Step) -> Iterator[None]:
+        """For what must not be cut short: a CREATE INDEX CONCURRENTLY that times out leaves an INVALID index behind.
+
+        The log says for whom it waits.
+        """
+        watch = BlockerWatch(
+            lambda: open_connection(self._config, migrating=True),
+            self._connection.get_server_pid(),
+            every=_LOOK_EVERY,
+            on_others=functools.partial(waiting_on, step),
+        )
+        with self._lock_timeout_of(0), closing(watch), watch.watching(after=_LOOK_EVERY):
             yield
 
     @contextmanager

@@ -147,6 +147,12 @@ def locks_taken(
     )
 
 
+def waiting_on(step: Step, blockers: Sequence[Blocker]) -> None:
+    """A statement that must not be cut short waits for them."""
+    shown = "; ".join(map(str, blockers))
+    log.warning("%s: waiting without a limit for %s. To go on sooner, end that transaction", step, shown)
+
+
 def lock_awaited(watch: HolderWatch, *, limit: float, holder: str) -> None:
     """Another session holds the migration lock; its last progress is at most `limit` seconds ago."""
     elapsed, idle = watch.waited, watch.idle

@@ -264,7 +264,7 @@ class Statements:
         if any(touch.mode is LockMode.ACCESS_EXCLUSIVE for reading in read(sql) for touch in reading.touches):
             self._attempts.run_statement(step.place, lambda: execute(sql))
         else:
-            with self._attempts.no_lock_timeout():
+            with self._attempts.no_lock_timeout(step.place):
                 execute(sql)
         await_only(self._write_progress(step, [(sql, context.cursor.rowcount)]))
 
@@ -278,7 +278,7 @@ class Statements:
         if not begun:
             await_only(self._write_progress(step, [(sql, -1)], finished=False))
         kept_before, step.kept = step.kept, True
-        with self._attempts.no_lock_timeout():  # cut short it would leave a part of its work behind
+        with self._attempts.no_lock_timeout(step.place):  # cut short it would leave a part of its work behind
             try:
                 execute(left)
             except Exception:

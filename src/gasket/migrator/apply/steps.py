@@ -243,7 +243,7 @@ class StepRecorder:
                 await_only(finish_needed(self._connection, self._config, name, needs))
             if not info.is_stamp:
                 self._look_for_earlier_try(under_way)
-                self._clear_leftovers(step)
+                self._clear_leftovers(step, place)
             self._try_until_granted(context, step, under_way)
             self._moves.hold_back(step)
             if self.direction == "downgrade":
@@ -282,7 +282,7 @@ class StepRecorder:
         if revision in self._begun:
             under_way.earlier = await_only(find_earlier_try(self._connection, self._config.schema, revision, direction))
 
-    def _clear_leftovers(self, step: Any) -> None:
+    def _clear_leftovers(self, step: Any, place: Step) -> None:
         script: Script = step.revision
         file = self._revisions.get(script.revision)
         if script.revision not in self.grafts and not (file and verdict_on(file).concurrently):
@@ -293,7 +293,7 @@ class StepRecorder:
             statements = self._render_downgrade(script).statements
         if not any(statement.autocommit for statement in statements):  # CONCURRENTLY runs nowhere else
             return
-        with self._attempts.no_lock_timeout():  # as in the autocommit block that comes next
+        with self._attempts.no_lock_timeout(place):  # as in the autocommit block that comes next
             await_only(drop_invalid_indexes(self._connection, self._config.schema, script.revision, statements))
 
     def _try_until_granted(self, context: MigrationContext, step: Any, under_way: StepUnderWay) -> None:
