@@ -51,6 +51,7 @@ ALONE = [
     "ALTER SYSTEM SET work_mem = '5MB'",
     "DO $$ BEGIN EXECUTE 'CREATE ROLE ' || '{role}'; END $$",
 ]
+TRIGGER = "CREATE TRIGGER touches BEFORE INSERT ON t0 FOR EACH ROW EXECUTE FUNCTION on_insert()"
 CODE = [
     "CREATE FUNCTION makes_a_role(name text) RETURNS void LANGUAGE plpgsql "
     "AS $$ BEGIN EXECUTE concat_ws(' ', 'CREATE', 'ROLE', name); END $$",
@@ -141,17 +142,22 @@ async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
 
 
 @pytest.mark.parametrize(
-    "uses",
+    ("uses", "reason"),
     [
-        ["SELECT touch('a')"],
-        ["CREATE TRIGGER touches BEFORE INSERT ON t0 FOR EACH ROW EXECUTE FUNCTION on_insert()"],
-        ["DO $$ BEGIN PERFORM touch('a'); END $$"],
-        ["CREATE FUNCTION calls_it() RETURNS void LANGUAGE sql AS $$ SELECT touch('a') $$", "SELECT calls_it()"],
+        (["SELECT touch('a')"], "it uses touch"),
+        (["DO $$ BEGIN PERFORM touch('a'); END $$"], "it uses touch"),
+        (
+            ["CREATE FUNCTION calls() RETURNS void LANGUAGE sql AS $$ SELECT touch('a') $$", "SELECT calls()"],
+            "it uses calls",
+        ),
+        (["CREATE VIEW touching AS SELECT 1 FROM touch('a')", "SELECT * FROM touching"], "it uses touching"),
+        ([TRIGGER, "INSERT INTO t0 VALUES (1)"], "it may fire a trigger of t0"),
+        ([TRIGGER, "DO $$ BEGIN INSERT INTO t0 VALUES (1); END $$"], "it may fire a trigger of t0"),
     ],
-    ids=["call", "trigger", "block", "call of a call"],
+    ids=["call", "block", "call of a call", "view", "trigger", "trigger in a block"],
 )
 async def test_a_function_that_acts_outside_is_made_and_not_called(
-    project: Project, database_url: str, observer: asyncpg.Connection, role: str, uses: list[str]
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str, uses: list[str], reason: str
 ) -> None:
     program = f"COPY (SELECT 1) TO PROGRAM ''touch /tmp/gasket-{role}''"
     project.add(
@@ -160,14 +166,32 @@ async def test_a_function_that_acts_outside_is_made_and_not_called(
         "LANGUAGE plpgsql AS 'BEGIN PERFORM touch(NEW.id::text); RETURN NEW; END'\")"
     )
     project.add("; ".join(f"op.execute({use!r})" for use in uses))
-    project.add('op.execute("INSERT INTO t0 VALUES (1)"); op.execute("DROP FUNCTION IF EXISTS nobodys()")')
     found = await forecast_pending(project.config(database_url))
     assert await observer.fetchval("SELECT pg_stat_file($1, true) IS NULL", f"/tmp/gasket-{role}")
     assert found.failure is None
-    told = [[held.statement for held in revision.not_tried] for revision in found.revisions]
-    assert told == [[], [len(uses)], [1] if "TRIGGER" in uses[0] else []]
-    [held] = found.revisions[1].not_tried
-    assert held.reason in [f"it uses {name}(), and {OUTSIDE}" for name in ("touch", "on_insert", "calls_it")]
+    told = [(held.statement, held.reason) for revision in found.revisions for held in revision.not_tried]
+    assert told == [(len(uses), f"{reason}, and {OUTSIDE}")]
+
+
+async def test_a_trigger_that_acts_outside_is_compared(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    statements = [
+        "CREATE TABLE t0 (id int)",
+        "CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN PERFORM pg_reload_conf(); RETURN NEW; END'",
+        TRIGGER,
+    ]
+    project.add("; ".join(f"op.execute({statement!r})" for statement in statements))
+    for statement in statements:
+        await observer.execute(statement)
+    config = project.config(database_url)
+    found, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r1")
+    assert found.lines() == []
+    await observer.execute("DROP TRIGGER touches ON t0")
+    found, _expected = await compare_with_revision(config, configured_revisions(config.ini), "r1")
+    [line] = found.lines()
+    assert line.startswith("missing    trigger public.t0.touches")
 
 
 async def test_what_is_not_tried_out_has_the_locks_that_its_text_tells(

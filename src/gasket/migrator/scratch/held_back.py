@@ -3,7 +3,8 @@
 Roles, databases, tablespaces and their settings belong to all databases of a server. Files, programs and other servers
 lie beyond it. Two things tell such a statement:
 
-- its text, and so it is not run. It may also name a function whose own text tells it: a trigger that calls it, say;
+- its text, and so it is not run. It may also name a function whose own text tells it, or a table with a trigger that
+  calls that. Function and trigger are made, for they are compared;
 - PostgreSQL's locks: who writes to a catalog that the databases share holds ROW EXCLUSIVE on it to the end of the
   transaction, and who writes to a foreign table one on that. So what a function or a trigger does is found too, and
   rolled back to a savepoint, at the other server as well. What cannot run in a transaction (CREATE DATABASE, ALTER
@@ -30,7 +31,7 @@ from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.sql.lexer import Kind, tokens
 from gasket.migrator.sql.reader import made_routines, read
-from gasket.migrator.sql.reading import Reading, any_of
+from gasket.migrator.sql.reading import Create, Reading, any_of
 from gasket.postgres.errors import is_lost
 
 _OUTSIDE = "its effect is outside of the scratch database"
@@ -52,11 +53,12 @@ _NO_CONNECTION = "08"
 _ENDS_A_TRANSACTION = "2D000"
 _QUERIES = frozenset({"select", "table", "values", "with"})
 _FIRES_TRIGGERS = frozenset({"insert", "update", "delete", "merge", "copy", "truncate"})
-_ONLY_NAMES = frozenset(
+_CALLS_NOTHING = frozenset(
     ["comment", "grant", "revoke"]
     + [f"{verb} {kind}" for verb in ("create", "alter", "drop") for kind in ("function", "procedure", "routine")]
+    + [f"{verb} {kind}" for verb in ("create", "alter", "drop") for kind in ("trigger", "view", "rule", "policy")]
 )
-"""Statements that name a function and do not use it."""
+"""Statements that name a function and do not call it."""
 _QUOTED = re.compile(r'["\u00ab\u201c\u201e](.+?)["\u00bb\u201c\u201d]')  # as PostgreSQL quotes in its languages
 
 _Run = Callable[[], None]
@@ -84,7 +86,7 @@ class Guard:
         self.held_back: list[HeldBack] = []
         self.cluster_changes: list[str] = []
         self._names = set(not_there)
-        self._outside_routines: set[str] = set()
+        self._outside_names: set[str] = set()
         self._fires_outside: set[str] = set()
         self._last: HeldBack | None = None
 
@@ -114,26 +116,30 @@ class Guard:
         reason: str | None = _OUTSIDE
         if not any_of(reading.outside_database for reading in readings):
             run = partial(context.dialect.do_execute, cursor, sql, parameters, context)
-            reason = self._uses_outside_routine(sql, readings) or self._run(run, readings)
+            reason = self._uses_outside_code(sql, readings) or self._run(run, readings)
         if reason and self._steps.in_revision:  # else a check of its background work, which is left out then
             self._hold_back(cursor, sql, readings[0].kind, reason)
         return True
 
-    def _uses_outside_routine(self, sql: str, readings: Sequence[Reading]) -> str | None:
-        """Whether it uses a function that was made to act outside; one that it makes now is remembered."""
-        used = self._outside_routines.intersection(_names(sql)) if self._outside_routines else set()
-        if all(reading.kind in _ONLY_NAMES for reading in readings):
-            made = made_routines(sql)
-            self._outside_routines -= made.keys()
-            uses_another = bool(used - made.keys())
-            self._outside_routines |= {name for name, outside in made.items() if outside or uses_another}
+    def _uses_outside_code(self, sql: str, readings: Sequence[Reading]) -> str | None:
+        """Whether it runs a function that was made to act outside; what it makes to do so is remembered."""
+        names = set(_names(sql)) if self._outside_names else set[str]()
+        used, fires = names & self._outside_names, names & self._fires_outside
+        if all(reading.kind in _CALLS_NOTHING for reading in readings):
+            routines, changes = made_routines(sql), [change for reading in readings for change in reading.changes]
+            views = {change.name[-1] for change in changes if isinstance(change, Create) and change.kind == "view"}
+            made = routines.keys() | views
+            self._outside_names -= made
+            self._outside_names |= {name for name, outside in routines.items() if outside or fires}
+            if used - made:
+                self._outside_names |= made
+                self._fires_outside |= {touch.relation[-1] for reading in readings for touch in reading.touches}
             return None
-        touched = [(reading.kind, touch.relation[-1]) for reading in readings for touch in reading.touches]
         if used:
-            self._fires_outside.update(table for kind, table in touched if kind == "create trigger")
-            return f"it uses {min(used)}(), and {_OUTSIDE}"
-        fires = [table for kind, table in touched if kind in _FIRES_TRIGGERS and table in self._fires_outside]
-        return f"it may fire a trigger of {fires[0]}, and {_OUTSIDE}" if fires else None
+            return f"it uses {min(used)}, and {_OUTSIDE}"
+        if fires and any(_runs_code(reading) or reading.writes_rows for reading in readings):
+            return f"it may fire a trigger of {min(fires)}, and {_OUTSIDE}"
+        return None
 
     def _run(self, run: _Run, readings: Sequence[Reading]) -> str | None:
         """Run the statement; if it was taken back, why."""
