@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gasket.migrator.background.lock import is_wanted
 from gasket.migrator.background.pace import Pace
 from gasket.migrator.background.standbys import Standbys
-from gasket.migrator.background.walk import LOCAL_SETTINGS, Key, Walk, make_walk
+from gasket.migrator.background.walk import LOCAL_SETTINGS, Key, Walk, count_rows, make_walk
 from gasket.migrator.ledger.background import (
     State,
     Work,
@@ -123,7 +123,7 @@ class BackfillRun:
         if walk is None:
             raise WorkFailedError(f"Table {work.table_name} is not there, or has no primary key to walk along.")
         if work.rows_estimated is None:
-            rows = await walk.count(self._connection)
+            rows = await count_rows(self._connection, self._schema, walk.table, walk.condition) or 0
             await set_estimate(self._connection, self._schema, work.id, rows)
             self._work = replace(work, rows_estimated=rows)
         return walk

@@ -7,12 +7,12 @@ Constructor Comparison"), for which its index serves.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import asyncpg
 import msgspec
 
 from gasket.postgres.errors import is_lost
-
-_COUNT_WITHIN = "3s"
 
 PRIMARY_KEY = """
 SELECT quote_ident(a.attname) AS name, format_type(a.atttypid, a.atttypmod) AS type
@@ -22,8 +22,9 @@ JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.at
 WHERE i.indrelid = to_regclass($1) AND i.indisprimary AND k.place <= i.indnkeyatts
 ORDER BY k.place
 """
+_COUNT_WITHIN = "3s"
 # pg_partition_tree() is empty for a table that is no partition. reltuples is -1 before the first ANALYZE.
-ESTIMATED_ROWS = """
+_ESTIMATED_ROWS = """
 SELECT sum(greatest(c.reltuples, 0))::bigint FROM pg_catalog.pg_class AS c
 WHERE c.relkind <> 'p' AND (c.oid = to_regclass($1)
     OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(to_regclass($1)) WHERE isleaf))
@@ -133,18 +134,6 @@ class Walk(msgspec.Struct, frozen=True):
             if not connection.is_closed():
                 await transaction.rollback()
 
-    async def count(self, connection: asyncpg.Connection) -> int:
-        """How many rows match; where they cannot be counted in a few seconds, how many rows the table has."""
-        try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL statement_timeout = '{_COUNT_WITHIN}'")
-                rows: int = await connection.fetchval(f"SELECT count(*) FROM {self.table} WHERE ({self.condition}\n)")
-        except asyncpg.PostgresError as error:  # one that is not about single rows comes again with the first batch
-            if is_lost(error):
-                raise
-            rows = await connection.fetchval(ESTIMATED_ROWS, self.table)
-        return rows
-
     def name(self, key: Key) -> str:
         """A row, for a person: `(id) = (42)`."""
         return f"({self._names}) = ({', '.join(key)})"
@@ -173,3 +162,33 @@ async def make_walk(connection: asyncpg.Connection, *, table: str, assignments: 
     if not rows:
         return None
     return Walk(table, assignments, condition, tuple((row["name"], row["type"]) for row in rows))
+
+
+async def count_rows(connection: asyncpg.Connection, schema: str, table: str, condition: str | None) -> int | None:
+    """How many rows match, in at most a few seconds. No transaction is open.
+
+    Without a condition, and where those that match cannot be counted, it is how many rows the table has, as PostgreSQL
+    estimates it. None: there is no such table.
+    """
+    if condition is not None:
+        try:
+            return await _within(connection, schema, f"SELECT count(*) FROM {table} WHERE ({condition}\n)")
+        except asyncpg.PostgresError as error:
+            # It takes too long; the revision makes the column or the table; or the condition fails on a row as it is.
+            if is_lost(error):
+                raise
+    rows = await _within(connection, schema, _ESTIMATED_ROWS, table)
+    if rows == 0:  # as before the first ANALYZE
+        with suppress(asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError):
+            return await _within(connection, schema, f"SELECT count(*) FROM {table}")
+    return rows
+
+
+async def _within(connection: asyncpg.Connection, schema: str, query: str, *arguments: str) -> int | None:
+    async with connection.transaction(readonly=True):
+        await connection.execute(
+            "SELECT set_config('search_path', quote_ident($1), true), set_config('statement_timeout', $2, true)",
+            *(schema, _COUNT_WITHIN),
+        )
+        rows: int | None = await connection.fetchval(query, *arguments)
+    return rows
