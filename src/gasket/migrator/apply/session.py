@@ -188,11 +188,8 @@ class MigrationSession:
 
     def _load_scripts(self) -> None:
         """While the server makes the tables: both take about as long."""
-        with (
-            suppress(Exception, SystemExit),
-            prints_logged(lambda: None),
-        ):  # Alembic comes to it once more, where it is told
-            self.scripts.get_heads()
+        with suppress(Exception, SystemExit), prints_logged(lambda: None):
+            self.scripts.get_heads()  # Alembic comes to it once more, where an error is told
 
     async def _record_failure(self, error: str) -> None:
         """Write down that the step under way failed; where its connection went with it, over another."""
