@@ -296,14 +296,22 @@ class PartlyDoneError(MigratorError):
 
 
 class HalfTakenBackError(MigratorError):
-    """A downgrade has committed a part, and was not finished. `last` is the statement that it came to."""
+    """A downgrade has committed a part, and was not finished. `last` is the statement that it came to.
 
-    def __init__(self, *, revision: str, target: str, at: str, by: str, command: str, last: str) -> None:
+    `has_file`: this release has the file of the revision.
+    """
+
+    def __init__(
+        self, *, revision: str, target: str, at: str, by: str, command: str, last: str, has_file: bool
+    ) -> None:
+        finish = database_command("rollback")
+        if has_file:
+            upgrade = database_command("upgrade")
+            finish = f"{database_command(f'downgrade {target}')}. Then start the release before, or run: {upgrade}"
         super().__init__(
             f"The downgrade of revision {revision} was cut short (begun at {at} by {by} with: {command}; it came to: "
             f"{last}), so the schema is neither at {revision} nor at {target}; nothing was changed. Finish it: "
-            f"{database_command(f'downgrade {target}')}. Then start the release before, or run: "
-            f"{database_command('upgrade')}"
+            f"{finish}"
         )
 
 

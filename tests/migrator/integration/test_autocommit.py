@@ -284,7 +284,7 @@ async def test_a_start_sees_a_revision_that_is_half_taken_back(
 ) -> None:
     """The index is valid, or INVALID as a kill inside of DROP INDEX CONCURRENTLY leaves it."""
     project.add('op.execute("CREATE TABLE t1 (v int)")')
-    project.add(in_block(INDEX), in_block("ALTER TABLE t1 ADD COLUMN c int", "DROP INDEX CONCURRENTLY by_v"))
+    path = project.add(in_block(INDEX), in_block("ALTER TABLE t1 ADD COLUMN c int", "DROP INDEX CONCURRENTLY by_v"))
     config = project.config(database_url)
     await bring_to_head(config)
     command = Config(str(project.ini), attributes={"read_config": lambda: config})
@@ -299,6 +299,10 @@ async def test_a_start_sees_a_revision_that_is_half_taken_back(
     for _ in range(2):
         with pytest.raises(HalfTakenBackError, match=r"r2 was cut short .*alembic downgrade r1; it came to: DROP IND"):
             await bring_to_head(config)
+    path.rename(path.with_suffix(".elsewhere"))
+    with pytest.raises(HalfTakenBackError, match="r2 was cut short .* Finish it: gasket database rollback$"):
+        await bring_to_head(config)
+    path.with_suffix(".elsewhere").rename(path)
     await asyncio.to_thread(alembic.command.downgrade, command, "r1")
     assert await observer.fetchval("SELECT to_regclass('by_v') IS NULL")
     await observer.execute("ALTER TABLE t1 DROP COLUMN c")

@@ -166,6 +166,7 @@ async def whole(case: Case) -> None:
         by=committed[0].role or "(unknown)",
         command=committed[0].command or "(unknown)",
         last=shortened(committed[-1].statement),
+        has_file=revision in case.situation.revisions,
     )
 
 
