@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import asyncpg
 import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gasket.migrator.archive.entries import NOTE, KeptColumn
-from gasket.migrator.archive.faults import is_passing, lagging_own_table
+from gasket.migrator.archive.faults import is_passing, lagging_own_table, sqlstate
 from gasket.migrator.archive.inventory import Loss, LossKind, Relation
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.partitions import read_partitions
@@ -181,10 +182,16 @@ class Book:
         except DBAPIError as error:
             if is_passing(error) or lagging_own_table(error, self._schema):
                 raise
+            mend = "Correct the cause and try again."
+            if sqlstate(error) == asyncpg.InsufficientPrivilegeError.sqlstate:
+                mend = (
+                    "If row-level security hides rows from this role, use a role with BYPASSRLS, or first run: "
+                    f"ALTER TABLE {loss.relation.quoted} NO FORCE ROW LEVEL SECURITY."
+                )
             raise NotArchivedError(
                 revision=self.revision,
                 reason=f"copying {loss.relation} failed: {describe(error.orig or error)}",
-                mend="Correct the cause and try again.",
+                mend=mend,
             ) from error
 
     def note(self, relation: Relation | None, words: str) -> None:
