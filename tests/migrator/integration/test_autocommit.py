@@ -64,7 +64,7 @@ VALUE = "ALTER TYPE mood ADD VALUE 'it''s fine'"
     "upgrade",
     [
         in_block(INDEX),
-        in_block("CREATE UNIQUE INDEX CONCURRENTLY by_v ON public.t1 (lower(w) DESC, v) WHERE v > 3"),
+        in_block('CREATE UNIQUE INDEX CONCURRENTLY "by on v.w" ON ONLY public.t1 (lower(w) DESC, v) WHERE v > 3'),
         in_block(VALUE),
         in_block("ALTER TYPE public.mood ADD VALUE 'better' AFTER 'good'"),
         in_block(INDEX, VALUE, 'CREATE INDEX CONCURRENTLY "By W" ON t1 USING hash (w)'),
