@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from gasket.backends.schemas import BackendState
 from gasket.db import PoolUse
 from gasket.metrics.start import start_metrics
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.ledger.background import UNFINISHED, Work
 from gasket.migrator.monitor import DATABASE_AWAY, LEAVING, Readiness
 from gasket.migrator.starting import MIGRATING, WAITING, StartReport

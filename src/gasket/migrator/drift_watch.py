@@ -10,12 +10,12 @@ from contextlib import suppress
 
 import asyncpg
 
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
 from gasket.migrator.errors import MigratorError
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.gate.situation import read_situation
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.postgres.connections import close_connection
@@ -32,7 +32,7 @@ _LOOK_EVERY = 3600.0
 _TAKE_OVER_EVERY = 300.0
 _LOOK_LIMIT = 60.0
 _MOST_SHOWN = 5
-_FIND_DRIFT = "gasket.migrator.scratch.drift:find_drift"
+_FIND_DRIFT = "gasket.migrator.catalog.drift:find_drift"
 
 
 class DriftWatch:

@@ -9,18 +9,18 @@ import time
 from collections.abc import Awaitable, Callable
 
 from gasket.migrator.apply.events import LockAwaited
-from gasket.migrator.apply.holder import HolderWatch
+from gasket.migrator.apply.lock_holder import HolderWatch
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import looking, opening
 from gasket.migrator.errors import DatabasesDifferError, NotMigratedError
 from gasket.migrator.facts import Waiting, tell
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.gate.plan import Plan
+from gasket.migrator.gate.schema_state import Plan
 from gasket.migrator.gate.situation import Situation
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
-from gasket.migrator.telling import Outcome, outcome_told
+from gasket.migrator.webhook_messages import Outcome, outcome_told
 
 log = logging.getLogger("gasket.migrator")
 

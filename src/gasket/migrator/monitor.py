@@ -16,7 +16,7 @@ import msgspec
 
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection
-from gasket.migrator.gate.plan import Plan, SchemaState
+from gasket.migrator.gate.schema_state import Plan, SchemaState
 from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.background import OPEN, UNFINISHED, Work, read_works
 from gasket.migrator.ledger.read import are_there, read_history, read_versions

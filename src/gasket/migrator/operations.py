@@ -36,7 +36,7 @@ _PLAN_LIMIT = 60.0
 _LARGEST_NUMBER = 2**63 - 1
 _MOST_RUNS = 50
 
-_FORECAST = "gasket.migrator.commands.forecast:forecast_pending"
+_FORECAST = "gasket.migrator.commands.plan_forecast:forecast_pending"
 _RENDER = "gasket.migrator.sql.render:render"
 _FROM_JSON = "gasket.migrator.sql.render:from_json"
 _LOAD_SCRIPTS = "gasket.migrator.revisions.loading:load_scripts"

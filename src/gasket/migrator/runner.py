@@ -21,8 +21,8 @@ from sqlalchemy import Connection, MetaData, text
 from gasket.migrator.alembic_command import RunningCommand, counts_from_here, rest_of, running_command
 from gasket.migrator.apply.events import RevisionsPending
 from gasket.migrator.apply.graft import graft, never_seen
-from gasket.migrator.apply.holding import Application
-from gasket.migrator.apply.progress import log_plainly, progress_shown
+from gasket.migrator.apply.locked_connection import Application
+from gasket.migrator.apply.progress_display import log_plainly, progress_shown
 from gasket.migrator.apply.session import MigrationSession, migration_session
 from gasket.migrator.apply.steps import StepOptions, StepRecorder, upgrade_steps
 from gasket.migrator.catalog.models import compared_with_models
@@ -32,11 +32,11 @@ from gasket.migrator.errors import LockLostError, MigratorError
 from gasket.migrator.facts import tell
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.gate.plan import Plan, SchemaState
+from gasket.migrator.gate.named_revision import require_target
+from gasket.migrator.gate.schema_state import Plan, SchemaState
 from gasket.migrator.gate.situation import Situation
-from gasket.migrator.gate.targets import require_target
-from gasket.migrator.ledger.progress import forget_all_progress
 from gasket.migrator.ledger.read import StoredRevision, is_whole_at, read_stored
+from gasket.migrator.ledger.step_progress import forget_all_progress
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.revisions.configuration import PYPROJECT, configured_revisions
 from gasket.migrator.revisions.files import Revisions
@@ -46,8 +46,8 @@ from gasket.migrator.revisions.scripts import alembic_config, require_same_files
 from gasket.migrator.signals import exiting_on_signals, until_signalled
 from gasket.migrator.sql.script import print_rendered
 from gasket.migrator.synchronous import run_sync
-from gasket.migrator.target import find_target
-from gasket.migrator.telling import Outcome, outcome_told
+from gasket.migrator.webhook_messages import Outcome, outcome_told
+from gasket.migrator.which_database import find_target
 from gasket.postgres.connections import close_connection
 from gasket.postgres.identity import database_identity
 from gasket.postgres.quoting import quote_identifier

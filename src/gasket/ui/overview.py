@@ -13,7 +13,7 @@ from litestar.response import Template
 
 from gasket.backends.breaker import Breakers
 from gasket.backends.service import BackendService
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.monitor import Readiness, SchemaMonitor
 from gasket.ui.charts import Chart, Point, bar_chart
 from gasket.ui.formats import milliseconds, percent, plural

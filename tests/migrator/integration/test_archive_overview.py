@@ -13,8 +13,8 @@ from alembic.runtime.migration import MigrationContext
 from click.testing import CliRunner
 from sqlalchemy import Connection
 
-from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.inventory import LossKind
+from gasket.migrator.archive.loss_estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.manifest import Manifest, drop_archive, list_archives, show_archive
 from gasket.migrator.archive.trial import TrialStep
 from gasket.migrator.commands.archive import archive_commands

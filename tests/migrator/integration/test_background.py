@@ -16,16 +16,16 @@ import asyncpg
 import pytest
 
 from gasket.migrator.background import IndexBuild
-from gasket.migrator.background.lock import (
+from gasket.migrator.background.worker import BackgroundWorker, prepare_worker
+from gasket.migrator.background.worker_lock import (
     find_worker,
     is_wanted,
     taken_over,
     try_worker_lock,
 )
-from gasket.migrator.background.worker import BackgroundWorker, prepare_worker
 from gasket.migrator.background.working import work_on
 from gasket.migrator.commands.background import change_work, finish
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.status import read_report
 from gasket.migrator.config import MigratorConfig
@@ -537,7 +537,7 @@ async def test_a_worker_that_is_stopped_keeps_nobody_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As by SIGSTOP, or on a host that is cut off."""
-    monkeypatch.setattr("gasket.migrator.background.lock._STOPPED_AFTER", 0.2)
+    monkeypatch.setattr("gasket.migrator.background.worker_lock._STOPPED_AFTER", 0.2)
     await work()
     async with session(config) as connection:
         assert await try_worker_lock(connection, "public")
@@ -891,7 +891,7 @@ async def test_a_plan_does_not_fail_for_a_backfill_that_needs_what_is_not_tried_
 async def test_a_plan_shows_the_work_with_live_rows(
     project: Project, config: MigratorConfig, observer: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gasket.migrator.commands.forecast._LARGE", 5_000)
+    monkeypatch.setattr("gasket.migrator.commands.plan_forecast._LARGE", 5_000)
     project.add(TABLE)
     await bring_to_head(config)
     await fill(observer)

@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from alembic.config import Config
 from sqlalchemy import MetaData
 
+from gasket.migrator.catalog.drift import Drift, find_drift
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigrationFailedError
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.scratch.adopt import compare_with_revision, record_adopted
-from gasket.migrator.scratch.drift import Drift, find_drift
 from tests.migrator.project import Project
 
 

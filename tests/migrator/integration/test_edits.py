@@ -14,7 +14,7 @@ from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.accept import accept
 from gasket.migrator.commands.rollback import rollback
 from gasket.migrator.errors import EditedRevisionError, TargetError
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.head import bring_to_head
 from tests.migrator.project import GATE, Project, is_true, ledger
 

@@ -19,7 +19,7 @@ from alembic.config import Config
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.accept import accept
 from gasket.migrator.commands.adopt import adopt_command
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.rollback import rollback
 from gasket.migrator.commands.status import read_report
 from gasket.migrator.config import MigratorConfig
@@ -29,7 +29,7 @@ from gasket.migrator.gate.checks import CHECKS
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.runner import migrate
-from gasket.migrator.telling import Outcome
+from gasket.migrator.webhook_messages import Outcome
 from tests.migrator.project import Project
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.commands.forecast import RevisionForecast, forecast_pending
+from gasket.migrator.commands.plan_forecast import RevisionForecast, forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigrationFailedError

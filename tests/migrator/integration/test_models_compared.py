@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from alembic.config import Config
 from sqlalchemy import MetaData
 
+from gasket.migrator.catalog.drift import find_drift
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.scratch.drift import find_drift
 from tests.migrator.project import Project
 
 EVENTS = "CREATE TABLE ev (id int, day date NOT NULL, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)"

@@ -14,8 +14,8 @@ from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.effects import Effects, IndexBuild, Statement, TableLock
-from gasket.migrator.scratch.estimate import estimate
 from gasket.migrator.scratch.observe import Observation, observe
+from gasket.migrator.scratch.told_effects import estimate
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.render import Rendering
 from gasket.migrator.sql.render import Statement as RenderedStatement

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gasket.migrator.catalog.read import read_catalog
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.head import bring_to_head

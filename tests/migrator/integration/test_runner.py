@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 from alembic.config import Config
 
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.accept import accept
 from gasket.migrator.commands.rollback import rollback
@@ -42,7 +42,7 @@ from gasket.migrator.errors import (
     RevisionFileError,
     SchemaAheadError,
 )
-from gasket.migrator.gate.plan import Plan, SchemaState
+from gasket.migrator.gate.schema_state import Plan, SchemaState
 from gasket.migrator.head import bring_to_head
 from gasket.migrator.revisions.digest import digest
 from tests.migrator.project import BOOKS, CONCURRENTLY, Project, is_true, ledger, tables

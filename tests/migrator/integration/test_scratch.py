@@ -15,15 +15,15 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import LockTimeoutError, ScratchDatabaseError
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.scratch.database import Scratch, scratch_database
+from gasket.migrator.scratch.given_database import MARK
 from gasket.migrator.scratch.rehearsal import build
-from gasket.migrator.scratch.set_aside import MARK
 from tests.migrator.project import Project
 
 KILLED = """

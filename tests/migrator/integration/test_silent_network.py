@@ -13,8 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gasket.migrator.apply import holding
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply import locked_connection
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.apply.session import migration_session
 from gasket.migrator.errors import (
     DatabaseUnavailableError,
@@ -91,8 +91,8 @@ async def test_a_holder_behind_a_silent_proxy_loses_the_lock(
     monkeypatch: pytest.MonkeyPatch,
     begins: str,
 ) -> None:
-    assert holding._SILENCE_LIMIT == "300s"
-    monkeypatch.setattr(holding, "_SILENCE_LIMIT", "3s")
+    assert locked_connection._SILENCE_LIMIT == "300s"
+    monkeypatch.setattr(locked_connection, "_SILENCE_LIMIT", "3s")
     await bring_to_head(project.config(database_url))
     await observer.execute(GATE)
     project.add(f'{begins}op.execute("SELECT gate.wait()")', "pass")

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.errors import LockTimeoutError, NotMigratedError
 from gasket.migrator.head import bring_to_head
 from tests.migrator.project import Project, is_true

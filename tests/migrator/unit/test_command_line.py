@@ -13,8 +13,8 @@ from advanced_alchemy.extensions.litestar import SQLAlchemyAsyncConfig
 from click.testing import CliRunner
 
 from gasket.migrator.command_line import called_as, database_command
+from gasket.migrator.commands.advanced_alchemy import _HELP, _OPTIONS
 from gasket.migrator.commands.cli import _OWN, DatabaseCommands
-from gasket.migrator.commands.others import _HELP, _OPTIONS
 from tests.migrator.project import ENV, Project
 
 

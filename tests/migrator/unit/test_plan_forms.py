@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from gasket.migrator.commands.forecast import Forecast, RevisionForecast
+from gasket.migrator.commands.plan_forecast import Forecast, RevisionForecast
 from gasket.migrator.commands.plan_markdown import plan_in_markdown
 from gasket.migrator.commands.plan_sarif import plan_in_sarif
 from gasket.migrator.commands.plan_text import facts

@@ -9,7 +9,7 @@ import pytest
 
 from gasket.migrator import starting
 from gasket.migrator.apply.events import LockAwaited, LocksTaken, RevisionsPending, Step, StepBegun, StepDone
-from gasket.migrator.apply.holder import Holder, HolderWatch
+from gasket.migrator.apply.lock_holder import Holder, HolderWatch
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.facts import Waiting, tell, told_to
 from gasket.migrator.ledger.background import State, Work

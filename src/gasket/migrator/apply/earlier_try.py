@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from gasket.migrator.errors import PartlyDoneError
-from gasket.migrator.ledger.progress import Committed, forget_progress, read_progress
+from gasket.migrator.ledger.step_progress import Committed, forget_progress, read_progress
 from gasket.migrator.sql.lexer import Name
 from gasket.migrator.sql.reader import read
 from gasket.migrator.sql.reading import (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gasket.migrator.apply.holder import HolderWatch
+from gasket.migrator.apply.lock_holder import HolderWatch
 from gasket.migrator.facts import tell
 from gasket.migrator.ledger.background import State, Work
 from gasket.postgres.blockers import Blocker

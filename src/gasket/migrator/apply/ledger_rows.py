@@ -11,7 +11,7 @@ import msgspec
 from alembic.script import Script
 from asyncpg.prepared_stmt import PreparedStatement
 
-from gasket.migrator.apply.holder import lock_arguments
+from gasket.migrator.apply.lock_holder import lock_arguments
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.ledger.write import NewLedgerRow, insert_statement, record_failure
 from gasket.migrator.revisions.files import Revisions

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from gasket.migrator.apply.events import LockAwaited, lock_awaited
-from gasket.migrator.apply.holder import HOLDER_NOT_KNOWN, HolderWatch, lock_arguments
+from gasket.migrator.apply.lock_holder import HOLDER_NOT_KNOWN, HolderWatch, lock_arguments
 from gasket.migrator.errors import LockTimeoutError
 from gasket.migrator.facts import tell
 from gasket.postgres.errors import DRIVER_ERRORS

@@ -21,8 +21,8 @@ from gasket.migrator.apply.attempts import until_granted
 from gasket.migrator.apply.events import Restoring
 from gasket.migrator.apply.failures import lagging_sequence, not_our_books, refusal_of
 from gasket.migrator.apply.grants import grant_to_application
-from gasket.migrator.apply.holding import Application, connection_with_lock
 from gasket.migrator.apply.lock import give_back
+from gasket.migrator.apply.locked_connection import Application, connection_with_lock
 from gasket.migrator.apply.printed import prints_logged
 from gasket.migrator.apply.steps import StepRecorder
 from gasket.migrator.archive.restore import RestoreReport, restore_archive

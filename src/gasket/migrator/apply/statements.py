@@ -27,7 +27,7 @@ from gasket.migrator.apply.earlier_try import EarlierTry
 from gasket.migrator.apply.events import Step
 from gasket.migrator.apply.finished import is_compared, is_untouched, what_is_left
 from gasket.migrator.errors import NotForRevisionsError, PartlyDoneError
-from gasket.migrator.ledger.progress import Committed, forget_begun, write_progress
+from gasket.migrator.ledger.step_progress import Committed, forget_begun, write_progress
 from gasket.migrator.sql.lexer import shortened, tokens
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import may_control_transaction, read

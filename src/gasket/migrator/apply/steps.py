@@ -25,24 +25,24 @@ from gasket.migrator.apply.attempts import Attempts
 from gasket.migrator.apply.earlier_try import EarlierTry, find_earlier_try
 from gasket.migrator.apply.events import Step, step_begun, step_done
 from gasket.migrator.apply.grants import grant_to_application
-from gasket.migrator.apply.holder import lock_arguments
-from gasket.migrator.apply.holding import pin_settings
 from gasket.migrator.apply.kept_rows import KeptRows
 from gasket.migrator.apply.ledger_rows import LedgerRows
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
+from gasket.migrator.apply.lock_holder import lock_arguments
+from gasket.migrator.apply.locked_connection import pin_settings
 from gasket.migrator.apply.statements import Statements, StepUnderWay, transaction_controlled
 from gasket.migrator.apply.version_moves import VersionMoves
 from gasket.migrator.archive.trial import connection_of
 from gasket.migrator.background.declared import check_backfills, declared_works, needed_revisions
-from gasket.migrator.background.lock import interrupt_index_build
 from gasket.migrator.background.needed import finish_needed
+from gasket.migrator.background.worker_lock import interrupt_index_build
 from gasket.migrator.catalog.recorded import Recording
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import NO_REVISION, LockGivenAwayError, LockLostError, MigratorError, NotForRevisionsError
 from gasket.migrator.ledger.background import record_works, void_works
-from gasket.migrator.ledger.progress import forget_progress, unfinished_revisions
 from gasket.migrator.ledger.read import StoredRevision
+from gasket.migrator.ledger.step_progress import forget_progress, unfinished_revisions
 from gasket.migrator.ledger.tables import VERSION_TABLE
 from gasket.migrator.ledger.write import lock_statement
 from gasket.migrator.revisions.files import Revisions

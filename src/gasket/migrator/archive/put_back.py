@@ -17,10 +17,10 @@ from gasket.migrator.archive.copies import LEFT_BEHIND, exact_settings
 from gasket.migrator.archive.entries import Entry
 from gasket.migrator.archive.faults import is_passing
 from gasket.migrator.archive.inventory import LossKind, count_rows
+from gasket.migrator.archive.live_table import Target, UnfitError, read_target
 from gasket.migrator.archive.manifest import Manifest
 from gasket.migrator.archive.partitions import make_partitions
 from gasket.migrator.archive.savepoints import savepoint
-from gasket.migrator.archive.targets import Target, UnfitError, read_target
 from gasket.migrator.archive.write import write_group
 from gasket.postgres.errors import describe
 from gasket.postgres.quoting import quote_identifier

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from gasket.migrator.archive.copies import LEFT_BEHIND
 from gasket.migrator.archive.faults import PASSING_SQL
-from gasket.migrator.archive.targets import Target
+from gasket.migrator.archive.live_table import Target
 
 TOO_NEW = "its enum value was added in the same transaction"
 _NO_PARTITION = "no partition takes it"

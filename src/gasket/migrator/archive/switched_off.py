@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection
 
-from gasket.migrator.archive.targets import ForeignKey, Target
+from gasket.migrator.archive.live_table import ForeignKey, Target
 from gasket.postgres.quoting import quote_identifier
 
 # A partition's clone of its parent's trigger goes with that one.

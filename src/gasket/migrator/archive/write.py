@@ -11,9 +11,9 @@ from functools import partial
 from sqlalchemy import Connection
 
 from gasket.migrator.archive.copies import CHANGED, LEFT_BEHIND
+from gasket.migrator.archive.live_table import PLACE, ForeignKey, LiveColumn, Target, UnfitError
 from gasket.migrator.archive.refused_rows import leave_refused, leave_unreadable
 from gasket.migrator.archive.switched_off import switched_off
-from gasket.migrator.archive.targets import PLACE, ForeignKey, LiveColumn, Target, UnfitError
 from gasket.postgres.quoting import quote_identifier
 
 _EXISTS = "another row has its key"

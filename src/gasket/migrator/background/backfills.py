@@ -12,10 +12,10 @@ import asyncpg
 import msgspec
 from msgspec.structs import replace
 
-from gasket.migrator.background.lock import is_wanted
 from gasket.migrator.background.pace import Pace
 from gasket.migrator.background.standbys import Standbys
 from gasket.migrator.background.walk import LOCAL_SETTINGS, Key, Walk, count_rows, make_walk
+from gasket.migrator.background.worker_lock import is_wanted
 from gasket.migrator.ledger.background import (
     State,
     Work,

@@ -12,7 +12,7 @@ from gasket.migrator.apply.finished import what_is_left
 from gasket.migrator.apply.leftovers import drop_invalid_indexes
 from gasket.migrator.apply.lock import migration_lock
 from gasket.migrator.background.backfills import StoppedError, WorkFailedError, may_pass
-from gasket.migrator.background.lock import is_wanted
+from gasket.migrator.background.worker_lock import is_wanted
 from gasket.migrator.catalog.recorded import expect_index
 from gasket.migrator.errors import InvalidIndexError, LockTimeoutError
 from gasket.migrator.ledger.background import State, Work, lock_running, read_work

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import asyncpg
 
-from gasket.migrator.background.lock import taken_over
+from gasket.migrator.background.worker_lock import taken_over
 from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig

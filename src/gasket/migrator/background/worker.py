@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import asyncpg
 
-from gasket.migrator.background.lock import try_worker_lock
+from gasket.migrator.background.worker_lock import try_worker_lock
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import open_connection

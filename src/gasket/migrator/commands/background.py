@@ -8,10 +8,10 @@ from typing import Literal, TypeVar
 import asyncpg
 import click
 
-from gasket.migrator.apply.progress import progress_shown
+from gasket.migrator.apply.progress_display import progress_shown
 from gasket.migrator.background import INDEX
-from gasket.migrator.background.lock import interrupt_worker, taken_over
 from gasket.migrator.background.worker import prepare_worker
+from gasket.migrator.background.worker_lock import interrupt_worker, taken_over
 from gasket.migrator.background.working import work_on
 from gasket.migrator.command_line import database_command
 from gasket.migrator.commands.running import ROW_NUMBER, look, run, show_target

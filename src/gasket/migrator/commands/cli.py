@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from gasket.migrator.command_line import called_as
-from gasket.migrator.commands.others import in_our_words
+from gasket.migrator.commands.advanced_alchemy import in_our_words
 from gasket.migrator.commands.show_values import add_show_values, values_shown
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
@@ -39,7 +39,7 @@ _OWN = {
 """Where each command is made, of a MigratorConfig; they take the place of Advanced Alchemy's of the same name."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-_REQUIRE_TARGET = "gasket.migrator.gate.targets:require_target"
+_REQUIRE_TARGET = "gasket.migrator.gate.named_revision:require_target"
 _NAMING_THE_FILE = "gasket.migrator.revisions.loading:naming_the_file"
 _OTHERS = "advanced_alchemy.extensions.litestar.cli:database_group"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_markdown import plan_in_markdown
 from gasket.migrator.commands.plan_sarif import plan_in_sarif
 from gasket.migrator.commands.plan_text import format_plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gasket.migrator.commands.forecast import Forecast, RevisionForecast
+from gasket.migrator.commands.plan_forecast import Forecast, RevisionForecast
 from gasket.migrator.commands.plan_text import compatibility, facts, format_finding, headline, locks, remarks, size
 
 _MARKUP = re.compile(r"[\\`*_<>|#\[\]~@]")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gasket.migrator.commands.forecast import Forecast, RevisionForecast
+from gasket.migrator.commands.plan_forecast import Forecast, RevisionForecast
 from gasket.migrator.commands.plan_text import locks, size
 from gasket.migrator.revisions.rules.check import Finding
 from gasket.migrator.revisions.rules.rulebook import FILE_RULES, SQL_RULES

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from gasket.migrator.archive.inventory import count_rows
 from gasket.migrator.background.planned import PlannedWork
-from gasket.migrator.commands.forecast import Forecast, RevisionForecast
+from gasket.migrator.commands.plan_forecast import Forecast, RevisionForecast
 from gasket.migrator.revisions.rules.check import Finding
 from gasket.migrator.scratch.effects import TableLock
 from gasket.migrator.scratch.live_rows import Write

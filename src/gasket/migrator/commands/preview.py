@@ -15,15 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
 from gasket.migrator.apply.graft import graft
 from gasket.migrator.apply.steps import downgrade_steps
-from gasket.migrator.archive.estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.faults import sqlstate
 from gasket.migrator.archive.inventory import count_rows
+from gasket.migrator.archive.loss_estimate import Estimate, estimate_downgrade
 from gasket.migrator.archive.trial import TrialStep
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected, looking, open_connection
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import pass_gate
-from gasket.migrator.gate.targets import rollback_goal
+from gasket.migrator.gate.named_revision import rollback_goal
 from gasket.migrator.ledger.read import StoredRevision, read_stored
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.revisions.loading import where

@@ -6,18 +6,18 @@ import click
 from alembic import command
 
 from gasket.migrator.alembic_command import counts_from_here
-from gasket.migrator.apply.progress import progress_shown
+from gasket.migrator.apply.progress_display import progress_shown
 from gasket.migrator.apply.session import MigrationSession
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.confirm import confirm, confirmations
 from gasket.migrator.commands.running import run
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import Caller, Request
-from gasket.migrator.gate.targets import rollback_goal
+from gasket.migrator.gate.named_revision import rollback_goal
 from gasket.migrator.ledger.read import read_stored
 from gasket.migrator.revisions.configuration import configured_revisions
 from gasket.migrator.runner import in_process_config, under_lock
-from gasket.migrator.telling import outcome_told
+from gasket.migrator.webhook_messages import outcome_told
 
 
 def rollback_command(config: MigratorConfig) -> click.Command:

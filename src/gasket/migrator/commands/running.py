@@ -14,7 +14,7 @@ import click
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import looking
 from gasket.migrator.signals import until_signalled
-from gasket.migrator.target import Target, find_target
+from gasket.migrator.which_database import Target, find_target
 
 T = TypeVar("T")
 

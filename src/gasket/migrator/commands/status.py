@@ -12,7 +12,7 @@ import asyncpg
 import click
 import msgspec
 
-from gasket.migrator.apply.holder import find_holder
+from gasket.migrator.apply.lock_holder import find_holder
 from gasket.migrator.archive.manifest import read_left
 from gasket.migrator.archive.schema import archive_schema
 from gasket.migrator.commands.running import run
@@ -21,7 +21,7 @@ from gasket.migrator.connecting import looking
 from gasket.migrator.errors import HeldRevisionError, MigratorError
 from gasket.migrator.gate.callers import Caller, Request
 from gasket.migrator.gate.checks import find_refusal
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.gate.situation import Situation, read_situation
 from gasket.migrator.ledger.background import UNFINISHED, Work, format_work, read_works
 from gasket.migrator.ledger.read import read_failures, read_history
@@ -34,7 +34,7 @@ _REFUSED = 1
 
 _ROWS = 10
 _MORE_FAILURES = 10
-_FIND_DRIFT = "gasket.migrator.scratch.drift:find_drift"
+_FIND_DRIFT = "gasket.migrator.catalog.drift:find_drift"
 _NEXT_LINE = "\n" + 13 * " "
 
 

@@ -8,7 +8,7 @@ import click
 from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.command_line import database_command
 from gasket.migrator.commands.confirm import ask, at_a_terminal, count
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.commands.running import run, show_target
 from gasket.migrator.config import MigratorConfig

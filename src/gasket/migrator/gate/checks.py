@@ -13,7 +13,7 @@ import asyncpg
 
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
-from gasket.migrator.gate import collisions, refusals, rights, targets
+from gasket.migrator.gate import collisions, named_revision, refusals, rights
 from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STAMPING, TO_HEAD, WRITING, Caller, Request
 from gasket.migrator.gate.situation import Case, Situation, read_situation
 from gasket.migrator.revisions.files import Revisions
@@ -68,13 +68,13 @@ CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
     refusals.one_head: TO_HEAD,
     refusals.plain_ids: _EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
     refusals.no_newer_revisions: TO_HEAD | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
-    targets.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
-    targets.something_to_roll_back: frozenset({Caller.ROLLBACK}),
-    targets.step_is_clear: GOING_BACK,
-    targets.steps_pending: frozenset({Caller.UPGRADE}),
-    targets.target_applied: frozenset({Caller.DOWNGRADE}),
-    targets.acceptable: frozenset({Caller.ACCEPT}),
-    targets.nothing_else_recorded: frozenset({Caller.ADOPT}),
+    named_revision.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
+    named_revision.something_to_roll_back: frozenset({Caller.ROLLBACK}),
+    named_revision.step_is_clear: GOING_BACK,
+    named_revision.steps_pending: frozenset({Caller.UPGRADE}),
+    named_revision.target_applied: frozenset({Caller.DOWNGRADE}),
+    named_revision.acceptable: frozenset({Caller.ACCEPT}),
+    named_revision.nothing_else_recorded: frozenset({Caller.ADOPT}),
     refusals.files_as_applied: TO_HEAD | GOING_BACK,
     refusals.not_held: frozenset({Caller.START, Caller.WAITER, Caller.STATUS}),
     refusals.whole: TO_HEAD - {Caller.START},

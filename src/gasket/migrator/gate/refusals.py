@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 
-from gasket.migrator.apply.holder import find_holder
+from gasket.migrator.apply.lock_holder import find_holder
 from gasket.migrator.command_line import database_command
 from gasket.migrator.errors import (
     AlembicConfigurationError,
@@ -21,12 +21,12 @@ from gasket.migrator.errors import (
     TargetError,
 )
 from gasket.migrator.gate.callers import GOING_BACK, TO_HEAD, Caller
-from gasket.migrator.gate.plan import SchemaState
+from gasket.migrator.gate.named_revision import going_back
+from gasket.migrator.gate.schema_state import SchemaState
 from gasket.migrator.gate.situation import Case
-from gasket.migrator.gate.targets import going_back
 from gasket.migrator.ledger.background import STOPPED, read_works_of
-from gasket.migrator.ledger.progress import read_progress
 from gasket.migrator.ledger.read import are_there, read_stored
+from gasket.migrator.ledger.step_progress import read_progress
 from gasket.migrator.ledger.tables import BACKGROUND
 from gasket.migrator.sql.lexer import shortened
 

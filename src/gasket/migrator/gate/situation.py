@@ -8,7 +8,7 @@ import msgspec
 from gasket.migrator.command_line import database_command
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.gate.callers import APPLYING, WRITING, Caller, Request
-from gasket.migrator.gate.plan import Plan, SchemaState, make_plan
+from gasket.migrator.gate.schema_state import Plan, SchemaState, make_plan
 from gasket.migrator.ledger.read import DatabaseState, TakenBack, read_state, read_taken_back
 from gasket.migrator.revisions.edits import Edit, find_edits
 from gasket.migrator.revisions.files import Revisions

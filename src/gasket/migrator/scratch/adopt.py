@@ -18,7 +18,7 @@ from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.scripts import script_directory
 from gasket.migrator.runner import under_lock
 from gasket.migrator.scratch.database import scratch_database
-from gasket.migrator.scratch.held_back import HeldBack
+from gasket.migrator.scratch.not_tried import HeldBack
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.sql.lexer import tokens
 

@@ -26,15 +26,14 @@ from urllib.parse import quote, unquote_plus
 import asyncpg
 import msgspec
 
-from gasket.migrator.apply.holder import LOCK_CLASS, lock_key
 from gasket.migrator.apply.lock import migration_lock
+from gasket.migrator.apply.lock_holder import LOCK_CLASS, lock_key
 from gasket.migrator.config import MigratorConfig, tell_nobody
 from gasket.migrator.connecting import connected, open_connection
 from gasket.migrator.errors import ScratchDatabaseError
 from gasket.migrator.revisions.files import Revisions
 from gasket.migrator.revisions.rules.source import made_extensions
-from gasket.migrator.scratch.held_back import Guard
-from gasket.migrator.scratch.set_aside import (
+from gasket.migrator.scratch.given_database import (
     MARK,
     MEND,
     SETTING,
@@ -42,6 +41,7 @@ from gasket.migrator.scratch.set_aside import (
     is_empty,
     read_extensions,
 )
+from gasket.migrator.scratch.not_tried import Guard
 from gasket.postgres.connections import close_connection
 from gasket.postgres.errors import DRIVER_ERRORS, describe
 from gasket.postgres.poolers import leads_through_pooler

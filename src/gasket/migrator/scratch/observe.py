@@ -24,10 +24,10 @@ from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 from gasket.migrator.runner import upgrade_in_process
 from gasket.migrator.scratch.database import Scratch
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement
-from gasket.migrator.scratch.estimate import add_touch
-from gasket.migrator.scratch.held_back import Guard, is_of_a_revision
+from gasket.migrator.scratch.not_tried import Guard, is_of_a_revision
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS, build
 from gasket.migrator.scratch.requirements import SeenRequirements
+from gasket.migrator.scratch.told_effects import add_touch
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reader import read
 from gasket.migrator.sql.reading import Touch, touched_tables

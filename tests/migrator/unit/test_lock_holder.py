@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gasket.migrator.apply.holder import LOCK_CLASS, Holder, lock_key
+from gasket.migrator.apply.lock_holder import LOCK_CLASS, Holder, lock_key
 
 
 def test_the_keys_never_change() -> None:

@@ -13,9 +13,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
+from gasket.migrator.catalog.drift import ModelDifference
 from gasket.migrator.catalog.models import compared_with_models
 from gasket.migrator.config import MigratorConfig
-from gasket.migrator.scratch.drift import ModelDifference
 from gasket.migrator.synchronous import run_sync
 from gasket.postgres.quoting import quote_identifier
 

@@ -12,7 +12,7 @@ from gasket.migrator.apply.steps import StepOptions
 from gasket.migrator.commands.rollback import rollback
 from gasket.migrator.errors import MigrationFailedError, SchemaAheadError
 from gasket.migrator.head import bring_to_head
-from gasket.migrator.telling import outcome_told
+from gasket.migrator.webhook_messages import outcome_told
 from tests.migrator.project import Project
 
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from gasket.migrator.apply.holder import lock_arguments, lock_key
+from gasket.migrator.apply.lock_holder import lock_arguments, lock_key
 from gasket.migrator.background import INDEX
 from gasket.migrator.ledger.background import State, read_works
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gasket.migrator.gate.plan import SchemaState, make_plan
+from gasket.migrator.gate.schema_state import SchemaState, make_plan
 from gasket.migrator.ledger.read import DatabaseState, LedgerEntry
 from gasket.migrator.revisions.files import RevisionFile, Revisions
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.errors import MigrationFailedError
 from gasket.migrator.head import bring_to_head

@@ -27,7 +27,7 @@ from gasket.postgres.quoting import quote_identifier
 _TUNING = frozenset({"comment", "statistics", "tuning"})
 _MATTER_BEYOND = frozenset({"column", "constraint", "policy", "rule", "table", "trigger"})
 """Kinds of which one that no revision has made is more than tuning."""
-_COMPARE_MODELS = "gasket.migrator.scratch.model_drift:compare_models"
+_COMPARE_MODELS = "gasket.migrator.catalog.model_drift:compare_models"
 
 
 class Drift(msgspec.Struct, frozen=True):

@@ -12,8 +12,8 @@ import asyncpg
 import msgspec
 
 from gasket.migrator.apply.attempts import TRY_LOCK_TIMEOUT_MS
-from gasket.migrator.apply.holder import HOLDER_NOT_KNOWN, HolderWatch
 from gasket.migrator.apply.lock import ANSWER_LIMIT, take_lock
+from gasket.migrator.apply.lock_holder import HOLDER_NOT_KNOWN, HolderWatch
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connect
 from gasket.migrator.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from gasket.migrator.target import Target
+from gasket.migrator.which_database import Target
 from gasket.postgres.sessions import Replica
 
 NEW, NEWER = Replica("2.0", "a:1"), Replica("2.0", "b:1")

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from alembic.config import Config
 
-from gasket.migrator.commands.forecast import forecast_pending
+from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.commands.plan_text import format_plan
 from gasket.migrator.errors import MigratorError, SchemaAheadError, TargetError
 from gasket.migrator.head import bring_to_head

@@ -28,10 +28,10 @@ from gasket.migrator.revisions.rules.check import Finding, allowed_findings, che
 from gasket.migrator.revisions.rules.rulebook import SQL_RULES
 from gasket.migrator.scratch.database import scratch_database
 from gasket.migrator.scratch.effects import Effects, IndexBuild, NotTried, Statement, TableLock
-from gasket.migrator.scratch.estimate import estimate
 from gasket.migrator.scratch.live_rows import LiveRows, RowFinding, Write
 from gasket.migrator.scratch.observe import Observation, observe, read_parts
 from gasket.migrator.scratch.rehearsal import REVISION_ERRORS
+from gasket.migrator.scratch.told_effects import estimate
 from gasket.migrator.sql.reader import built_index
 from gasket.migrator.sql.render import render
 
