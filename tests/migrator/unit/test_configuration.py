@@ -119,7 +119,11 @@ def test_a_pyproject_beside_the_ini_counts(folder: Path, ini: str | None, pyproj
         ("[alembic]\nscript_location = %(here)s/nowhere\n", "/nowhere, and there is no such folder"),
         ("[alembic]\nscript_location = %(there)s/changes\n", "there"),
         ("[alembic]\nscript_location = %(here)s/changes\nscript_location = b\n", "already exists"),
-        ("[alembic]\nscript_location = %(here)s/changes\nsourceless = true\n", "sets `sourceless`"),
+        (
+            "[alembic]\nscript_location = %(here)s/changes\nsourceless = true\n",
+            "alembic.ini sets `sourceless`: compiled migrations cannot be checked; nothing was changed. "
+            "Remove that option, and ship the .py files.",
+        ),
         ("[alembic]\nscript_location = nosuchpackage:changes\n", "No module named 'nosuchpackage'"),
         (
             "[alembic]\nscript_location = broken:changes\nprepend_sys_path = %(here)s\npath_separator = os\n",
@@ -137,6 +141,7 @@ def test_a_configuration_that_cannot_be_used_is_refused_in_a_sentence(folder: Pa
     assert problem in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    assert str(refusal.value).count("nothing was changed") == 1
 
 
 def test_an_ini_that_is_not_there_is_refused(folder: Path) -> None:
@@ -148,9 +153,11 @@ def test_an_ini_that_is_not_there_is_refused(folder: Path) -> None:
 def test_a_pyproject_that_cannot_be_used_is_refused(folder: Path, location: str) -> None:
     ini = write_ini(folder)
     (folder / "pyproject.toml").write_text(f"[tool.alembic]\nscript_location = {location}\n")
-    with pytest.raises(AlembicConfigurationError) as refusal:
-        read_locations(ini)
-    assert "\n" not in str(refusal.value)
+    for read in (read_locations, script_directory):
+        with pytest.raises(AlembicConfigurationError) as refusal:
+            read(ini)
+        assert "\n" not in str(refusal.value)
+        assert str(refusal.value).count("nothing was changed") == 1
 
 
 def test_alembic_may_not_be_given_other_files_than_gasket_reads(folder: Path) -> None:

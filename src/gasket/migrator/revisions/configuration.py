@@ -119,6 +119,8 @@ def in_one_sentence(ini: Path, *more: type[Exception]) -> Iterator[None]:
     theirs: tuple[type[Exception], ...] = (*more, IniError, OSError, ImportError, ValueError, TypeError, KeyError)
     try:
         yield
+    except AlembicConfigurationError:  # it is a sentence, and `more` may include it
+        raise
     except theirs as error:
         raise AlembicConfigurationError(
             configuration=ini, problem=f"cannot be used: {_first_line(error)}", mend="Correct it"
