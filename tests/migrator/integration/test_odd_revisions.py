@@ -118,12 +118,17 @@ async def test_an_index_name_that_is_refused_before_its_statement_is_sent(projec
 
 
 async def test_a_colon_that_sqlalchemy_takes_for_a_parameter(project: Project, database_url: str) -> None:
-    project.add("""op.execute("SELECT '{\\"a\\":1}'::jsonb")""")
+    """The name of that parameter is a value, so it is not told."""
+    path = project.add("""op.execute("SELECT '{\\"pin\\":4711}'::jsonb")""")
     config = project.config(database_url)
-    sentence = r"bind parameter '1': a colon that begins no parameter is written \\\\: \(2026_0001.py, line 11\)"
-    assert re.search(sentence, (await forecast_pending(config)).failure or "")
-    with pytest.raises(MigrationFailedError, match=sentence):
+    sentence = r"begins no parameter, as in JSON, is written \\\\: or, in a raw string, \\: \(2026_0001.py, line 11\)"
+    failure = (await forecast_pending(config)).failure or ""
+    assert re.search(sentence, failure)
+    with pytest.raises(MigrationFailedError, match=sentence) as refusal:
         await bring_to_head(config)
+    assert "4711" not in failure + str(refusal.value)
+    path.write_text(path.read_text().replace(":4711", r"\\:4711"))
+    await bring_to_head(config)
 
 
 async def test_a_file_that_is_another_revision_once_it_is_imported(

@@ -30,6 +30,8 @@ _IN_OTHER_WORDS = (
 )
 """Errors of the database and of the migrator: where they were raised says nothing to the reader."""
 
+_NO_VALUE_OF_PARAMETER = "cd3x"  # SQLAlchemy's manual, "Error Messages": "A value is required for bind parameter"
+
 
 def load_scripts(ini: Path) -> ScriptDirectory:
     """Alembic's view of the files, all of them imported.
@@ -92,9 +94,12 @@ def where(error: BaseException, cause: BaseException) -> str:
         return "; ".join([describe(cause), *getattr(cause, "__notes__", ())])
     if isinstance(error, SyntaxError):
         what = error.msg
-    elif isinstance(error, StatementError) and isinstance(error.orig, InvalidRequestError):
-        # It names a parameter alone, and often that is a colon in JSON.
-        what = f"{error.orig.args[0]}: a colon that begins no parameter is written \\\\:"
+    elif isinstance(error, StatementError) and _lacks_value_of_parameter(error.orig):
+        withhold(str(error))  # in JSON such as {"pin":4711}, the parameter's name is a value
+        what = (
+            "a parameter in its SQL has no value; a colon that begins no parameter, as in JSON, is written \\\\: or, "
+            "in a raw string, \\:"
+        )
     elif _tells_names_alone(error) or _is_raised_by_migration(error):
         what = describe(error)
     else:
@@ -107,6 +112,10 @@ def where(error: BaseException, cause: BaseException) -> str:
 def _tells_names_alone(error: BaseException) -> bool:
     told = isinstance(error, NameError | AttributeError | ImportError | TypeError | OSError | CommandError | SystemExit)
     return told or (isinstance(error, SQLAlchemyError) and not isinstance(error, StatementError | ArgumentError))
+
+
+def _lacks_value_of_parameter(error: BaseException | None) -> bool:
+    return isinstance(error, InvalidRequestError) and error.code == _NO_VALUE_OF_PARAMETER
 
 
 def _is_raised_by_migration(error: BaseException) -> bool:
