@@ -1,4 +1,4 @@
-"""The only module that changes the schema: at start, by `alembic ...` and by `gasket database ...`.
+"""Takes the migration lock for whatever writes: a start, `alembic ...` and `gasket database ...`.
 
 Every handle ends in `migrations/env.py`, which calls `run_environment`. A start comes through `head`, and only where
 something is pending.

@@ -1,6 +1,6 @@
 """The commands as users type them: `alembic ...`, `litestar ... database ...` and `gasket database ...`.
 
-One set of files, one version table, one door; DATABASE_URL alone is enough for all of them.
+One set of files, one version table, one runner; DATABASE_URL alone is enough for all of them.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def test_a_step_down_is_judged_as_alembic_judges_it(project: Config, head: str, 
         assert step.should_delete_branch({head}) is False
 
 
-@pytest.mark.parametrize(("parents", "held_back"), [("a", ("a", "b")), (("a", "other"), None), (None, None)])
-def test_the_version_of_a_plain_step_alone_is_held_back(
-    project: Config, parents: object, held_back: tuple[str, str] | None
+@pytest.mark.parametrize(("parents", "deferred"), [("a", ("a", "b")), (("a", "other"), None), (None, None)])
+def test_the_version_of_a_plain_step_alone_is_deferred(
+    project: Config, parents: object, deferred: tuple[str, str] | None
 ) -> None:
     folder = Path(project.config_file_name or "").parent / "migrations" / "versions"
     for revision, down in {"a": None, "other": None, "b": parents}.items():
@@ -100,8 +100,8 @@ def test_the_version_of_a_plain_step_alone_is_held_back(
     moves = VersionMoves()
     moves.watch(context)
     step = RevisionStep(script.revision_map, script.get_revision("b"), True)
-    moves.hold_back(step)
+    moves.defer(step)
     HeadMaintainer(context, {"a", "other"}).update_to_step(step)
-    assert moves.take() == held_back
-    assert ("alembic_version" in buffer.getvalue()) is (held_back is None)
+    assert moves.take() == deferred
+    assert ("alembic_version" in buffer.getvalue()) is (deferred is None)
     assert moves.take() is None

@@ -1,7 +1,7 @@
 """Work that is tried until it gets its locks: short tries under `lock_timeout`, longer and longer pauses between.
 
-A queued ALTER TABLE stops every reader that comes after it. So no try waits longer than 100 ms for a lock;
-what grows is the pause, in which readers and writers flow.
+A queued ALTER TABLE stops every reader that comes after it. So a try waits 100 ms for a lock, except where only an
+autovacuum is in the way or nobody queues behind the wait. What grows is the pause, in which readers and writers flow.
 """
 
 from __future__ import annotations

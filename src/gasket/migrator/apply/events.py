@@ -1,11 +1,11 @@
 """The log lines of steps, of locks and of background work, whose facts are fields of the record, too.
 
 The same facts go to the listener of `facts`, as the structs below. Each record has an `event`: `step_begun`,
-`step_done`, `locks_taken`, `lock_awaited`, `background_begun`, `background_progress` or `background_ended`. A formatter
-that writes JSON finds beside it `direction`, `revision`, `number`, `total` and `title` of the step, or the `archive`
-that is put back, and `elapsed`, `duration`, `idle`, `limit` and `pause` in seconds, `tries`, and `blockers` or `holder`
-as text. Those of background work have its number as `work`, and `revision`, `kind`, `table`, `state`, `rows_done`,
-`rows_estimated` and `percent`.
+`step_done`, `locks_taken`, `locks_awaited`, `lock_awaited`, `background_begun`, `background_progress` or
+`background_ended`. A formatter that writes JSON finds beside it `direction`, `revision`, `number`, `total` and `title`
+of the step, or the `archive` that is put back, and `elapsed`, `duration`, `idle`, `limit` and `pause` in seconds,
+`tries`, and `blockers` or `holder` as text. Those of background work have its number as `work`, and `revision`, `kind`,
+`table`, `state`, `rows_done`, `rows_estimated` and `percent`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,12 @@ def locks_taken(
 def waiting_on(step: Step, blockers: Sequence[Blocker]) -> None:
     """A statement that must not be cut short waits for them."""
     shown = "; ".join(map(str, blockers))
-    log.warning("%s: waiting without a limit for %s. To go on sooner, end that transaction", step, shown)
+    log.warning(
+        "%s: waiting without a limit for %s. To go on sooner, end that transaction",
+        step,
+        shown,
+        extra={"event": "locks_awaited", **step.facts, "blockers": [str(blocker) for blocker in blockers]},
+    )
 
 
 def lock_awaited(watch: HolderWatch, *, limit: float, holder: str) -> None:

@@ -257,8 +257,8 @@ class Statements:
     def _run_alone(self, step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
         """What can be noted only once it has ended: a try that dies in between runs it again.
 
-        A VACUUM FULL waits in short tries, for all readers queue behind it. What decides by itself which tables it
-        comes to would begin with the first of them again.
+        VACUUM FULL of a named table waits in short tries: all readers queue behind it. Without a table it would begin
+        again with the first one at each try, so it has no limit.
         """
         step.kept = True
         if any(touch.mode is LockMode.ACCESS_EXCLUSIVE for reading in read(sql) for touch in reading.touches):

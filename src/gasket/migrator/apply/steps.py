@@ -245,7 +245,7 @@ class StepRecorder:
                 self._look_for_earlier_try(under_way)
                 self._clear_leftovers(step, place)
             self._try_until_granted(context, step, under_way)
-            self._moves.hold_back(step)
+            self._moves.defer(step)
             if self.direction == "downgrade":
                 judge_quickly(step)
             yield step

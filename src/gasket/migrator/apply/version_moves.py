@@ -16,7 +16,7 @@ _ONE_ROW = SimpleNamespace(rowcount=1)
 
 
 class VersionMoves:
-    """Holds back Alembic's UPDATE of its version from one revision to the next.
+    """Leaves out Alembic's UPDATE of its version from one revision to the next.
 
     Where branches begin, end or meet, Alembic writes its table itself.
     """
@@ -26,7 +26,7 @@ class VersionMoves:
         self._comes_next = False
 
     def watch(self, context: MigrationContext) -> None:
-        """Do so in this context, of the steps that are given to `hold_back`."""
+        """Watch the UPDATEs of this context."""
         execute = context.impl._exec
 
         @functools.wraps(execute)
@@ -38,8 +38,8 @@ class VersionMoves:
 
         context.impl._exec = executed  # type: ignore[method-assign]
 
-    def hold_back(self, step: Any) -> None:
-        """Of this step, a RevisionStep or StampStep; Alembic asks it for the two versions and then runs the UPDATE."""
+    def defer(self, step: Any) -> None:
+        """Leave out that of this RevisionStep or StampStep: Alembic asks it for the versions, then runs the UPDATE."""
         find_move = step.update_version_num
 
         def found(heads: set[str]) -> tuple[str, str]:
@@ -49,6 +49,6 @@ class VersionMoves:
         step.update_version_num = found
 
     def take(self) -> tuple[str, str] | None:
-        """The move that was held back: from which version to which."""
+        """The move that is still to be made: from which version to which."""
         move, self._move = self._move, None
         return move

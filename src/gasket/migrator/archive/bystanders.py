@@ -1,4 +1,4 @@
-"""What hangs on a table and is not part of it: CASCADE takes it along."""
+"""Objects that depend on a table and are no part of it: CASCADE drops them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def taken_along(before: Sequence[_Bystander], now: Sequence[_Bystander], after: 
 
 
 def _goes_with_its_table(bystander: _Bystander, after: After, homes: Set[int]) -> bool:
-    """Or with what another session has done to a table that is not the step's. `homes` are those still there."""
+    """Or another session has dropped or changed it meanwhile. `homes` are the tables that are still there."""
     if bystander.kind not in _OF_TABLES:
         return False
     if bystander.home not in after.held.oids or bystander.home not in homes:

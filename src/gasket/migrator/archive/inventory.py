@@ -197,8 +197,8 @@ def held_relations(connection: Connection) -> Held:
 
 
 class After(NamedTuple):
-    """What is to be seen after a step: what it holds, the relations that it has changed, or may have, as they are now,
-    and of these the tables without a row whose file is another one, or may be.
+    """The state after a step: its locks; the relations that it has changed, or may have; and which of those tables are
+    empty and have, or may have, a new file.
     """
 
     held: Held

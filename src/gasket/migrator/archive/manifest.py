@@ -121,9 +121,9 @@ class Manifest:
     def entries_to_restore(self, revision: str, *, later: Iterable[str]) -> list[Entry]:
         """What could be put back now that the revision is applied again, newest archive first.
 
-        And what with `later` ones, of values of rows that stay. Only what was not put back once before: rows that did
-        not fit then may have been deleted since on purpose. And, with a problem, rows of the revision that only a
-        person can put back, of which nothing was said yet since it was taken back.
+        With `later` revisions' archives of values of rows that stay. Rows that failed to fit once are left out: they
+        may have been deleted since. Rows that only a person can put back come with a problem, once after each time
+        that the revision was taken back.
         """
         of_revisions = f"(revision = $1 OR revision = ANY ($2::text[]) AND {_KEEPS_VALUES})"
         return self._read(f"{of_revisions} AND {_OPEN} OR revision = $1 AND {_BY_HAND}", revision, list(later))

@@ -50,7 +50,7 @@ def _replaced(entry: Entry, drop: str, create: str) -> str:
 
 
 def _made_anew(entry: Entry, drop: str) -> str | None:
-    """Of a definition that is the statement which makes the object."""
+    """For an index or a trigger: its definition is the statement that makes it."""
     if entry.expected is not None and entry.expected.endswith(_NOT_BY_CREATE):
         return None
     return _replaced(entry, drop, entry.expected or "")

@@ -1,8 +1,9 @@
 """What is checked before anything is applied: one ordered list, for every path to the schema.
 
 A check raises why its callers may not pass. Every path calls `pass_gate` with its `Request` and has no check of its
-own, so a new check is a new line of CHECKS. Two things are refused elsewhere, because no connection would be there to
-look with: files that cannot be read, and a way to the server on which the lock could not hold.
+own, so a new check is a new line of CHECKS. Three things are refused elsewhere. No connection would be there to look
+with: files that cannot be read, and a way to the server on which the lock could not hold. And a start learns only when
+it imports a file that it is another revision than its text says.
 """
 
 from __future__ import annotations

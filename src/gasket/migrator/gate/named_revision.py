@@ -24,7 +24,7 @@ _SHORTEST = 4
 
 
 async def target_there(case: Case) -> None:
-    """The revision that was named is one."""
+    """The argument names a revision that there is."""
     revisions = case.situation.revisions
     known = set(revisions)
     if case.request.caller in (Caller.ROLLBACK, Caller.ACCEPT):

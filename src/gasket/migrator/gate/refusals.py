@@ -1,7 +1,7 @@
 """The checks of the files and of what is applied. Each raises why a caller may not pass.
 
-Those of the revision that was named are in `targets`, those of rights in `rights`. What reads SQL is imported where
-there is some: a start at head does without.
+Those of the revision that was named are in `named_revision`, those of rights in `rights`. What reads SQL is imported
+where there is some: a start at head does without.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ async def files_in_one_piece(case: Case) -> None:
 
 
 async def one_head(case: Case) -> None:
+    """There is one schema that a release brings the database to."""
     heads = case.situation.plan.heads
     if len(heads) < 2:
         return

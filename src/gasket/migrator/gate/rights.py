@@ -46,6 +46,6 @@ async def rights(case: Case) -> None:
 
 
 async def archive_rights(case: Case) -> None:
-    """The role may have to make the archive."""
+    """If rows are going to be archived, the role has the rights to make the archive."""
     if not case.request.discard_data:
         await check_archive_rights(case.connection, case.config.schema)

@@ -48,7 +48,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class _Verdict(NamedTuple):
-    """The first rule that a file breaks, as a message; its digest, where it is Python; what a start warns of, and does.
+    """The first rule that a file breaks, as a message; its digest, where it is Python. `advice`: what a start warns of.
 
     `concurrently`: the word is in it, in whatever place. `needs_background` are the revisions whose work it needs.
     """
@@ -179,7 +179,7 @@ def _file_problems(
 
 
 def _advice(source: bytes, module: ast.Module) -> str | None:
-    """The finding that a file shows and that a revision may have with a reason."""
+    """The one finding that the file alone shows and that a revision may allow."""
     if b"autocommit_block" not in source or not (needless := needless_autocommit(module)):
         return None
     rule = SQL_RULES[_AUTOCOMMIT]
