@@ -428,6 +428,32 @@ async def test_an_index_that_is_built_concurrently_waits_for_as_long_as_it_takes
 
 
 @pytest.mark.parametrize(
+    "statement",
+    [
+        "DO $$ BEGIN INSERT INTO done VALUES (1); COMMIT; ALTER TABLE t1 ADD COLUMN c int; END $$",
+        "VACUUM FULL done, t1",
+    ],
+)
+async def test_what_would_do_a_part_of_its_work_twice_waits_without_a_limit(
+    project: Project, database_url: str, observer: asyncpg.Connection, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    project.add('op.execute("CREATE TABLE t1 (v int)"); op.execute("CREATE TABLE done (v int)")')
+    await bring_to_head(project.config(database_url))
+    project.add(in_block(statement), "pass")
+    reader = await asyncpg.connect(database_url)
+    await reader.execute("BEGIN; SELECT FROM t1")
+    migrating = asyncio.create_task(bring_to_head(project.config(database_url, ddl_wait=0.1)))
+    async with asyncio.timeout(90):
+        while "revision r2 (1 of 1): waiting without a limit for pid" not in caplog.text:
+            assert not migrating.done()
+            await asyncio.sleep(0.02)
+    assert "locks are taken" not in caplog.text
+    await reader.close()
+    await migrating
+    assert await observer.fetchval("SELECT count(*) FROM done") == statement.count("INSERT")
+
+
+@pytest.mark.parametrize(
     "ending",
     [
         'op.execute("COMMIT")',

@@ -248,12 +248,13 @@ async def test_nothing_is_done_without_a_lock_that_another_session_has_taken_mea
         '        op.execute("CREATE TABLE t1 (id int)")\n'
         '        op.execute("SELECT pg_advisory_unlock_all()")\n'
         "        op.execute(\"DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'\"\n"
-        '        " AND granted AND pid <> pg_backend_pid()) LOOP PERFORM pg_sleep(0.01); END LOOP; END $$")\n'
+        '        " AND granted AND pid <> pg_backend_pid() AND database = (SELECT oid FROM pg_database"\n'
+        '        " WHERE datname = current_database())) LOOP PERFORM pg_sleep(0.01); END LOOP; END $$")\n'
         '    op.execute("CREATE TABLE never (id int)")'
     )
 
     async def take_it() -> None:
-        await is_true(observer, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')")
+        await is_true(observer, "SELECT to_regclass('t1') IS NOT NULL")
         await observer.execute(f"SELECT pg_advisory_lock({lock_arguments('public')})")
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:

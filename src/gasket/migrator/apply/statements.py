@@ -257,11 +257,14 @@ class Statements:
     def _run_alone(self, step: StepUnderWay, context: Any, sql: str, execute: _Execute) -> None:
         """What can be noted only once it has ended: a try that dies in between runs it again.
 
-        VACUUM FULL of a named table waits in short tries: all readers queue behind it. Without a table it would begin
-        again with the first one at each try, so it has no limit.
+        VACUUM FULL of one table waits in short tries: all readers queue behind it. What would do a part of its work
+        again at each try has no limit: VACUUM FULL of several tables, and what may commit in between.
         """
         step.kept = True
-        if any(touch.mode is LockMode.ACCESS_EXCLUSIVE for reading in read(sql) for touch in reading.touches):
+        readings = read(sql)
+        touches = [touch for reading in readings for touch in reading.touches]
+        blocked = {touch.relation for touch in touches if touch.mode is LockMode.ACCESS_EXCLUSIVE}
+        if len(blocked) == 1 and not any(_may_commit(reading, sql) for reading in readings):
             self._attempts.run_statement(step.place, lambda: execute(sql))
         else:
             with self._attempts.no_lock_timeout(step.place):

@@ -41,8 +41,8 @@ class NewLedgerRow(NamedTuple):
 def insert_statement(schema: str, lock: str) -> str:
     """The INSERT of one `NewLedgerRow`, which inserts nothing unless this very session holds the migration lock.
 
-    Only the session that holds it can let it go. It is taken again at once, and `lock_statement` keeps it from others
-    meanwhile; to look it up in `pg_locks` costs more than the INSERT. `lock` are its keys.
+    Only the session that holds it can release it. It is taken again at once, and in a step `lock_statement` keeps it
+    from others meanwhile; to look it up in `pg_locks` costs more than the INSERT. `lock` are its keys.
     It returns PINNED as it is after the step, the transaction's number, and how many of Alembic's rows have moved.
     """
     at = {name: f"${number}" for number, name in enumerate(NewLedgerRow._fields, start=1)}
