@@ -15,17 +15,18 @@ from gasket.postgres.messages import without_literals
 from gasket.postgres.sessions import insist
 
 _WATCH_EVERY = 0.02
+_RECONNECT_AFTER = 1.0
+_PREPARED_PID = 0  # what pg_blocking_pids() gives for a prepared transaction, which has no session
 _BLOCKERS = """
 SELECT a.pid, a.application_name, a.usename::text AS role, a.xact_start AS since, a.backend_type,
     left(regexp_replace(a.query, '\\s+', ' ', 'g'), 200) AS query,
     (SELECT l.relation::regclass::text FROM pg_catalog.pg_locks AS l WHERE l.pid = $1 AND NOT l.granted LIMIT 1)
         AS relation
-FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
+FROM pg_catalog.pg_stat_activity AS a WHERE a.pid = ANY ($2::int[])
     AND a.pid <> pg_backend_pid()
 """
-# A prepared transaction has no session: pg_blocking_pids() gives 0 for it, and pg_locks shows its locks without a pid.
-# One of them is on its own transaction's number; the virtual transaction is the same in all (PostgreSQL manual,
-# "pg_locks").
+# pg_locks shows the locks of a prepared transaction without a pid. One of them is on its own transaction's number; the
+# virtual transaction is the same in all (PostgreSQL manual, "pg_locks").
 _PREPARED = """
 SELECT DISTINCT p.gid, p.owner::text AS role, p.prepared AS since
 FROM pg_catalog.pg_locks AS wanted
@@ -35,7 +36,7 @@ JOIN pg_catalog.pg_locks AS held ON held.granted AND held.pid IS NULL AND held.l
 JOIN pg_catalog.pg_locks AS own ON own.locktype = 'transactionid' AND own.pid IS NULL
     AND own.virtualtransaction = held.virtualtransaction
 JOIN pg_catalog.pg_prepared_xacts AS p ON p.transaction = own.transactionid
-WHERE wanted.pid = $1 AND NOT wanted.granted AND 0 = ANY (pg_blocking_pids($1))
+WHERE wanted.pid = $1 AND NOT wanted.granted
 ORDER BY p.prepared
 """
 
@@ -80,6 +81,10 @@ def only_prepared(blockers: Sequence[Blocker]) -> bool:
 
 async def find_blockers(connection: asyncpg.Connection, pid: int) -> list[Blocker]:
     """Who holds what the session `pid` waits for."""
+    # Asked once and first: it stops all who take a lock for a moment, and in a condition it would run for each session.
+    pids: list[int] = await connection.fetchval("SELECT pg_blocking_pids($1)", pid)
+    if not pids:
+        return []
     sessions = [
         Blocker(
             pid=row["pid"],
@@ -90,10 +95,12 @@ async def find_blockers(connection: asyncpg.Connection, pid: int) -> list[Blocke
             autovacuum=row["backend_type"] == "autovacuum worker",
             relation=row["relation"],
         )
-        for row in await connection.fetch(_BLOCKERS, pid)
+        for row in await connection.fetch(_BLOCKERS, pid, pids)
     ]
+    if _PREPARED_PID not in pids:
+        return sessions
     prepared = [
-        Blocker(pid=0, application="", role=row["role"], since=row["since"], query="", gid=row["gid"])
+        Blocker(pid=_PREPARED_PID, application="", role=row["role"], since=row["since"], query="", gid=row["gid"])
         for row in await connection.fetch(_PREPARED, pid)
     ]
     return sessions + prepared
@@ -106,11 +113,20 @@ async def _find_without_limit(connection: asyncpg.Connection, pid: int) -> list[
         return await find_blockers(connection, pid)
 
 
+_Identity = tuple[int, datetime | None, str | None]
+
+
+def _identity(blocker: Blocker) -> _Identity:
+    """A session in one of its transactions, or a prepared transaction."""
+    return blocker.pid, blocker.since, blocker.gid
+
+
 class BlockerWatch:
     """Finds out who blocks the session `pid`, over another connection, while it waits: later it cannot be known.
 
     `close` ends that connection, which is kept from one wait to the next: opening it may take longer than a wait.
-    `on_others` is called when nobody of those who block did so at the look before; `every` is in seconds.
+    `on_others` is called with all who block when one of them did not at the look before; `every` is in seconds. A watch
+    that loses its connection opens another one.
     """
 
     def __init__(
@@ -126,6 +142,7 @@ class BlockerWatch:
         self._pid = pid
         self._every = every
         self._on_others = on_others
+        self._last_look: set[_Identity] = set()
         self._waits = asyncio.Event()
         self._watcher: asyncio.Future[None] | None = None
 
@@ -143,6 +160,7 @@ class BlockerWatch:
     def watching(self, *, after: float = 0.0) -> Iterator[None]:
         """Watch what happens inside, connecting after so many seconds; `blockers` are the last that were seen."""
         self.blockers = []
+        self._last_look = set()
         self.open(after=after)
         self._waits.set()
         try:
@@ -152,15 +170,23 @@ class BlockerWatch:
 
     async def _watch(self, after: float) -> None:
         await asyncio.sleep(after)
-        with suppress(*DRIVER_ERRORS):
-            connection = await self._connect()
-            try:
-                while await self._waits.wait():
-                    if blockers := await insist(lambda: _find_without_limit(connection, self._pid)):
-                        others = {one.pid for one in blockers}.isdisjoint(one.pid for one in self.blockers)
-                        self.blockers = blockers
-                        if others and self._on_others:
-                            self._on_others(blockers)
-                    await asyncio.sleep(self._every)
-            finally:
-                connection.terminate()
+        while True:
+            with suppress(*DRIVER_ERRORS):
+                connection = await self._connect()
+                try:
+                    await self._look_on(connection)
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(_RECONNECT_AFTER)
+
+    async def _look_on(self, connection: asyncpg.Connection) -> None:
+        while await self._waits.wait():
+            blockers = await insist(lambda: _find_without_limit(connection, self._pid))
+            seen = {_identity(blocker) for blocker in blockers}
+            others = not seen <= self._last_look
+            self._last_look = seen
+            # A look that finds nobody keeps those before: the wait may have just ended, in an error that names them.
+            self.blockers = blockers or self.blockers
+            if others and self._on_others:
+                self._on_others(blockers)
+            await asyncio.sleep(self._every)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import alembic.command
@@ -14,6 +15,7 @@ from alembic.config import Config
 
 from gasket.migrator.errors import LocksNotGrantedError
 from gasket.migrator.head import bring_to_head
+from gasket.postgres.blockers import Blocker, BlockerWatch, find_blockers
 from tests.migrator.project import BOOKS, GATE, Project, is_true, tables
 
 # A vacuum that sleeps for 100 ms at every page of the table takes more than a minute.
@@ -152,3 +154,114 @@ async def _read_during_copies(
         if number < count:
             await observer.execute("INSERT INTO gate.closed VALUES (true)")
         await reader.execute("ROLLBACK")
+
+
+COUNTED = """
+CREATE SCHEMA counting;
+CREATE TABLE counting.calls ();
+CREATE FUNCTION counting.pg_blocking_pids(int) RETURNS int[] LANGUAGE sql AS
+    $$ INSERT INTO counting.calls DEFAULT VALUES; SELECT pg_catalog.pg_blocking_pids($1) $$;
+SET search_path = counting, pg_catalog
+"""
+
+
+@pytest.fixture
+async def holder(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    connection.terminate()
+
+
+@pytest.fixture
+async def waiter(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    connection.terminate()
+
+
+async def test_a_look_asks_once_who_blocks(
+    observer: asyncpg.Connection, holder: asyncpg.Connection, waiter: asyncpg.Connection
+) -> None:
+    """However many sessions there are: pg_blocking_pids() stops all who take a lock for a moment."""
+    await observer.execute(COUNTED)
+    pid = waiter.get_server_pid()
+    assert await find_blockers(observer, pid) == []
+    assert await observer.fetchval("SELECT count(*) FROM counting.calls") == 1
+    await holder.execute("SELECT pg_advisory_lock(1)")
+    waiting = asyncio.create_task(waiter.execute("SELECT pg_advisory_lock(1)"))
+    async with asyncio.timeout(60):
+        await is_true(observer, f"SELECT cardinality(pg_catalog.pg_blocking_pids({pid})) > 0")
+    [blocker] = await find_blockers(observer, pid)
+    assert blocker.pid == holder.get_server_pid()
+    assert await observer.fetchval("SELECT count(*) FROM counting.calls") == 2
+    await holder.execute("SELECT pg_advisory_unlock_all()")
+    await waiting
+
+
+class Looks:
+    """What a watch does: its connection, how often it has looked, and whom it has told of."""
+
+    def __init__(self, url: str) -> None:
+        self.told: list[list[Blocker]] = []
+        self.connection: asyncpg.Connection
+        self._url = url
+        self._count = 0
+
+    async def connect(self) -> asyncpg.Connection:
+        self.connection = await asyncpg.connect(self._url)
+        self.connection.add_query_logger(self._log)
+        return self.connection
+
+    def _log(self, query: asyncpg.connection.LoggedQuery) -> None:
+        self._count += "pg_blocking_pids" in query.query
+
+    async def two_more(self) -> None:
+        """Wait for two looks, of which the second has begun after this was called."""
+        count = self._count
+        while self._count < count + 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def have_told(self, times: int) -> None:
+        while len(self.told) < times:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_session_that_blocks_again_is_told_again(
+    database_url: str, observer: asyncpg.Connection, holder: asyncpg.Connection, waiter: asyncpg.Connection
+) -> None:
+    """Also after the watch has lost its connection."""
+    looks = Looks(database_url)
+    watch = BlockerWatch(looks.connect, waiter.get_server_pid(), on_others=looks.told.append)
+    # All in one transaction: a session is told again also where its `since` stays.
+    await holder.execute("BEGIN; SELECT pg_advisory_lock(key) FROM generate_series(1, 3) AS key")
+    async with asyncio.timeout(90):
+        with closing(watch), watch.watching():
+            for key in (1, 2, 3):
+                waiting = asyncio.create_task(waiter.execute(f"SELECT pg_advisory_lock({key})"))
+                await looks.have_told(key)
+                await looks.two_more()
+                assert [one.pid for [one] in looks.told] == [holder.get_server_pid()] * key
+                await holder.execute(f"SELECT pg_advisory_unlock({key})")
+                await waiting
+                if key == 2:
+                    await observer.execute(f"SELECT pg_terminate_backend({looks.connection.get_server_pid()}, 30000)")
+                await looks.two_more()
+
+
+async def test_a_second_prepared_transaction_is_told(
+    database_url: str, observer: asyncpg.Connection, waiter: asyncpg.Connection
+) -> None:
+    """Neither has a pid."""
+    looks = Looks(database_url)
+    watch = BlockerWatch(looks.connect, waiter.get_server_pid(), on_others=looks.told.append)
+    for name in ("t1", "t2"):
+        await observer.execute(f"CREATE TABLE {name} (v int)")
+        await observer.execute(f"BEGIN; LOCK TABLE {name}; PREPARE TRANSACTION 'on {name}'")
+    async with asyncio.timeout(90):
+        with closing(watch), watch.watching():
+            waiting = asyncio.create_task(waiter.execute("BEGIN; LOCK TABLE t1, t2"))
+            for number, name in enumerate(("t1", "t2"), start=1):
+                await looks.have_told(number)
+                await observer.execute(f"ROLLBACK PREPARED 'on {name}'")
+            await waiting
+    assert [one.gid for [one] in looks.told] == ["on t1", "on t2"]
