@@ -10,6 +10,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from gasket.migrator.commands.accept import accept
 from gasket.migrator.commands.plan_forecast import forecast_pending
 from gasket.migrator.errors import MigrationFailedError, RevisionFileError
 from gasket.migrator.head import bring_to_head
@@ -145,6 +146,21 @@ async def test_a_file_that_is_another_revision_once_it_is_imported(
     with pytest.raises(RevisionFileError, match=sentence):
         await bring_to_head(config)
     assert await ledger(observer) == []
+
+
+async def test_an_applied_file_that_stands_elsewhere_once_it_is_imported(project: Project, database_url: str) -> None:
+    """A start applies no step of it, so a plan does not refuse what a start does."""
+    config = project.config(database_url)
+    project.add()
+    project.add()
+    path = project.add()
+    await bring_to_head(config)
+    path.write_text(path.read_text() + '\nif True:\n    down_revision = ("r1", "r2")\n')
+    await accept(config, "r3")
+    project.add()
+    [revision] = (await forecast_pending(config)).revisions
+    assert revision.revision == "r4"
+    await bring_to_head(config)
 
 
 @pytest.mark.parametrize("place", ["file", "upgrade"])

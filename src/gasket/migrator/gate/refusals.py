@@ -7,6 +7,7 @@ where there is some: a start at head does without.
 from __future__ import annotations
 
 import pkgutil
+from pathlib import Path
 
 from gasket.migrator.apply.lock_holder import find_holder
 from gasket.migrator.command_line import database_command
@@ -213,10 +214,12 @@ async def needed_work_goes_on(case: Case) -> None:
 
 
 async def loadable(case: Case) -> None:
-    """The pending files can be imported, and are then what they say."""
-    if case.situation.plan.pending:
-        scripts = pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini)
-        pkgutil.resolve_name(_REQUIRE_AS_READ)(scripts.walk_revisions(), case.situation.revisions)
+    """The files can be imported, which Alembic does with all of them; and the pending ones are then what they say."""
+    pending = {file.path.name for file in case.situation.plan.pending}
+    if pending:
+        scripts = pkgutil.resolve_name(_LOAD_SCRIPTS)(case.config.ini).walk_revisions()
+        steps = (script for script in scripts if Path(script.path).name in pending)
+        pkgutil.resolve_name(_REQUIRE_AS_READ)(steps, case.situation.revisions)
 
 
 async def replayable(case: Case) -> None:
