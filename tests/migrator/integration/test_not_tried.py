@@ -52,6 +52,7 @@ ALONE = [
     "DO $$ BEGIN EXECUTE 'CREATE ROLE ' || '{role}'; END $$",
 ]
 TRIGGER = "CREATE TRIGGER touches BEFORE INSERT ON t0 FOR EACH ROW EXECUTE FUNCTION on_insert()"
+FILL = "CREATE FUNCTION fill() RETURNS void LANGUAGE sql AS 'INSERT INTO t0 VALUES (1)'"
 CODE = [
     "CREATE FUNCTION makes_a_role(name text) RETURNS void LANGUAGE plpgsql "
     "AS $$ BEGIN EXECUTE concat_ws(' ', 'CREATE', 'ROLE', name); END $$",
@@ -153,8 +154,15 @@ async def test_a_role_that_is_pending_is_made_by_the_upgrade_alone(
         (["CREATE VIEW touching AS SELECT 1 FROM touch('a')", "SELECT * FROM touching"], "it uses touching"),
         ([TRIGGER, "INSERT INTO t0 VALUES (1)"], "it may fire a trigger of t0"),
         ([TRIGGER, "DO $$ BEGIN INSERT INTO t0 VALUES (1); END $$"], "it may fire a trigger of t0"),
+        ([TRIGGER, "ALTER TABLE t0 RENAME TO kid", "INSERT INTO kid VALUES (1)"], "it may fire a trigger of kid"),
+        ([FILL, TRIGGER, "SELECT fill()"], "it uses fill"),
+        (["ALTER FUNCTION touch RENAME TO reach", "SELECT reach('a')"], "it uses reach"),
+        (["CREATE RULE touches AS ON INSERT TO t0 DO ALSO SELECT touch('a')"], "it uses touch"),
     ],
-    ids=["call", "block", "call of a call", "view", "trigger", "trigger in a block"],
+    ids=[
+        *("call", "block", "call of a call", "view", "trigger", "trigger in a block"),
+        *("table renamed", "filled by an older function", "function renamed", "rule"),
+    ],
 )
 async def test_a_function_that_acts_outside_is_made_and_not_called(
     project: Project, database_url: str, observer: asyncpg.Connection, role: str, uses: list[str], reason: str
@@ -173,14 +181,96 @@ async def test_a_function_that_acts_outside_is_made_and_not_called(
     assert told == [(len(uses), f"{reason}, and {OUTSIDE}")]
 
 
+@pytest.mark.parametrize(
+    ("makes", "fires"),
+    [
+        (
+            [
+                "ALTER TABLE t0 ADD PRIMARY KEY (id)",
+                "CREATE TABLE t1 (id int REFERENCES t0 ON DELETE CASCADE)",
+                "INSERT INTO t0 VALUES (1)",
+                "INSERT INTO t1 VALUES (1)",
+                "CREATE TRIGGER touches BEFORE DELETE ON t1 FOR EACH ROW EXECUTE FUNCTION on_insert()",
+            ],
+            "DELETE FROM t0",
+        ),
+        (
+            [
+                "CREATE TABLE parent (id int) PARTITION BY LIST (id)",
+                TRIGGER,
+                "ALTER TABLE parent ATTACH PARTITION t0 FOR VALUES IN (1)",
+            ],
+            "INSERT INTO parent VALUES (1)",
+        ),
+        (
+            [
+                "CREATE TABLE parent (id int) PARTITION BY LIST (id)",
+                TRIGGER.replace("ON t0", "ON parent"),
+                "CREATE TABLE part PARTITION OF parent DEFAULT",
+            ],
+            "INSERT INTO part VALUES (1)",
+        ),
+        ([TRIGGER, "ALTER TABLE t0 ENABLE ALWAYS TRIGGER touches", "ALTER TABLE t0 RENAME TO kid"], "SELECT write()"),
+        (
+            ["CREATE VIEW v AS SELECT 1 AS id", TRIGGER.replace("BEFORE INSERT ON t0", "INSTEAD OF INSERT ON v")],
+            "INSERT INTO v VALUES (1)",
+        ),
+    ],
+    ids=["cascade", "partition", "partition made later", "always, by a text that is put together", "view"],
+)
+async def test_a_trigger_that_acts_outside_is_not_fired(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str, makes: list[str], fires: str
+) -> None:
+    """By what does not name it."""
+    for statement in [
+        "CREATE TABLE t0 (id int)",
+        "CREATE FUNCTION write() RETURNS void LANGUAGE plpgsql "
+        "AS $$ BEGIN EXECUTE 'INSERT INTO k' || 'id VALUES (1)'; END $$",
+        "CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql "
+        f"AS $$ BEGIN COPY (SELECT 1) TO PROGRAM 'touch /tmp/gasket-{role}'; RETURN NULL; END $$",
+        *makes,
+    ]:
+        project.add(f"op.execute({statement!r})")
+    project.add(f"op.execute({fires!r})")
+    found = await forecast_pending(project.config(database_url))
+    assert await observer.fetchval("SELECT pg_stat_file($1, true) IS NULL", f"/tmp/gasket-{role}")
+    assert found.failure is None
+
+
+async def test_rows_given_together_are_held_back_too(
+    project: Project, database_url: str, observer: asyncpg.Connection, role: str
+) -> None:
+    for statement in CODE:
+        project.add(f"op.execute({statement!r})")
+    project.add(
+        "import sqlalchemy as sa\n"
+        "    op.bulk_insert(sa.table('with_trigger', sa.column('name', sa.String)), "
+        f"[{{'name': '{role}'}}, {{'name': '{role}_2'}}])"
+    )
+    found = await forecast_pending(project.config(database_url))
+    assert (found.failure, found.notes) == (None, ())
+    assert [held.kind for held in found.revisions[-1].not_tried] == ["insert"]
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [],
+        ["ALTER TABLE t0 DISABLE TRIGGER touches"],
+        ["ALTER TABLE t0 ENABLE ALWAYS TRIGGER touches", "ALTER TABLE t0 ADD COLUMN n int"],
+        ["ALTER TABLE t0 DISABLE TRIGGER ALL", "ALTER TABLE t0 ENABLE REPLICA TRIGGER touches"],
+    ],
+    ids=["as usual", "disabled", "always", "replica"],
+)
 async def test_a_trigger_that_acts_outside_is_compared(
-    project: Project, database_url: str, observer: asyncpg.Connection
+    project: Project, database_url: str, observer: asyncpg.Connection, states: list[str]
 ) -> None:
     statements = [
         "CREATE TABLE t0 (id int)",
         "CREATE FUNCTION on_insert() RETURNS trigger LANGUAGE plpgsql "
         "AS 'BEGIN PERFORM pg_reload_conf(); RETURN NEW; END'",
         TRIGGER,
+        *states,
     ]
     project.add("; ".join(f"op.execute({statement!r})" for statement in statements))
     for statement in statements:
@@ -244,6 +334,7 @@ async def test_rows_of_another_server_are_left_alone(
         ]:
             project.add(f"op.execute({statement!r})")
         writes = ["INSERT INTO rows VALUES (2)", "DELETE FROM rows", "TRUNCATE rows", "INSERT INTO t0 VALUES (3)"]
+        writes.append("DO $$ BEGIN TRUNCATE rows; END $$")
         for statement in writes:
             project.add(f"op.execute({statement!r})")
         found = await forecast_pending(project.config(database_url))
@@ -253,6 +344,28 @@ async def test_rows_of_another_server_are_left_alone(
     assert found.failure is None
     told = [held.reason for revision in found.revisions for held in revision.not_tried]
     assert told == [f"it writes to rows, and {OUTSIDE}"] * len(writes)
+
+
+async def test_a_truncate_beside_a_foreign_table_that_is_altered(
+    project: Project, database_url: str, observer: asyncpg.Connection
+) -> None:
+    """PostgreSQL's lock of the one is that of the other."""
+    for statement in [
+        "CREATE TABLE t0 (id int)",
+        "CREATE FOREIGN DATA WRAPPER nobodys",
+        "CREATE SERVER there FOREIGN DATA WRAPPER nobodys",
+    ]:
+        project.add(f"op.execute({statement!r})")
+    together = [
+        "CREATE FOREIGN TABLE rows (id int) SERVER there",
+        "TRUNCATE t0",
+        "DO $$ BEGIN TRUNCATE t0; END $$",
+        "DO $$ BEGIN IF false THEN TRUNCATE rows; END IF; END $$",
+    ]
+    project.add("; ".join(f"op.execute({statement!r})" for statement in together))
+    found = await forecast_pending(project.config(database_url))
+    told = [(held.statement, held.reason) for held in found.revisions[-1].not_tried]
+    assert told == [(4, f"it writes to rows, and {OUTSIDE}")]
 
 
 @pytest.mark.parametrize(

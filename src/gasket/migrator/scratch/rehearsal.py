@@ -109,6 +109,8 @@ async def _build(
                 connection.rollback()  # Alembic leaves a transaction behind, in which it has looked around
             if then:
                 then(trying, connection)
+            else:
+                scratch.guard.switch_triggers_on()
 
         await session.prepare()
         with _told_of_scratch():
