@@ -14,7 +14,7 @@ import asyncpg
 
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.errors import MigratorError
-from gasket.migrator.gate import collisions, named_revision, refusals, rights
+from gasket.migrator.gate import collisions, file_checks, named_revision, rights
 from gasket.migrator.gate.callers import APPLYING, GOING_BACK, STAMPING, TO_HEAD, WRITING, Caller, Request
 from gasket.migrator.gate.situation import Case, Situation, read_situation
 from gasket.migrator.revisions.files import Revisions
@@ -64,11 +64,11 @@ async def find_refusal(
 _EVERYBODY = frozenset(Caller)
 
 CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
-    refusals.files_there: _EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
-    refusals.files_in_one_piece: _EVERYBODY,
-    refusals.one_head: TO_HEAD,
-    refusals.plain_ids: _EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
-    refusals.no_newer_revisions: TO_HEAD | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
+    file_checks.files_there: _EVERYBODY - {Caller.CURRENT, Caller.COMPARE},
+    file_checks.files_in_one_piece: _EVERYBODY,
+    file_checks.one_head: TO_HEAD,
+    file_checks.plain_ids: _EVERYBODY - {Caller.FOLLOWER, Caller.CURRENT},
+    file_checks.no_newer_revisions: TO_HEAD | STAMPING | {Caller.DOWNGRADE, Caller.COMPARE, Caller.CURRENT},
     named_revision.target_there: frozenset({Caller.UPGRADE, Caller.ACCEPT}) | GOING_BACK | STAMPING,
     named_revision.something_to_roll_back: frozenset({Caller.ROLLBACK}),
     named_revision.step_is_clear: GOING_BACK,
@@ -76,16 +76,16 @@ CHECKS: dict[Callable[[Case], Awaitable[None]], frozenset[Caller]] = {
     named_revision.target_applied: frozenset({Caller.DOWNGRADE}),
     named_revision.acceptable: frozenset({Caller.ACCEPT}),
     named_revision.nothing_else_recorded: frozenset({Caller.ADOPT}),
-    refusals.files_as_applied: TO_HEAD | GOING_BACK,
-    refusals.not_held: frozenset({Caller.START, Caller.WAITER, Caller.STATUS}),
-    refusals.whole: TO_HEAD - {Caller.START},
-    refusals.rules_kept: APPLYING,
-    refusals.needed_work_goes_on: APPLYING,
+    file_checks.files_as_applied: TO_HEAD | GOING_BACK,
+    file_checks.not_held: frozenset({Caller.START, Caller.WAITER, Caller.STATUS}),
+    file_checks.whole: TO_HEAD - {Caller.START},
+    file_checks.rules_kept: APPLYING,
+    file_checks.needed_work_goes_on: APPLYING,
     collisions.nothing_in_the_way: (APPLYING - {Caller.START}) | {Caller.ENSURE_VERSION},
-    refusals.loadable: frozenset({Caller.PLAN, Caller.STATUS}),
+    file_checks.loadable: frozenset({Caller.PLAN, Caller.STATUS}),
     rights.writable: (APPLYING - {Caller.START}) | WRITING,
     rights.rights: (APPLYING - {Caller.START}) | WRITING,
-    refusals.replayable: frozenset({Caller.ROLLBACK}),
+    file_checks.replayable: frozenset({Caller.ROLLBACK}),
     rights.archive_rights: GOING_BACK,
 }
 """For which callers each check holds, in the order in which they run."""
