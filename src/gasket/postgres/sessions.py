@@ -32,7 +32,7 @@ _LONGEST_ACTIVITY = MIGRATING
 _SESSION_SETTINGS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
-    "idle_session_timeout": "0",
+    "idle_session_timeout": "0",  # this and the next one: unless `prepare_session` is given an `idle_limit`
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
     "standard_conforming_strings": "on",

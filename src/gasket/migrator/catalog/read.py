@@ -11,9 +11,9 @@ from typing import NamedTuple
 import asyncpg
 
 from gasket.migrator.archive.schema import archive_schema
-from gasket.migrator.catalog.others import other_objects
+from gasket.migrator.catalog.other_queries import other_objects
 from gasket.migrator.catalog.query import FIRST_OWN_OID, SHARED, Query
-from gasket.migrator.catalog.tables import OF_TABLES
+from gasket.migrator.catalog.table_queries import OF_TABLES
 from gasket.migrator.ledger.tables import OWN_TABLES_PREFIX, VERSION_TABLE
 
 

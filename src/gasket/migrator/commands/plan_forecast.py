@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from gasket.migrator.background import Backfill, Declaration
 from gasket.migrator.background.declared import declared_works
-from gasket.migrator.background.planned import PlannedWork, plan_works
+from gasket.migrator.background.time_estimate import PlannedWork, plan_works
 from gasket.migrator.config import MigratorConfig
 from gasket.migrator.connecting import connected, looking
 from gasket.migrator.errors import DatabaseRefusedError, DatabaseUnavailableError, MigratorError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gasket.migrator.archive.inventory import count_rows
-from gasket.migrator.background.planned import PlannedWork
+from gasket.migrator.background.time_estimate import PlannedWork
 from gasket.migrator.commands.plan_forecast import Forecast, RevisionForecast
 from gasket.migrator.revisions.rules.check import Finding
 from gasket.migrator.scratch.effects import TableLock

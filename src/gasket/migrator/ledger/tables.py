@@ -18,6 +18,7 @@ CATALOG = "migration_catalog"
 PROGRESS = "migration_progress"
 BACKGROUND = "migration_background"
 
+# Those of the first release: every ledger has them. A new column goes into _ADDED_COLUMNS.
 LEDGER_COLUMNS = {
     "revision": "text NOT NULL",
     "down_revision": "text",

@@ -17,7 +17,7 @@ from gasket.migrator.sql.blocks import acts_outside_when_run, read_do
 from gasket.migrator.sql.expressions import acts_outside
 from gasket.migrator.sql.lexer import Kind, Token, Words, split
 from gasket.migrator.sql.locks import LockMode
-from gasket.migrator.sql.objects import read_alter, read_comment, read_create, read_drop, read_reindex
+from gasket.migrator.sql.object_statements import read_alter, read_comment, read_create, read_drop, read_reindex
 from gasket.migrator.sql.reading import Action, Create, Reading, Setting, Touch, TouchIndex
 from gasket.migrator.sql.rows import read_copy, read_query, read_truncate
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gasket.migrator.sql.lexer import Name, Words
 from gasket.migrator.sql.locks import LockMode
 from gasket.migrator.sql.reading import Action, AddValue, Create, Drop, Reading, Rename, Touch, TouchIndex
-from gasket.migrator.sql.tables import read_create_table, read_part
+from gasket.migrator.sql.table_statements import read_create_table, read_part
 
 _AE = LockMode.ACCESS_EXCLUSIVE
 _SRE = LockMode.SHARE_ROW_EXCLUSIVE
